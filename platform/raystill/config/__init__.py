@@ -1,0 +1,1 @@
+"""Settings: overrides by dotted path, digests and user-facing errors."""

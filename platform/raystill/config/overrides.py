@@ -1,0 +1,126 @@
+"""Overrides of settings by dotted path, checked against the annotations of the fields they replace.
+
+One function serves the command line (`--set method.path.sigma=0.1`), Ray Tune and the tests.
+"""
+
+import ast
+import dataclasses
+import difflib
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from raystill.config.annotations import MisfitError, described, example, fit, is_group
+from raystill.config.errors import UserError
+
+Settings = TypeVar("Settings")
+
+
+def override(run: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Return a copy of nested settings with new values at dotted paths; `UserError` for an unknown path or wrong type.
+
+    All changes are applied at once, so that a check over several fields (`__post_init__`) sees the final values.
+    """
+    known = dict(_nodes(run))
+    for path in changes:
+        if path not in known:
+            raise UserError(_unknown(path, known))
+    rebuilt: Settings = _rebuilt(run, "", changes)
+    return rebuilt
+
+
+def paths(run: Any) -> dict[str, Any]:
+    """Return every setting that is not itself a group of settings, by dotted path, in the order of declaration."""
+    return {path: value for path, value in _nodes(run) if not is_group(value)}
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Read `path=value` texts; a value is JSON, a Python literal or else text. `UserError` for a path given twice."""
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals or not path:
+            raise UserError(f"found {assignment!r}, expected path=value, for example method.path.sigma=0.1")
+        if path in changes:
+            raise UserError(f"{path} is set twice, to {_found(changes[path])} and to {text!r}; keep one of them")
+        changes[path] = _parsed(text)
+    return changes
+
+
+def _nodes(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every settable field below a group, groups included; a field outside `__init__` is derived and not settable."""
+    for field in dataclasses.fields(group):
+        if field.init:
+            value = getattr(group, field.name)
+            yield prefix + field.name, value
+            if is_group(value):
+                yield from _nodes(value, f"{prefix}{field.name}.")
+
+
+def _rebuilt(group: Any, prefix: str, changes: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(type(group))
+    replaced: dict[str, Any] = {}
+    for field in dataclasses.fields(group):
+        path, present = prefix + field.name, getattr(group, field.name)
+        below = [other for other in changes if other.startswith(f"{path}.")]
+        if path in changes and below:
+            raise UserError(f"{path} is set as a whole and in part ({', '.join(below)}); keep one of them")
+        if path in changes:
+            replaced[field.name] = _checked(path, changes[path], hints[field.name], present)
+        elif below:
+            replaced[field.name] = _rebuilt(present, f"{path}.", changes)
+    return dataclasses.replace(group, **replaced) if replaced else group
+
+
+def _checked(path: str, value: Any, hint: Any, present: Any) -> Any:
+    try:
+        return fit(value, hint)
+    except MisfitError:
+        found = f"{path}: found {_found(value)}, expected"
+        if is_group(present):
+            below = ", ".join(f"{path}.{name}" for name, _ in _nodes(present) if "." not in name)
+            raise UserError(
+                f"{found} {type(present).__name__}, a group of settings; set {below or 'nothing'}"
+            ) from None
+        typed = shlex.quote(f"{path}={json.dumps(example(hint))}")
+        raise UserError(f"{found} {described(hint)}; write for example {typed}") from None
+
+
+def _unknown(path: str, known: Mapping[str, Any]) -> str:
+    parent, _, last = path.rpartition(".")
+    if parent in known and not is_group(known[parent]):
+        return f"there is no setting {path!r}: {parent} is {_found(known[parent])}, which has no fields"
+    by_name: dict[str, list[str]] = {}
+    for other in known:
+        by_name.setdefault(other.rpartition(".")[2], []).append(other)
+    near = [] if parent in known else difflib.get_close_matches(path, known, n=3, cutoff=0.7)
+    for name in difflib.get_close_matches(last, by_name, n=2, cutoff=0.7):
+        near += by_name[name]
+    if near:
+        nearest = difflib.get_close_matches(path, set(near), n=4, cutoff=0.0)
+        return f"there is no setting {path!r}; did you mean {' or '.join(nearest)}?"
+    siblings = [other for other in known if other.rpartition(".")[0] == (parent if parent in known else "")]
+    return f"there is no setting {path!r}; expected one of {', '.join(siblings)}"
+
+
+def _found(value: Any) -> str:
+    return "None" if value is None else f"{value!r} ({type(value).__name__})"
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except ValueError:
+        pass
+    # Only what looks like a Python literal: 0x10 or 1_000 may be somebody's name for something.
+    if text[:1] in ("(", "[", "{", "'", '"') or text in ("None", "True", "False"):
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            pass
+    return text
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a finite number")

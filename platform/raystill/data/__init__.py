@@ -1,0 +1,1 @@
+"""Object stores, shards, and the streams that read them."""

@@ -1,0 +1,136 @@
+"""Shards computed from shards: one output shard an input shard, addressed by a digest of all that it depends on, found again instead of computed."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from raystill.config.digest import canonical, digest
+from raystill.config.errors import UserError
+from raystill.data.records import RejectedSampleError, Row, pack_row
+from raystill.data.shards import Sample, list_shards, pack, unpack
+from raystill.data.store import Entry, Store
+
+INDEX = "index.json"
+
+
+class Transform(Protocol):
+    """How source samples become derived rows."""
+
+    def read(self, sample: Sample) -> Row:
+        """Read what is needed of one sample; RejectedSampleError where it cannot be used."""
+
+    def compute(self, rows: list[Row]) -> list[Row]:
+        """Derive the rows of one shard, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One derived shard: its key below the store, how many samples it holds, and which source samples were rejected, with reasons."""
+
+    key: str
+    count: int
+    rejected: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """What a derived prefix holds, and what it was made from."""
+
+    identity: Mapping[str, Any]
+    shards: tuple[Shard, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of samples in all shards."""
+        return sum(shard.count for shard in self.shards)
+
+    @property
+    def rejected(self) -> list[str]:
+        """Every rejected sample with its reason."""
+        return [reason for shard in self.shards for reason in shard.rejected]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The shards that a stage reads: some or all of one store's."""
+
+    store: Store
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def of(cls, store: Store, limit: int | None = None) -> "Source":
+        """All shards of a store, or its first `limit` ones; ShardError where there are none."""
+        return cls(store, tuple(list_shards(store)[:limit]))
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the shards."""
+        return [entry.key for entry in self.entries]
+
+    def identity(self, **depends_on: Any) -> dict[str, Any]:
+        """Everything that shards derived from these depend on: their names, sizes and entity tags, and the given settings."""
+        shards = [[e.key, e.size, e.etag] for e in self.entries]
+        return {"source_digest": digest(shards), "source_shards": len(shards), **{k: canonical(v) for k, v in depends_on.items()}}
+
+
+def place(work: Store, stage: str, identity: Mapping[str, Any]) -> Store:
+    """Where the shards of this identity live: `<work>/<stage>/<digest>`."""
+    return work.join(f"{stage}/{digest(identity)}")
+
+
+def find(target: Store) -> Index | None:
+    """Read the index of finished derived shards; None where they are not there, or not all."""
+    if not target.exists(INDEX):
+        return None
+    found = json.loads(target.read(INDEX))
+    shards = tuple(Shard(key=s["key"], count=s["count"], rejected=tuple(s["rejected"])) for s in found["shards"])
+    return Index(identity=found["identity"], shards=shards)
+
+
+def derive_shard(source: Store, key: str, target: Store, transform: Transform) -> Shard:
+    """Compute one shard and write it, unless an earlier, stopped run did; beside it lies what was rejected."""
+    note = key.removesuffix(".tar") + ".json"
+    if target.exists(note):
+        done = json.loads(target.read(note))
+        return Shard(key=key, count=done["count"], rejected=tuple(done["rejected"]))
+    rows, rejected = [], []
+    for sample in unpack(source.read(key), key):
+        try:
+            rows.append(transform.read(sample))
+        except RejectedSampleError as error:
+            rejected.append(str(error))
+    if rows:
+        target.write(key, pack(pack_row(row) for row in transform.compute(rows)))
+    shard = Shard(key=key, count=len(rows), rejected=tuple(rejected))
+    target.write(note, json.dumps({"count": shard.count, "rejected": rejected}).encode())
+    return shard
+
+
+def finish(target: Store, identity: Mapping[str, Any], shards: list[Shard], max_bad_fraction: float) -> Index:
+    """Write the index once every shard is there; UserError where nothing is left or too many samples were rejected."""
+    index = Index(identity=identity, shards=tuple(sorted(shards, key=lambda s: s.key)))
+    bad, good = len(index.rejected), index.count
+    if good == 0 or bad > max_bad_fraction * (good + bad):
+        shown = "\n  ".join(index.rejected[:10])
+        raise UserError(
+            f"{bad} of {good + bad} samples cannot be used, more than the fraction {max_bad_fraction} that is allowed:\n  {shown}\n"
+            "Mend or remove them, or raise the limit: --set data.reading.max_bad_fraction=0.2"
+        )
+    body = {"identity": identity, "shards": [canonical(s) for s in index.shards]}
+    target.write(INDEX, json.dumps(body, indent=1).encode())
+    return index
+
+
+def derive(
+    source: Source, target: Store, make: Callable[[], Transform], identity: Mapping[str, Any], max_bad_fraction: float
+) -> Index:
+    """Derive every shard in this process, or find the finished ones; the path of a machine without Ray."""
+    found = find(target)
+    if found is not None:
+        return found
+    transform = make()
+    shards = [derive_shard(source.store, key, target, transform) for key in tqdm(source.keys, desc=target.uri.split("/")[-2], unit="shard")]
+    return finish(target, identity, shards, max_bad_fraction)

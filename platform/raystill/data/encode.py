@@ -1,0 +1,53 @@
+"""The stages before training a pipeline: decoded pictures, then latents and tokens."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTokenizer
+
+from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
+from raystill.data.shards import Sample
+from raystill.models.pipeline import tokenize
+
+
+class PictureTransform:
+    """Source samples to decoded pictures of one size, so that no picture is decoded twice."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+
+    def read(self, sample: Sample) -> Row:
+        """Caption and picture; RejectedSampleError where one is missing or does not decode."""
+        caption = caption_of(sample, self.reading)
+        return {"key": sample.key, "caption": caption, "image": picture_of(sample, self.reading)}
+
+    def compute(self, rows: list[Row]) -> list[Row]:
+        """Nothing is left to do."""
+        return rows
+
+
+class LatentTransform:
+    """Decoded pictures to scaled latent means and token ids."""
+
+    def __init__(self, vae: Path, tokenizer: Path, device: str = "cpu") -> None:
+        self.vae = AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32).to(device).eval()
+        self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        self.device = device
+
+    def read(self, sample: Sample) -> Row:
+        """A decoded picture's row."""
+        return unpack_row(sample)
+
+    @torch.inference_mode()
+    def compute(self, rows: list[Row]) -> list[Row]:
+        """Encode a shard's pictures in batches of 64."""
+        tokens = tokenize(self.tokenizer, [row["caption"] for row in rows]).numpy()
+        latents = []
+        for i in range(0, len(rows), 64):
+            image = torch.from_numpy(np.stack([row["image"] for row in rows[i : i + 64]])).to(self.device)
+            mean = self.vae.encode(image.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist.mean
+            latents.append((mean * self.vae.config.scaling_factor).cpu().numpy())
+        kept = zip(rows, np.concatenate(latents), tokens, strict=True)
+        return [{"key": r["key"], "caption": r["caption"], "latent": z, "tokens": ids} for r, z, ids in kept]

@@ -1,0 +1,66 @@
+"""What a store of bytes under keys is: its operations, its entries, its errors and the keys it takes."""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+from raystill.config.errors import UserError
+
+
+class StoreError(UserError):
+    """A store that does not answer, refuses, lacks what was asked for, is full or gave damaged bytes."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One object: its key below the store's uri, its size in bytes, and an etag that changes with its content."""
+
+    key: str
+    size: int
+    etag: str
+
+
+@runtime_checkable  # so that tests can check annotations
+class Store(Protocol):
+    """Bytes under keys; holds nothing but its uri, so that any worker can be sent it. All methods raise StoreError."""
+
+    @property
+    def uri(self) -> str:
+        """The place that keys are relative to, as given."""
+        ...
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        """List all objects whose key begins with `prefix`, sorted by key."""
+        ...
+
+    def read(self, key: str) -> bytes:
+        """Read one object whole."""
+        ...
+
+    def write(self, key: str, data: bytes) -> Entry:
+        """Write one object; a reader sees the old bytes or all of the new ones."""
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Say whether an object is there."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Delete one object; one that is not there is no error."""
+        ...
+
+    def check(self) -> None:
+        """Make sure that the store answers and that its bucket or folder exists."""
+        ...
+
+    def join(self, sub: str) -> "Store":
+        """Give the store of everything below `sub`."""
+        ...
+
+
+def checked_key(key: str) -> str:
+    """Give the key back, or raise StoreError where it would leave the store."""
+    if not key or "\\" in key or "\0" in key or any(part in {"", ".", ".."} for part in key.split("/")):
+        raise StoreError(
+            f"key {key!r} is refused; expected a name such as 'shards/000000.tar', without '..', '//' or backslash."
+        )
+    return key

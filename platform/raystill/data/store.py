@@ -1,0 +1,27 @@
+"""Opens stores by their uri: S3 (Amazon's or any server's) and local folders behind the same few operations."""
+
+from raystill.data.buckets import S3Store
+from raystill.data.local import LocalStore
+from raystill.data.objects import Entry, Store, StoreError
+
+__all__ = ["Entry", "Store", "StoreError", "check", "create_bucket", "open_store"]
+
+
+def open_store(uri: str) -> S3Store | LocalStore:
+    """Open `s3://bucket/prefix` or a local path; nothing is asked of the server yet (see `check`). StoreError."""
+    scheme, mark, _ = uri.partition("://")
+    if not uri or (mark and scheme not in {"s3", "file"}):
+        raise StoreError(f"there is no store {uri!r}; expected s3://bucket/prefix or a local path.")
+    return S3Store(uri=uri) if mark and scheme == "s3" else LocalStore(uri=uri)
+
+
+def check(store: Store) -> None:
+    """Make sure that a store answers before any work is done; StoreError tells a wrong key, a missing bucket or
+    folder, and a dead endpoint apart.
+    """
+    store.check()
+
+
+def create_bucket(uri: str) -> None:
+    """Create the bucket of an `s3://` uri, or the folder of a local one; one that is there already is no error."""
+    open_store(uri).create()

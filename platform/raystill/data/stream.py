@@ -1,0 +1,94 @@
+"""The Ray Data graphs: shards derived by a pool of actors, and batches streamed to one training worker."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+from ray.data.collate_fn import NumpyBatchCollateFn
+from tqdm import tqdm
+
+from raystill.data.batches import read_group, to_device
+from raystill.data.derive import Index, Shard, Source, Transform, derive_shard, find, finish
+from raystill.data.plan import Group, Plan, groups
+from raystill.data.store import Store
+
+READ_CPUS = 0.05  # logical; readers wait for the store most of the time
+
+
+def derive_stream(
+    source: Source,
+    target: Store,
+    make: Callable[[], Transform],
+    identity: Mapping[str, Any],
+    max_bad_fraction: float,
+    *,
+    actors: int,
+    resources: Mapping[str, Any],
+) -> Index:
+    """Derive shards in a pool of actors, or find the finished ones; samples go from store to store, the driver sees counts only."""
+    found = find(target)
+    if found is not None:
+        return found
+    keys = source.keys
+    dataset = ray.data.from_items([{"key": key} for key in keys], override_num_blocks=len(keys)).map_batches(
+        _ShardWorker,
+        fn_constructor_args=(source.store, target, make),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(keys))),
+        **resources,
+    )
+    shards = []
+    with tqdm(total=len(keys), desc=target.uri.rsplit("/", 2)[-2], unit="shard") as bar:
+        for row in dataset.iter_rows():
+            shards.append(Shard(key=str(row["key"]), count=int(row["count"]), rejected=tuple(row["rejected"])))
+            bar.update()
+    return finish(target, identity, shards, max_bad_fraction)
+
+
+class _ShardWorker:
+    """One actor of the pool: keeps the transform's networks between shards."""
+
+    def __init__(self, source: Store, target: Store, make: Callable[[], Transform]) -> None:
+        self.source, self.target, self.transform = source, target, make()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        shards = [derive_shard(self.source, str(key), self.target, self.transform) for key in batch["key"]]
+        return {"key": [s.key for s in shards], "count": [s.count for s in shards], "rejected": [list(s.rejected) for s in shards]}
+
+
+def stream_batches(
+    store: Store, plan: Plan, batch_size: int, start: int, steps: int, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Batches `start` to `start + steps` of the plan's rank, read, permuted and prefetched by Ray Data, on `device`.
+
+    Every rank reads its own part of one plan, as many samples as its steps need: ranks get equally many batches of one size, and the
+    order is a function of the plan alone.
+    """
+    items = [asdict(group) for group in groups(plan, start * batch_size, steps * batch_size)]
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _read, fn_args=(store,), batch_size=1, num_cpus=READ_CPUS
+    )
+    batches = dataset.iter_torch_batches(batch_size=batch_size, prefetch_batches=4, drop_last=True, collate_fn=_Collate())
+    for batch in batches:
+        yield to_device(batch, device)
+
+
+def _read(batch: dict[str, Any], store: Store) -> Iterator[dict[str, Any]]:
+    """Read groups of shards and give their rows as columns."""
+    for i in range(len(batch["skip"])):
+        keys, seed = tuple(str(k) for k in batch["keys"][i]), (int(batch["order_seed"][i][0]), int(batch["order_seed"][i][1]))
+        rows = read_group(store, Group(keys=keys, order_seed=seed, skip=int(batch["skip"][i]), stop=int(batch["stop"][i])))
+        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+class _Collate(NumpyBatchCollateFn):  # type: ignore[misc]
+    """Columns to tensors; keys and captions stay lists of text."""
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {k: v.tolist() if v.dtype.kind in "OU" else torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}

@@ -1,0 +1,1 @@
+"""How a module is updated: plain torch or DeepSpeed ZeRO."""

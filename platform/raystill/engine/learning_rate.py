@@ -1,0 +1,23 @@
+"""The learning rate of one step: a pure function, so that a resumed run needs no scheduler state."""
+
+import math
+
+from raystill.config.errors import UserError
+from raystill.engine.protocol import Optimizer
+
+
+def learning_rate(optimizer: Optimizer, step: int, steps: int) -> float:
+    """Rate of update `step` (0 ... steps - 1): linear warm-up, then decay; raises `UserError` for an unknown decay."""
+    if optimizer.decay not in ("cosine", "constant"):
+        raise UserError(f'optimizer.decay is "{optimizer.decay}"; write "cosine" or "constant"')
+    if not 0 <= step < steps:
+        raise ValueError(f"step {step} lies outside a run of {steps} steps (0 ... {steps - 1})")
+    # Counted in updates finished: a rate of exactly 0 would waste the first batch.
+    done = step + 1
+    if done < optimizer.warmup_steps:
+        return optimizer.learning_rate * done / optimizer.warmup_steps
+    if optimizer.decay == "constant" or steps <= optimizer.warmup_steps:
+        return optimizer.learning_rate
+    progress = (done - optimizer.warmup_steps) / (steps - optimizer.warmup_steps)
+    fraction = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return optimizer.learning_rate * (optimizer.final_fraction + (1.0 - optimizer.final_fraction) * fraction)

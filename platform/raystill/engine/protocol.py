@@ -1,0 +1,52 @@
+"""What a training loop may ask of an engine; one engine owns one learner (one role, one optimizer, one graph)."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimizer:
+    """AdamW and what surrounds it."""
+
+    learning_rate: float = 1e-3  # peak
+    warmup_steps: int = 50  # linear from 0
+    decay: str = "cosine"  # after the warm-up: "cosine" to final_fraction of the peak, or "constant"
+    final_fraction: float = 0.05  # of the peak, reached at the last step
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0  # of the global gradient; the norm before clipping is reported
+
+
+class Engine(Protocol):
+    """Updates the trainable parameters of one module; every method marked collective is called by all ranks."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module to call in a loss: its forward passes through the engine."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of a scalar loss."""
+
+    def step(self, learning_rate: float) -> Tensor:
+        """Clip, update and zero the gradients; returns the norm before clipping, shape (). Collective.
+
+        Raises `NonFiniteError` on every rank, before the update, where the norm is not finite on any."""
+
+    def trainable(self) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """Give the full trainable tensors by name, on every rank, for reading inside the context. Collective."""
+
+    def save(self, directory: Path) -> None:
+        """Write parameters and optimizer state of this rank for resuming. Collective."""
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote. Collective."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient became infinite or NaN; the update was not applied."""

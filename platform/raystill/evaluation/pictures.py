@@ -1,0 +1,107 @@
+"""A labelled grid of pictures: what a person looks at before believing a figure."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from raystill.config.errors import UserError
+
+Picture = UInt8[np.ndarray, "h w c"]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+INK, PAPER = (30, 30, 30), (255, 255, 255)
+GAP = 6  # pixels between pictures
+
+
+def grid(
+    rows: Sequence[Sequence[Picture]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    scale: int = 2,
+    *,
+    smooth: bool = False,
+    font_size: int = 13,
+    label_width: int = 150,
+) -> Image.Image:
+    """Draw pictures of one shape (0 to 255, grey or RGB), one row per caption and one column per sampler.
+
+    `scale` enlarges whole-number times, blocky or `smooth` (Lanczos); row labels wrap at `label_width` pixels, column
+    labels at the pictures' width. Raises UserError where counts or shapes do not agree."""
+    height, width = _check(rows, row_labels, column_labels, scale)
+    font = ImageFont.load_default(font_size)
+    cell_w, cell_h = width * scale, height * scale
+    sides = [wrap(label, label_width, font) for label in row_labels]
+    heads = [wrap(label, cell_w, font) for label in column_labels]
+    left = label_width + GAP if any(row_labels) else 0
+    top = max(_text_height(head, font) for head in heads) + GAP if any(column_labels) else 0
+    heights = [max(cell_h, _text_height(side, font)) for side in sides]
+    total_w = GAP + left + len(heads) * (cell_w + GAP)
+    canvas = Image.new("RGB", (total_w, GAP + top + sum(heights) + GAP * len(rows)), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for column, head in enumerate(heads):
+        x = GAP + left + column * (cell_w + GAP) + cell_w // 2
+        draw.multiline_text((x, GAP), head, fill=INK, font=font, anchor="ma", align="center")
+    y = GAP + top
+    for row, side, row_height in zip(rows, sides, heights, strict=True):
+        draw.multiline_text((GAP, y + row_height // 2), side, fill=INK, font=font, anchor="lm")
+        for column, picture in enumerate(row):
+            at = (GAP + left + column * (cell_w + GAP), y + (row_height - cell_h) // 2)
+            canvas.paste(_enlarged(picture, scale, smooth), at)
+        y += row_height + GAP
+    return canvas
+
+
+def wrap(text: str, width: int, font: Font) -> str:
+    """Break text into lines of at most `width` pixels: between words, or inside one that is too long by itself."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if font.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        pieces = _broken(word, width, font)
+        lines = (lines if lines[-1] else lines[:-1]) + pieces
+    return "\n".join(lines)
+
+
+def _broken(word: str, width: int, font: Font) -> list[str]:
+    pieces = [""]
+    for letter in word:
+        if pieces[-1] and font.getlength(pieces[-1] + letter) > width:
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces
+
+
+def _text_height(text: str, font: Font) -> int:
+    box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font=font)
+    return int(np.ceil(box[3]))
+
+
+def _enlarged(picture: Picture, scale: int, smooth: bool) -> Image.Image:
+    height, width, channels = picture.shape
+    image = Image.fromarray(picture[:, :, 0] if channels == 1 else picture)
+    how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+    return image.convert("RGB").resize((width * scale, height * scale), how)
+
+
+def _check(
+    rows: Sequence[Sequence[Picture]], row_labels: Sequence[str], column_labels: Sequence[str], scale: int
+) -> tuple[int, int]:
+    """Give the pictures' height and width; UserError where the grid cannot be drawn."""
+    lengths = sorted({len(row) for row in rows})
+    if len(rows) == 0 or len(rows) != len(row_labels):
+        raise UserError(f"found {len(rows)} rows and {len(row_labels)} row labels, expected rows with one label each")
+    if lengths != [len(column_labels)] or lengths == [0]:
+        raise UserError(
+            f"found rows of {lengths} pictures and {len(column_labels)} column labels, expected one picture per label "
+            "in every row"
+        )
+    shapes = sorted({picture.shape for row in rows for picture in row})
+    if len(shapes) != 1 or shapes[0][2] not in (1, 3):
+        raise UserError(f"found pictures of shapes {shapes}, expected one shape (height, width, 1 or 3)")
+    if scale < 1:
+        raise UserError(f"found scale {scale}, expected a whole number of 1 or more")
+    return shapes[0][0], shapes[0][1]

@@ -1,0 +1,1 @@
+"""The mathematics of paths, predictions, times and solvers; torch only."""

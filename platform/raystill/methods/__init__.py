@@ -1,0 +1,1 @@
+"""One file per training method, all of one shape."""

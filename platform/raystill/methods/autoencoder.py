@@ -1,0 +1,58 @@
+"""Training of a picture autoencoder with a lightly regularised Gaussian latent (2112.10752, section 3.1, without its adversary)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from raystill.methods.method import Batch, Loss, Networks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Autoencoder:
+    """Reconstruction of pictures in [-1, 1] through a latent that is pulled to N(0, I)."""
+
+    kl_weight: float = 1e-6  # of the Kullback-Leibler term, summed over the latent, per picture element
+    edge_weight: float = 1.0  # of the absolute error of horizontal and vertical differences, which keeps outlines sharp
+    learners: tuple[str, ...] = ("autoencoder",)
+    needs: tuple[str, ...] = ("image",)
+
+    def turn(self, step: int) -> tuple[str, ...]:
+        """The autoencoder, at every step."""
+        return self.learners
+
+    def losses(self, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+        """Absolute error, error of differences and KL; the metrics are in the pictures' units, range 2."""
+        pictures = to_pictures(batch["image"])
+        decoded, mean, log_variance = networks["autoencoder"](pictures, latent_noise_seed(rng))
+        error = (decoded - pictures).abs().mean()
+        edges = sum(((decoded.diff(dim=d) - pictures.diff(dim=d)).abs().mean() for d in (2, 3)), start=error.new_zeros(()))
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / pictures.numel()
+        mse = (decoded - pictures).detach().square().mean()
+        value = error + self.edge_weight * edges + self.kl_weight * kl
+        return {"autoencoder": Loss(value, {"quality/reconstruction_mse": mse, "loss/kl": kl.detach()})}
+
+
+class AutoencoderPass(nn.Module):
+    """One whole pass of an AutoencoderKL as a single forward, so that an engine can wrap it."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pictures: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return decoded pictures, latent means and clamped log-variances; `seed` fixes the latent noise."""
+        posterior = self.vae.encode(pictures).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(seed)).to(pictures.device)
+        decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
+        return decoded, posterior.mean, posterior.logvar
+
+
+def to_pictures(image: Tensor) -> Tensor:
+    """Turn stored uint8 pictures (batch, height, width, channels) into floats in [-1, 1], channels first."""
+    return image.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def latent_noise_seed(rng: Generator) -> int:
+    """Draw a seed for randomness inside a module from the step's own generator."""
+    return int(torch.randint(2**62, (), generator=rng))

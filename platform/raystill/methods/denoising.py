@@ -1,0 +1,55 @@
+"""Ordinary conditional diffusion training of a UNet together with its text encoder (2006.11239; v-prediction 2202.00512)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from raystill.flow.predictions import Kind, column
+from raystill.flow.schedules import Schedule
+from raystill.methods.method import Batch, Loss, Networks
+
+
+class TextToImage(nn.Module):
+    """Text encoder and UNet as one forward from tokens and noisy latents, so that one engine trains both."""
+
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+
+    def forward(self, x: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
+        """Return the UNet's prediction, shaped as x."""
+        value: Tensor = self.unet(x, timestep, self.text_encoder(tokens)[0], return_dict=False)[0]
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denoising:
+    """Squared error of the network's own prediction at discrete steps, with captions dropped for guidance."""
+
+    schedule: Schedule
+    kind: Kind
+    empty_tokens: tuple[int, ...]  # the empty caption, padded
+    caption_dropout: float = 0.1  # share of samples trained with the empty caption
+    learners: tuple[str, ...] = ("denoiser",)
+    needs: tuple[str, ...] = ("latent", "tokens")
+
+    def turn(self, step: int) -> tuple[str, ...]:
+        """The denoiser, at every step."""
+        return self.learners
+
+    def losses(self, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+        """Mean squared error over stratified discrete times, unit weight in the network's own parameterisation."""
+        latent, tokens = batch["latent"], batch["tokens"]
+        count, steps = len(latent), self.schedule.steps
+        bins = (torch.randperm(count, generator=rng) + torch.rand(count, generator=rng, dtype=torch.float64)) / count
+        k = (bins * steps).long().clamp(max=steps - 1)
+        t = (k + 1) / torch.tensor(steps, dtype=torch.float64)
+        drop = (torch.rand(count, generator=rng) < self.caption_dropout).to(latent.device)
+        eps = torch.randn(latent.shape, generator=rng).to(latent.device)
+        empty = tokens.new_tensor(self.empty_tokens)
+        s, n = column(self.schedule.signal(t), latent), column(self.schedule.noise(t), latent)
+        value = networks["denoiser"](s * latent + n * eps, k.to(latent.device), torch.where(drop[:, None], empty, tokens))
+        target = {"epsilon": eps, "v_prediction": s * eps - n * latent, "sample": latent}[self.kind]
+        return {"denoiser": Loss((value.float() - target).square().mean())}

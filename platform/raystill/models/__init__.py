@@ -1,0 +1,1 @@
+"""Pretrained pipelines, denoisers, adapters and weight averages."""

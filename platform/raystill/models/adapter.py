@@ -1,0 +1,67 @@
+"""An adapter directory on its base, drawing with the steps, path and guidance that it carries."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from raystill.config.errors import UserError
+from raystill.flow.paths import PairedDiffusionPath, RayPath
+from raystill.flow.predictions import Latent
+from raystill.models.artifact import verify
+from raystill.models.card import AdapterCard
+from raystill.models.denoiser import Denoiser
+from raystill.models.pipeline import Pipeline, load_pipeline
+from raystill.models.student import sample_student
+
+PATHS = {"RayPath": RayPath, "PairedDiffusionPath": PairedDiffusionPath}
+
+
+class Adapter:
+    """A verified adapter, loaded and ready."""
+
+    def __init__(self, directory: Path, base: Path | None = None) -> None:
+        """Load from an adapter's directory; `base` is the pipeline's directory where it is not `teachers/<id>`. UserError where they do not fit."""
+        self.card = verify(directory)
+        self.pipeline = _on_base(directory, self.card, base or Path("teachers") / self.card.base.id)
+        settings = dict(self.card.path)
+        self.path: RayPath | PairedDiffusionPath = PATHS[settings.pop("kind")](**settings)
+
+    def latents(self, captions: Sequence[str], steps: int, seed: int) -> Latent:
+        """Clean latents from the starts that diffusers draws with `torch.manual_seed(seed)`."""
+        start = torch.randn((len(captions), *self.pipeline.latent_shape), generator=torch.Generator().manual_seed(seed))
+        denoiser = Denoiser(self.pipeline.unet, self.pipeline.schedule, self.pipeline.kind)
+        with torch.inference_mode():
+            return sample_student(denoiser, self.path, start, self.pipeline.condition(list(captions)), steps)
+
+    def draw(self, captions: Sequence[str], steps: int | None = None, seed: int = 0) -> Tensor:
+        """Pictures of captions, uint8, shape (batch, height, width, channels); UserError for step counts it was not trained for."""
+        count = steps or self.card.default_steps
+        if count not in self.card.steps:
+            raise UserError(f"this adapter was trained for {', '.join(map(str, self.card.steps))} steps, found {count}: write --steps {self.card.default_steps}")
+        return self.pipeline.decode(self.latents(captions, count, seed))
+
+
+def _on_base(directory: Path, card: AdapterCard, base: Path) -> Pipeline:
+    """The base pipeline with the adapter's weights in its UNet."""
+    pipeline = load_pipeline(base)
+    if pipeline.revision != card.base.revision:
+        raise UserError(
+            f"the adapter is for {card.base.id} at revision {card.base.revision}, and {base} is at {pipeline.revision}; "
+            "give the directory of the right base: --base DIRECTORY"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state, alphas, *rest = StableDiffusionPipeline.lora_state_dict(directory, return_lora_metadata=True)
+        StableDiffusionPipeline.load_lora_into_unet(state, alphas, pipeline.unet, metadata=rest[0] if rest else None)
+    return pipeline.to(torch.device("cpu"))
+
+
+def describe(card: AdapterCard) -> str:
+    """One line about an adapter: base, method, steps and its distance."""
+    figures = json.dumps(card.evaluation.get("frechet", {}))
+    return f"{card.method} for {card.base.id}, steps {', '.join(map(str, card.steps))}, Frechet distance by steps {figures}"

@@ -1,0 +1,212 @@
+"""The directory that is a distilled adapter: weights with all it takes to sample them right, written whole or not.
+
+Plain files only (safetensors, JSON, PNG, Markdown): what arrives over a network is checked before it is used, and
+nothing in it can run.
+"""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from raystill.config.errors import UserError
+from raystill.models.card import CARD_NAME, AdapterCard, from_json, to_json
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
+SCHEDULER_NAME = "scheduler/scheduler_config.json"
+README_NAME = "README.md"
+PICTURE_NAME = "picture.png"
+_SUFFIXES = (".safetensors", ".json", ".png", ".md")
+_BYSTANDERS = (".png", ".md")  # may lie beside the listed files: no loader reads them
+
+# What decides the function an adapter computes. Without it diffusers takes alpha = rank: a wrong picture and no error.
+_LORA_FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora", "use_dora")
+
+
+class ArtifactError(UserError):
+    """An adapter directory is damaged, incomplete, of another format or holds something that does not belong there."""
+
+
+def write(
+    directory: Path,
+    card: AdapterCard,
+    lora_state_dict: Mapping[str, Tensor],
+    scheduler_config: Mapping[str, Any],
+    picture: Image.Image | None,
+    readme: str,
+    *,
+    lora_config: LoraConfig,
+    component: str = "unet",
+) -> AdapterCard:
+    """Write an adapter directory in one move and return its card with the SHA-256 of every file.
+
+    `lora_state_dict` is what `peft.get_peft_model_state_dict` gives for the pipeline's `component`. An earlier adapter
+    at `directory` is replaced; anything else there, and empty or non-finite weights, raise `ArtifactError`."""
+    weights = _checked_weights(lora_state_dict, component)
+    if "_class_name" not in scheduler_config:
+        raise ArtifactError(
+            "the scheduler's config has no `_class_name`; pass `json.loads(scheduler.to_json_string())`"
+        )
+    _refuse_foreign_target(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
+        draft = Path(scratch) / "adapter"
+        (draft / SCHEDULER_NAME).parent.mkdir(parents=True)
+        metadata = {"format": "pt", "lora_adapter_metadata": _lora_metadata(lora_config, component)}
+        save_file(weights, draft / WEIGHTS_NAME, metadata=metadata)
+        # diffusers keeps private notes under a leading underscore, among them the path of the machine it was read on
+        public = {
+            k: v
+            for k, v in scheduler_config.items()
+            if not k.startswith("_") or k in ("_class_name", "_diffusers_version")
+        }
+        (draft / SCHEDULER_NAME).write_text(_dump(public))
+        (draft / README_NAME).write_text(readme)
+        if picture is not None:
+            picture.save(draft / PICTURE_NAME, format="PNG")
+        written = card.with_files({name: sha256(draft / name) for name in _listing(draft)})
+        (draft / CARD_NAME).write_text(_dump(to_json(written)))
+        if directory.exists():
+            shutil.rmtree(directory)
+        draft.rename(directory)
+    return written
+
+
+def verify(directory: Path) -> AdapterCard:
+    """Read and check an adapter directory: every listed file with its digest, nothing else that a loader could read.
+
+    Raises `ArtifactError` saying which file is wrong and how."""
+    if not (directory / CARD_NAME).is_file():
+        raise ArtifactError(
+            f"{directory} holds no {CARD_NAME}, so it is no raystill adapter; `raystill pull models:/NAME@champion` "
+            "gets one"
+        )
+    card = from_json((directory / CARD_NAME).read_text(), source=str(directory / CARD_NAME))
+    present = set(_listing(directory)) - {CARD_NAME}
+    missing = {WEIGHTS_NAME, SCHEDULER_NAME} - set(card.files)
+    if missing:
+        raise ArtifactError(
+            f"{directory / CARD_NAME} lists no {', '.join(sorted(missing))}: the adapter is incomplete, export it again"
+        )
+    for name, expected in card.files.items():
+        if name not in present:
+            raise ArtifactError(f"{directory} lacks {name}, which {CARD_NAME} lists; fetch the adapter again")
+        found = sha256(directory / name)
+        if found != expected:
+            raise ArtifactError(
+                f"{directory / name} has SHA-256 {found[:16]}..., {CARD_NAME} says {expected[:16]}...: "
+                "the file was changed or damaged on the way; fetch the adapter again"
+            )
+    strangers = [name for name in sorted(present - set(card.files)) if not name.endswith(_BYSTANDERS)]
+    if strangers:
+        raise ArtifactError(
+            f"{directory} holds {', '.join(strangers)}, which {CARD_NAME} does not list; move it elsewhere"
+        )
+    _check_weights_file(directory / WEIGHTS_NAME)
+    return card
+
+
+def sha256(path: Path) -> str:
+    """Give the SHA-256 of a file as 64 hex digits."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _listing(directory: Path) -> list[str]:
+    """All files below `directory` as sorted relative names; a link or a foreign kind raises `ArtifactError`."""
+    names = []
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink():
+            raise ArtifactError(f"{directory / name} is a symbolic link; an adapter holds plain files only")
+        if path.is_dir():
+            continue
+        if path.suffix not in _SUFFIXES:
+            raise ArtifactError(
+                f"{directory} holds {name}; an adapter holds only {', '.join(_SUFFIXES)} files (never pickles or code)"
+            )
+        names.append(name)
+    return names
+
+
+def _refuse_foreign_target(directory: Path) -> None:
+    # Replacing removes what is there: only ever do that to something that is an adapter and nothing else.
+    if directory.is_file() or directory.is_symlink():
+        raise ArtifactError(f"{directory} is a file or a link; name a directory for the adapter")
+    if directory.is_dir() and any(directory.iterdir()):
+        if not (directory / CARD_NAME).is_file():
+            raise ArtifactError(f"{directory} is not empty and holds no adapter; name a new directory")
+        _listing(directory)
+
+
+def _checked_weights(state: Mapping[str, Tensor], component: str) -> dict[str, Tensor]:
+    if not state:
+        raise ArtifactError("the adapter has no weights; pass `peft.get_peft_model_state_dict(module)`")
+    for name, tensor in state.items():
+        if name.startswith(f"{component}."):
+            raise ArtifactError(
+                f"weight {name} already carries the prefix `{component}.`; pass the names as peft gives them"
+            )
+        if tensor.numel() == 0:
+            raise ArtifactError(
+                f"weight {name} is empty: under ZeRO-3 gather the parameters before saving (`with engine.trainable()`)"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(f"weight {name} holds NaN or infinite values; nothing was written")
+    pairs = {side: {n.replace(side, "") for n in state if side in n} for side in ("lora_A", "lora_B")}
+    if not pairs["lora_A"] or pairs["lora_A"] != pairs["lora_B"]:
+        lonely = sorted(pairs["lora_A"] ^ pairs["lora_B"])[:3] or sorted(state)[:3]
+        raise ArtifactError(
+            f"expected lora_A and lora_B for every adapted layer, found no pair for {', '.join(lonely)}"
+        )
+    # Copies: safetensors refuses tensors that share memory or are not contiguous.
+    return {
+        f"{component}.{name}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
+
+
+def _lora_metadata(config: LoraConfig, component: str) -> str:
+    fields = config.to_dict()
+    chosen = {name: sorted(fields[name]) if isinstance(fields[name], set) else fields[name] for name in _LORA_FIELDS}
+    return json.dumps({f"{component}.{name}": value for name, value in chosen.items()}, sort_keys=True)
+
+
+def _check_weights_file(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is not a safetensors file ({error}); fetch the adapter again") from error
+    if metadata.get("format") != "pt":
+        raise ArtifactError(
+            f"{path} has format {metadata.get('format')!r} in its header, expected 'pt'; export it again"
+        )
+
+
+def _dump(value: Any) -> str:
+    for number in _numbers(value):
+        if not math.isfinite(number):
+            raise ArtifactError(f"JSON has no {number}: an evaluation figure or setting of this adapter is not finite")
+    return json.dumps(value, indent=2, sort_keys=True, default=list) + "\n"
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, float):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [number for item in value for number in _numbers(item)]
+    return []

@@ -1,0 +1,180 @@
+"""The card of an adapter (adapter.json): what its weights cannot say about how they were made and are to be sampled."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from raystill.config.digest import canonical, digest
+from raystill.config.errors import UserError
+
+CARD_NAME = "adapter.json"
+FORMAT = 1
+
+
+class CardError(UserError):
+    """A card contradicts itself, lacks a field or is of a format that this version does not read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """The model an adapter is for."""
+
+    id: str  # a Hub name or a directory
+    revision: str | None = None  # commit on the Hub; None for a directory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterCard:
+    """How an adapter was made and how it is to be sampled; contradictions raise `CardError`."""
+
+    base: Base
+    method: str
+    path: Mapping[str, Any]  # canonical form of the path it was trained on
+    steps: tuple[int, ...]  # step counts it was trained for
+    default_steps: int
+    timesteps: Mapping[str, tuple[int, ...]]  # step count -> the teacher's timesteps, noisy end first
+    guidance_scale: float  # diffusers' convention: 1 is no guidance
+    recipe: Mapping[str, Any]  # canonical form
+    recipe_digest: str
+    commit: str
+    start: Mapping[str, Any] = field(default_factory=lambda: {"law": "normal"})  # law of the first latents
+    evaluation: Mapping[str, Any] = field(default_factory=dict)  # {} or {"digest", "frechet": {"4": ...}, ...}
+    files: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256, filled in by `artifact.write`
+
+    def __post_init__(self) -> None:
+        if self.default_steps not in self.steps:
+            raise CardError(f"default_steps is {self.default_steps}, which is not among steps {list(self.steps)}")
+        if set(self.timesteps) != {str(n) for n in self.steps}:
+            raise CardError(
+                f"timesteps are given for {sorted(self.timesteps)} steps, expected {[str(n) for n in self.steps]}"
+            )
+        for count, times in self.timesteps.items():
+            if len(times) != int(count):
+                raise CardError(f"timesteps[{count!r}] has {len(times)} entries, expected {count}")
+        if digest(self.recipe) != self.recipe_digest:
+            raise CardError(f"recipe_digest is {self.recipe_digest}, the recipe's own digest is {digest(self.recipe)}")
+        if "law" not in self.start:
+            raise CardError("start has no `law`; write {'law': 'normal'} for standard normal latents")
+        if self.evaluation and not (
+            "digest" in self.evaluation and isinstance(self.evaluation.get("frechet"), Mapping)
+        ):
+            raise CardError("evaluation needs `digest` and `frechet` (step count -> distance), or must be empty")
+
+    @property
+    def evaluation_digest(self) -> str | None:
+        """The digest of the protocol that measured the figures, None where nothing was measured."""
+        return str(self.evaluation["digest"]) if self.evaluation else None
+
+    def frechet(self, steps: int) -> float | None:
+        """The Frechet distance at `steps` steps (smaller is better), None where it was not measured."""
+        value = self.evaluation.get("frechet", {}).get(str(steps))
+        return None if value is None else float(value)
+
+    def with_files(self, files: Mapping[str, str]) -> "AdapterCard":
+        """The same card listing these files (name -> SHA-256)."""
+        return replace(self, files=dict(sorted(files.items())))
+
+
+def to_json(card: AdapterCard) -> dict[str, Any]:
+    """Give the JSON form of a card, which `from_json` reads back."""
+    written = {f.name: canonical(getattr(card, f.name)) for f in fields(card)}
+    written["base"] = {"id": card.base.id, "revision": card.base.revision}
+    return {"format": FORMAT, **written}
+
+
+def from_json(text: str, source: str) -> AdapterCard:
+    """Read a card from JSON text; `source` names it in a `CardError`."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CardError(f"{source} is not JSON ({error}); fetch the adapter again") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        version = found.get("format") if isinstance(found, dict) else None
+        raise CardError(
+            f"{source} has format {version!r}, this version of raystill reads {FORMAT}: "
+            "install the raystill that wrote it, or export again"
+        )
+    del found["format"]
+    names = {f.name for f in fields(AdapterCard)}
+    if set(found) != names:
+        raise CardError(f"{source}: missing {sorted(names - set(found))}, unknown {sorted(set(found) - names)}")
+    for name, digest_ in _mapping(found, "files", source).items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not isinstance(digest_, str):
+            raise CardError(f"{source} lists the file {name!r}, which does not lie inside the adapter's directory")
+    base = _mapping(found, "base", source)
+    if set(base) != {"id", "revision"}:
+        raise CardError(f"{source}: base has {sorted(base)}, expected id and revision")
+    found["base"] = Base(**base)
+    found["steps"] = tuple(found["steps"])
+    found["timesteps"] = {count: tuple(times) for count, times in _mapping(found, "timesteps", source).items()}
+    return AdapterCard(**found)
+
+
+def model_card(card: AdapterCard, *, scheduler: str, licence: str, here: str = ".") -> str:
+    """Write the README of an adapter: what it is, its figures and the lines of plain diffusers that sample it.
+
+    `scheduler` is the diffusers class name, `licence` an SPDX identifier (most often that of the base
+    model), `here` the directory or Hub name that the sampling lines load from."""
+    header = [
+        "---",
+        f"license: {licence.lower()}",
+        f"base_model: {card.base.id}",
+        "library_name: diffusers",
+        "pipeline_tag: text-to-image",
+    ]
+    tags = ["tags:", "- lora", "- few-step", f"- {card.method}", "---", ""]
+    evaluation = card.evaluation
+    rows = [f"| {n} | {_times(card.timesteps[str(n)])} | {_figure(card.frechet(n))} |" for n in card.steps]
+    network = evaluation.get("features", "the recorded network")
+    measured = f"Frechet distance on features of {network}, protocol `{card.evaluation_digest}`."
+    body = [
+        f"# A few-step adapter for {card.base.id}",
+        "",
+        f"Distilled with the method `{card.method}` for {_times(card.steps)} steps; {card.default_steps} by default.",
+        f"Sample it with its own scheduler and guidance scale {card.guidance_scale:g}: the base pipeline's",
+        "defaults give wrong pictures and no error.",
+        "",
+        "```python",
+        *_sampling_lines(card, scheduler, here),
+        "```",
+        "",
+        "| steps | timesteps | Frechet distance |",
+        "|---|---|---|",
+        *rows,
+        "",
+        measured if evaluation else "Not evaluated.",
+        "",
+        f"- base: `{card.base.id}`" + (f" at `{card.base.revision}`" if card.base.revision else ""),
+        f"- recipe digest `{card.recipe_digest}`, code commit `{card.commit}` (the recipe is in `{CARD_NAME}`)",
+        f"- start: {json.dumps(canonical(card.start))}",
+        f"- licence: {licence}",
+    ]
+    return "\n".join([*header, *tags, *body]) + "\n"
+
+
+def _sampling_lines(card: AdapterCard, scheduler: str, here: str) -> list[str]:
+    settings = f"num_inference_steps={card.default_steps}, guidance_scale={card.guidance_scale}"
+    revision = f", revision={card.base.revision!r}" if card.base.revision else ""
+    return [
+        f"from diffusers import {scheduler}, DiffusionPipeline",
+        f"pipeline = DiffusionPipeline.from_pretrained({card.base.id!r}{revision})",
+        f"pipeline.scheduler = {scheduler}.from_pretrained({here!r}, subfolder='scheduler')",
+        f"pipeline.load_lora_weights({here!r}, weight_name='pytorch_lora_weights.safetensors')",
+        f"picture = pipeline('a red apple', {settings}).images[0]",
+    ]
+
+
+def _times(times: tuple[int, ...]) -> str:
+    return ", ".join(str(t) for t in times)
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"
+
+
+def _mapping(found: dict[str, Any], name: str, source: str) -> dict[str, Any]:
+    if not isinstance(found[name], dict):
+        raise CardError(f"{source}: {name} is {type(found[name]).__name__}, expected an object")
+    return dict(found[name])

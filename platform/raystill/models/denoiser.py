@@ -1,0 +1,60 @@
+"""Networks as denoisers: a UNet asked on its own schedule, with guidance, or on a point of any path."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from raystill.flow.paths import Coefficients
+from raystill.flow.predictions import Kind, Latent, Prediction, column, guided
+from raystill.flow.schedules import Schedule, Times
+
+Condition = Float[Tensor, "batch length width"]
+Network = Callable[..., tuple[Tensor, ...]]  # a UNet2DConditionModel, or an engine's wrapper of one
+
+
+@dataclass(frozen=True, slots=True)
+class Denoiser:
+    """A UNet trained on a variance-preserving schedule; `calls` to it are one network evaluation per sample."""
+
+    network: Network
+    schedule: Schedule
+    kind: Kind
+
+    def __call__(self, x: Latent, t: Times, condition: Condition) -> Prediction:
+        """Predict at variance-preserving points x of the teacher's times t, float64 on the CPU, shape (batch,)."""
+        return self.at_angle(x, self.schedule.angle(t), condition)
+
+    def at_angle(self, x: Latent, angle: Times, condition: Condition) -> Prediction:
+        """Predict at variance-preserving points given by their angles, radians, shape (batch,)."""
+        timestep = self.schedule.timestep(self.schedule.time_of(angle)).to(x.device, torch.float32, non_blocking=True)
+        value = self.network(x, timestep, condition, return_dict=False)[0]
+        return Prediction(self.kind, value, x, column(angle.cos(), x), column(angle.sin(), x))
+
+    def on_path(self, x: Latent, c: Coefficients, condition: Condition) -> Prediction:
+        """Predict at a point x of any path by asking at the time of the same signal-to-noise ratio on x / |c|.
+
+        The prediction's noise is the effective unit noise (mean mu + noise eps) / b of the point.
+        """
+        return self.at_angle(x / column(c.norm, x), c.angle, condition)
+
+
+@dataclass(frozen=True, slots=True)
+class GuidedDenoiser:
+    """Classifier-free guidance with both branches in one batched forward; two network evaluations per sample where scale != 1."""
+
+    denoiser: Denoiser
+    unconditional: Float[Tensor, "1 length width"]
+    scale: float  # w; 1 is no guidance
+
+    def __call__(self, x: Latent, t: Times, condition: Condition) -> Prediction:
+        """Predict with guidance; the kinds are all linear in the network's value, so guiding the value guides the noise."""
+        if self.scale == 1:
+            return self.denoiser(x, t, condition)
+        both = torch.cat([self.unconditional.expand_as(condition), condition])
+        p = self.denoiser(torch.cat([x, x]), t.repeat(2), both)
+        value = guided(*p.value.chunk(2), self.scale)
+        n = len(x)
+        return Prediction(p.kind, value, x, p.signal[:n], p.noise[:n])

@@ -1,0 +1,128 @@
+"""Stable Diffusion pipelines in diffusers' format: loading with checks, identity, encoding and decoding."""
+
+import hashlib
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.schedulers import DDIMScheduler
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from raystill.config.errors import UserError
+from raystill.flow.predictions import Kind, Latent
+from raystill.flow.schedules import Schedule
+
+PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+Pictures = Float[Tensor, "batch channels height width"]  # in [-1, 1]
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """The networks of one text-to-image pipeline and what is needed to call them."""
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler
+    revision: str  # digest of the files that it was loaded from
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule that the network was trained on."""
+        return Schedule.from_alphas(self.scheduler.alphas_cumprod)
+
+    @property
+    def kind(self) -> Kind:
+        """What the UNet predicts."""
+        kind: Kind = self.scheduler.config.prediction_type
+        return kind
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one latent at the pipeline's own picture size."""
+        size = self.unet.config.sample_size
+        return (self.unet.config.in_channels, size, size)
+
+    def tokens(self, captions: list[str]) -> Int[Tensor, "batch length"]:
+        """Token ids of captions, padded and truncated to the text encoder's length."""
+        return tokenize(self.tokenizer, captions)
+
+    @torch.inference_mode()
+    def condition(self, captions: list[str]) -> Float[Tensor, "batch length width"]:
+        """Text features that the UNet attends to."""
+        tokens = self.tokens(captions).to(self.text_encoder.device)
+        features: Tensor = self.text_encoder(tokens)[0]
+        return features
+
+    @torch.inference_mode()
+    def encode(self, pictures: Pictures) -> Latent:
+        """Mean latents of pictures in [-1, 1], scaled to about unit variance."""
+        latent: Tensor = self.vae.encode(pictures).latent_dist.mean * self.vae.config.scaling_factor
+        return latent
+
+    @torch.inference_mode()
+    def decode(self, latents: Latent, batch_size: int = 128) -> Tensor:
+        """Pictures of scaled latents as uint8, shape (batch, height, width, channels), on the CPU."""
+        parts = []
+        for part in latents.split(batch_size):
+            pictures = self.vae.decode(part / self.vae.config.scaling_factor).sample
+            parts.append(((pictures / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu())
+        return torch.cat(parts)
+
+    def to(self, device: torch.device) -> "Pipeline":
+        """Move every network to `device`, freeze it and put it in evaluation mode."""
+        for network in (self.vae, self.text_encoder, self.unet):
+            network.to(device).eval().requires_grad_(False)
+        return self
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Int[Tensor, "batch length"]:
+    """Token ids padded and truncated to the tokenizer's own length."""
+    length = tokenizer.model_max_length
+    ids: Tensor = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+    return ids
+
+
+def revision(directory: Path) -> str:
+    """Digest of the names and contents of a pipeline's weights and settings, 16 hex digits."""
+    sha = hashlib.sha256()
+    for file in sorted(f for part in PARTS for f in (directory / part).glob("*") if f.is_file()):
+        sha.update(str(file.relative_to(directory)).encode())
+        sha.update(hashlib.sha256(file.read_bytes()).digest())
+    return sha.hexdigest()[:16]
+
+
+def load_pipeline(directory: str | Path, dtype: torch.dtype = torch.float32) -> Pipeline:
+    """Load a Stable Diffusion pipeline from a directory in diffusers' format; UserError where it is none or is of another kind."""
+    path = Path(directory)
+    check_pipeline(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, torch_dtype=dtype, local_files_only=True)
+    scheduler = DDIMScheduler.from_config(whole.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
+    return Pipeline(whole.vae, whole.text_encoder, whole.tokenizer, whole.unet, scheduler, revision(path))
+
+
+def check_pipeline(path: Path) -> None:
+    """Refuse, with UserError, a directory that is not a Stable Diffusion pipeline; reads two small files only."""
+    index = path / "model_index.json"
+    if not index.is_file():
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "no such directory"
+        raise UserError(
+            f"teacher {str(path)!r} is not a diffusers pipeline: expected {index.name} in it, found: {found or 'nothing'}.\n"
+            "Give a directory that StableDiffusionPipeline.save_pretrained wrote: --set teacher.path=DIRECTORY"
+        )
+    parts = json.loads(index.read_text())
+    missing = [part for part in PARTS if part not in parts or not (path / part).is_dir()]
+    if missing or parts["unet"][1] != "UNet2DConditionModel":
+        raise UserError(
+            f"teacher {str(path)!r} is a {parts.get('_class_name', 'pipeline of unknown class')} "
+            f"{'without ' + ', '.join(missing) if missing else 'whose denoiser is ' + str(parts['unet'][1])}; "
+            "expected a StableDiffusionPipeline (autoencoder, CLIP text encoder and tokenizer, UNet2DConditionModel, scheduler)."
+        )

@@ -1,0 +1,1 @@
+"""Ray clusters, workers and the stages of a run."""

@@ -1,0 +1,140 @@
+"""Stages and trainings on a Ray cluster: an actor pool for derived shards, Ray Train workers with ZeRO engines for trainings."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.experimental import tqdm_ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from raystill.config.digest import canonical_json
+from raystill.config.errors import UserError
+from raystill.data.derive import Index, Source, Transform
+from raystill.data.plan import Plan
+from raystill.data.store import Store
+from raystill.data.stream import derive_stream, stream_batches
+from raystill.orchestration.launcher import MakeRecorder
+from raystill.orchestration.run import Cluster
+from raystill.training.task import Place, Task, last_step, run_task
+
+@contextmanager
+def ray_session(cluster: Cluster) -> Iterator[None]:
+    """Connect to the cluster of RAY_ADDRESS, or start one on this machine; UserError where it is too small for the run."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "num_cpus": os.cpu_count()}
+    ray.init(logging_level=logging.WARNING, configure_logging=False, **local)
+    try:
+        check_resources(cluster)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_resources(cluster: Cluster) -> None:
+    """Raise UserError, saying what is missing, where the cluster cannot hold the run's workers or actors."""
+    total = ray.cluster_resources()
+    wanted = {
+        "CPU": max(cluster.workers * (cluster.worker_cpus + 0.05), cluster.actors * cluster.actor_cpus),
+        "GPU": max(cluster.workers * cluster.worker_gpus, cluster.actors * cluster.actor_gpus),
+    }
+    for kind, amount in wanted.items():
+        if amount > total.get(kind, 0.0):
+            raise UserError(
+                f"the cluster has {total.get(kind, 0.0):g} {kind}s and the run needs {amount:g}: {cluster.workers} workers of "
+                f"{cluster.worker_cpus:g} CPUs and {cluster.worker_gpus:g} GPUs, or {cluster.actors} actors of {cluster.actor_cpus:g} CPUs.\n"
+                "Ask for less: --set cluster.workers=1 --set cluster.actors=1"
+            )
+
+
+@dataclass(slots=True)
+class RayLauncher:
+    """Runs stages and trainings on the connected cluster."""
+
+    cluster: Cluster
+    directory: Path  # local: Ray Train's own small files
+
+    def derive(
+        self, source: Source, target: Store, transform: Callable[[], Transform], identity: Mapping[str, Any], max_bad_fraction: float
+    ) -> Index:
+        """Compute derived shards in an actor pool, or find them."""
+        resources = {"num_cpus": self.cluster.actor_cpus, "num_gpus": self.cluster.actor_gpus}
+        return derive_stream(
+            source, target, transform, identity, max_bad_fraction, actors=self.cluster.actors, resources=resources
+        )
+
+    def train(self, task: Task, data: Store, index: Index, checkpoints: Store, recorder: MakeRecorder | None) -> None:
+        """Train on the cluster's workers; they restore the newest checkpoint by themselves."""
+        if last_step(checkpoints) == task.training.steps:
+            return
+        work = _Work(task, data, index, checkpoints, recorder, self.cluster.zero_stage)
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"work": work},
+            scaling_config=ScalingConfig(
+                num_workers=self.cluster.workers,
+                use_gpu=self.cluster.worker_gpus > 0,
+                resources_per_worker={"CPU": self.cluster.worker_cpus, **({"GPU": self.cluster.worker_gpus} if self.cluster.worker_gpus else {})},
+            ),
+            run_config=RunConfig(
+                name=task.name,
+                storage_path=str((self.directory / "ray").resolve()),
+                failure_config=FailureConfig(max_failures=self.cluster.max_failures),
+            ),
+        )
+        trainer.fit()
+
+
+@dataclass(slots=True)
+class _Work:
+    """All that a training worker is sent."""
+
+    task: Task
+    data: Store
+    index: Index
+    checkpoints: Store
+    recorder: MakeRecorder | None
+    zero_stage: int
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """One rank of a training."""
+    from raystill.engine.zero import ZeroEngine, agree  # imported here: it chooses its accelerator where it runs
+
+    work: _Work = config["work"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    training = work.task.training
+    agree(canonical_json(work.task))
+    plan = Plan(shards=work.index.shards, seed=training.seed, rank=rank, world_size=world_size)
+    bar = tqdm_ray.tqdm(total=training.steps, desc=work.task.name, unit="step") if rank == 0 else None
+    if bar is not None:
+        bar.update(last_step(work.checkpoints))
+    with nullcontext() if rank or work.recorder is None else work.recorder() as recorder:
+        place = Place(
+            checkpoints=work.checkpoints,
+            engine=lambda module, optimizer: ZeroEngine(module, optimizer, work.zero_stage, training.precision, device),
+            batches=lambda step: stream_batches(work.data, plan, training.batch_size, step, training.steps - step, device),
+            recorder=recorder,
+            rank=rank,
+            world_size=world_size,
+            device=torch.device(device),
+            on_step=lambda step: _advance(bar, step),
+        )
+        run_task(work.task, place)
+
+
+def _advance(bar: Any, step: int) -> None:
+    """Move the driver's progress bar, on rank 0."""
+    if bar is not None:
+        bar.update(step - bar.n)

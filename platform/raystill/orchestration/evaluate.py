@@ -1,0 +1,118 @@
+"""Figures and pictures of a teacher and its student at every step count."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from raystill.config.digest import canonical, digest
+from raystill.data.derive import Index, Source, place
+from raystill.data.records import Row, unpack_row
+from raystill.data.shards import unpack
+from raystill.data.store import Store, open_store
+from raystill.evaluation.distances import frechet, kernel_distance
+from raystill.evaluation.pictures import grid
+from raystill.models.pipeline import revision
+from raystill.orchestration.launcher import Launcher
+from raystill.orchestration.run import Run
+from raystill.orchestration.samples import StudentSamples, TeacherSamples
+from raystill.training.task import FINAL
+
+Figures = dict[str, dict[str, float]]  # step count -> name -> value
+
+
+@dataclass(slots=True)
+class Evaluated:
+    """The outcome of one evaluation."""
+
+    digest: str  # of everything that the figures depend on but the student
+    features: str
+    teacher: Figures
+    student: Figures
+    picture: Image
+
+
+def evaluate(run: Run, launcher: Launcher, checkpoints: Store, device: str = "cpu") -> Evaluated:
+    """Draw with teacher and student from the same captions and starts, and measure; what an earlier run drew is found, not drawn again."""
+    settings, work = run.evaluation, open_store(run.work)
+    source = Source.of(open_store(run.shards), settings.shards)
+    identity = source.identity(stage="teacher samples", teacher=revision(Path(run.teacher)), reading=run.reading, settings=settings)
+    drawn = place(work, "teacher-samples", identity)
+    make = partial(TeacherSamples, Path(run.teacher), settings, run.reading, device)
+    teacher = launcher.derive(source, drawn, make, identity, run.reading.max_bad_fraction)
+    final = next(e for e in checkpoints.list(FINAL))
+    stage = Source.of(drawn)
+    student_identity = stage.identity(stage="student samples", adapter=final.etag, task=run.task)
+    by_student = place(work, "student-samples", student_identity)
+    make_student = partial(StudentSamples, run.task, checkpoints, settings, device)
+    student = launcher.derive(stage, by_student, make_student, student_identity, run.reading.max_bad_fraction)
+    return _measure(run, digest(identity), _read(drawn, teacher), _read(by_student, student))
+
+
+def _read(store: Store, index: Index) -> list[Row]:
+    """All rows of an evaluation's stage, sorted by key."""
+    rows = [unpack_row(s) for shard in index.shards if shard.count for s in unpack(store.read(shard.key), shard.key)]
+    return sorted(rows, key=lambda row: str(row["key"]))
+
+
+def _measure(run: Run, identity: str, teacher: list[Row], student: list[Row]) -> Evaluated:
+    settings = run.evaluation
+    reference = f"features_{settings.reference_steps}"
+    real, best = _stack(teacher, "features_real"), _stack(teacher, reference)
+    drawn = _stack(teacher, reference)
+    of_teacher = {str(n): _figures(teacher, n, real, best) for n in settings.teacher_steps}
+    of_student = {str(n): _figures(student, n, real, drawn) for n in settings.student_steps}
+    return Evaluated(identity, settings.features, of_teacher, of_student, _picture(run, teacher, student))
+
+
+def _figures(rows: list[Row], steps: int, real: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
+    """Figures of one step count; distances are on the evaluation's feature network, images per second are one actor's."""
+    features = _stack(rows, f"features_{steps}")
+    kernel = kernel_distance(features, real, subsets=50, subset_size=min(500, len(features) // 2), seed=0)
+    figures = {
+        "frechet": frechet(features, real, allow_few=True),
+        "frechet_teacher": frechet(features, reference, allow_few=True),
+        "kernel": kernel.mean,
+        "images_per_s": 1 / float(np.mean([row[f"seconds_{steps}"] for row in rows])),
+    }
+    if f"agreement_{steps}" in rows[0]:
+        figures["lpips_teacher"] = float(np.mean([row[f"agreement_{steps}"] for row in rows]))
+    return figures
+
+
+def _stack(rows: list[Row], name: str) -> torch.Tensor:
+    return torch.from_numpy(np.stack([row[name] for row in rows]))
+
+
+def _picture(run: Run, teacher: list[Row], student: list[Row]) -> Image:
+    """Rows are captions, columns the teacher and the student at each step count."""
+    settings = run.evaluation
+    wanted = [i for caption in settings.captions for i, row in enumerate(teacher) if row["caption"] == caption]
+    chosen = wanted or list(range(0, len(teacher), max(1, len(teacher) // 10)))[:10]
+    columns = [(teacher, n, "teacher") for n in settings.teacher_steps] + [(student, n, "student") for n in settings.student_steps]
+    rows = [[source[i][f"image_{n}"] for source, n, _ in columns] for i in chosen]
+    return grid(rows, [teacher[i]["caption"] for i in chosen], [f"{who} {n}" for _, n, who in columns])
+
+
+def table(evaluated: Evaluated) -> str:
+    """The figures as text: a line per network and step count."""
+    head = f"{'':8} {'steps':>5} {'frechet':>9} {'to teacher':>10} {'kernel':>8} {'lpips':>7} {'images/s':>9}"
+    lines = [head, "-" * len(head)]
+    for who, figures in (("teacher", evaluated.teacher), ("student", evaluated.student)):
+        for steps, f in figures.items():
+            agreement = f"{f['lpips_teacher']:7.3f}" if "lpips_teacher" in f else f"{'':7}"
+            lines.append(
+                f"{who:8} {steps:>5} {f['frechet']:9.3f} {f['frechet_teacher']:10.3f} {f['kernel']:8.4f} {agreement} {f['images_per_s']:9.1f}"
+            )
+    return "\n".join(lines)
+
+
+def as_card(evaluated: Evaluated) -> dict[str, Any]:
+    """What the adapter's card carries of an evaluation."""
+    frechet_by_steps = {steps: f["frechet"] for steps, f in evaluated.student.items()}
+    every = canonical({"teacher": evaluated.teacher, "student": evaluated.student})
+    return {"digest": evaluated.digest, "features": evaluated.features, "frechet": frechet_by_steps, **every}

@@ -1,0 +1,63 @@
+"""Where stages and trainings run: in this process, or on a Ray cluster (`orchestration.cluster`)."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from raystill.data.batches import local_batches
+from raystill.data.derive import Index, Source, Transform, derive
+from raystill.data.plan import Plan
+from raystill.data.store import Store
+from raystill.engine.local import LocalEngine
+from raystill.training.task import Place, Recorder, Task, last_step, run_task
+
+
+MakeRecorder = Callable[[], AbstractContextManager[Recorder]]  # picklable: it is opened where rank 0 runs
+
+
+class Launcher(Protocol):
+    """Runs the two kinds of work there are."""
+
+    def derive(
+        self, source: Source, target: Store, transform: Callable[[], Transform], identity: Mapping[str, Any], max_bad_fraction: float
+    ) -> Index:
+        """Compute derived shards, or find them."""
+
+    def train(self, task: Task, data: Store, index: Index, checkpoints: Store, recorder: MakeRecorder | None) -> None:
+        """Train a task to its end over derived shards; its averages lie in `checkpoints` afterwards."""
+
+
+@dataclass(slots=True)
+class LocalLauncher:
+    """One process, plain torch, no Ray: a laptop, or a machine with one GPU."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def derive(
+        self, source: Source, target: Store, transform: Callable[[], Transform], identity: Mapping[str, Any], max_bad_fraction: float
+    ) -> Index:
+        """Compute derived shards one after the other, or find them."""
+        return derive(source, target, transform, identity, max_bad_fraction)
+
+    def train(self, task: Task, data: Store, index: Index, checkpoints: Store, recorder: MakeRecorder | None) -> None:
+        """Train in this process."""
+        training = task.training
+        plan = Plan(shards=index.shards, seed=training.seed)
+        start = last_step(checkpoints)
+        if start == training.steps:
+            return
+        listening = recorder() if recorder is not None else nullcontext(None)
+        with listening as opened, tqdm(total=training.steps, initial=start, desc=task.name, unit="step", smoothing=0.05) as bar:
+            place = Place(
+                checkpoints=checkpoints,
+                engine=lambda module, optimizer: LocalEngine(module, optimizer, self.device),
+                batches=lambda step: local_batches(data, plan, training.batch_size, step, training.steps - step, self.device),
+                recorder=opened,
+                device=self.device,
+                on_step=lambda step: bar.update(step - bar.n) and None,
+            )
+            run_task(task, place)

@@ -1,0 +1,132 @@
+"""A whole pipeline from shards: pictures, tokenizer, autoencoder, latents, UNet and text encoder, written in diffusers' format."""
+
+import json
+import logging
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from transformers import CLIPTokenizer
+
+from raystill.config.digest import canonical
+from raystill.config.errors import UserError
+from raystill.data.batches import local_batches
+from raystill.data.derive import Index, Source, place
+from raystill.data.encode import LatentTransform, PictureTransform
+from raystill.data.plan import Plan
+from raystill.data.records import Reading, caption_of
+from raystill.data.shards import list_shards, unpack
+from raystill.data.store import Store, open_store
+from raystill.methods.autoencoder import to_pictures
+from raystill.models.text import train_tokenizer
+from raystill.orchestration.launcher import Launcher, MakeRecorder
+from raystill.orchestration.run import Cluster
+from raystill.training.pretraining import AutoencoderTask, DenoiserTask, Tokens, save_autoencoder, scheduler
+from raystill.training.task import final_averages
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pretraining:
+    """Settings of one pipeline's training."""
+
+    name: str
+    shards: str  # where the source shards are: s3://bucket/prefix or a local path
+    work: str  # where derived shards and checkpoints go
+    output: str  # local directory of the finished pipeline
+    reading: Reading = field(default_factory=Reading)
+    autoencoder: AutoencoderTask
+    denoiser: DenoiserTask  # its tokens and latent sizes are filled in from the stages before
+    cluster: Cluster = field(default_factory=Cluster)
+
+    def check(self) -> None:
+        """Refuse, with UserError, settings that do not fit together."""
+        factor, size = self.autoencoder.shape.factor, self.reading.picture_size
+        if size % factor:
+            raise UserError(
+                f"reading.picture_size is {size}; the autoencoder divides pictures by {factor}, so it must be a multiple of that, "
+                f"such as --set reading.picture_size={(size // factor + 1) * factor}"
+            )
+        if self.reading.channels != self.autoencoder.shape.channels:
+            raise UserError(
+                f"reading.channels is {self.reading.channels} and autoencoder.shape.channels is {self.autoencoder.shape.channels}; set both to 1 or to 3"
+            )
+
+
+def pretrain(run: Pretraining, launcher: Launcher, recorder: MakeRecorder | None = None) -> Path:
+    """Train every part, or find the parts that an earlier run finished; returns the pipeline's directory."""
+    run.check()
+    source, work, output = open_store(run.shards), open_store(run.work), Path(run.output)
+    started = time.monotonic()
+    identity = Source.of(source).identity(reading=run.reading)
+    pictures = place(work, "pictures", identity)
+    transform = partial(PictureTransform, run.reading)
+    index = launcher.derive(Source.of(source), pictures, transform, identity, run.reading.max_bad_fraction)
+    for reason in index.rejected:
+        log.warning("left out %s", reason)
+    tokens = _tokenizer(run, source, output / "tokenizer")
+    _train_autoencoder(run, launcher, recorder, pictures, index, work, output / "vae")
+    seconds = {"autoencoder": time.monotonic() - started}
+    identity = Source.of(pictures).identity(stage="latents", run=run.name, autoencoder=run.autoencoder, shape=run.denoiser.shape)
+    latents = place(work, "latents", identity)
+    transform = partial(LatentTransform, output / "vae", output / "tokenizer")
+    index = launcher.derive(Source.of(pictures), latents, transform, identity, run.reading.max_bad_fraction)
+    _train_denoiser(run, launcher, recorder, latents, index, work, output, tokens)
+    seconds["all"] = time.monotonic() - started
+    (output / "training.json").write_text(json.dumps({"recipe": canonical(run), "seconds": seconds}, indent=1) + "\n")
+    return output
+
+
+def _tokenizer(run: Pretraining, source: Store, directory: Path) -> Tokens:
+    """Learn the tokenizer from the captions, which are small beside the pictures."""
+    shape = run.denoiser.shape
+    if not (directory / "tokenizer_config.json").exists():
+        captions = (caption_of(s, run.reading) for e in list_shards(source) for s in unpack(source.read(e.key), e.key))
+        train_tokenizer(captions, shape.vocabulary, shape.text_length, directory)
+    tokenizer = CLIPTokenizer.from_pretrained(directory, local_files_only=True)
+    empty = tokenizer("", padding="max_length", max_length=shape.text_length).input_ids
+    return Tokens(vocabulary=len(tokenizer), start=tokenizer.bos_token_id, end=tokenizer.eos_token_id, empty=tuple(empty))
+
+
+def _train_autoencoder(
+    run: Pretraining, launcher: Launcher, recorder: MakeRecorder | None, pictures: Store, index: Index, work: Store, directory: Path
+) -> None:
+    """Train the autoencoder and write it with the scale that gives its latents unit variance."""
+    checkpoints = place(work, "checkpoints", Source.of(pictures).identity(task=run.autoencoder))
+    launcher.train(run.autoencoder, pictures, index, checkpoints, recorder)
+    averages = final_averages(checkpoints)
+    assert averages is not None
+    vae = save_autoencoder(run.autoencoder, averages["autoencoder"], 1.0, directory)
+    batch = next(local_batches(pictures, Plan(shards=index.shards, seed=0), min(512, index.count), 0, 1, torch.device("cpu")))
+    with torch.inference_mode():
+        latents = vae.encode(to_pictures(batch["image"])).latent_dist.mean
+    save_autoencoder(run.autoencoder, averages["autoencoder"], float(1 / latents.std()), directory)
+
+
+def _train_denoiser(
+    run: Pretraining, launcher: Launcher, recorder: MakeRecorder | None, latents: Store, index: Index, work: Store, output: Path, tokens: Tokens
+) -> None:
+    """Train UNet and text encoder and write the whole pipeline in half precision."""
+    shape = run.autoencoder.shape
+    size = run.reading.picture_size // shape.factor
+    task = replace(run.denoiser, tokens=tokens, latent_channels=shape.latent_channels, latent_size=size)
+    checkpoints = place(work, "checkpoints", Source.of(latents).identity(task=task))
+    launcher.train(task, latents, index, checkpoints, recorder)
+    averages = final_averages(checkpoints)
+    assert averages is not None
+    networks = task.networks()
+    networks.load_state_dict(averages["denoiser"], strict=False)
+    StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(output / "vae"),
+        text_encoder=networks.text_encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(output / "tokenizer", local_files_only=True),
+        unet=networks.unet,
+        scheduler=scheduler(task.kind),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(dtype=torch.float16).save_pretrained(output, safe_serialization=True)

@@ -1,0 +1,95 @@
+"""The settings of a whole run: from shards to a registered adapter."""
+
+from dataclasses import dataclass, field
+
+from raystill.config.errors import UserError
+from raystill.data.records import Reading
+from raystill.data.targets import Generated, Independent
+from raystill.engine.protocol import Optimizer
+from raystill.methods.rayflow import RayFlow
+from raystill.models.lora import Lora
+from raystill.training.distillation import DistillTask
+from raystill.training.loop import Training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What a run asks of a Ray cluster."""
+
+    workers: int = 2  # training workers, one rank each
+    worker_cpus: float = 0.8  # logical CPUs per training worker; readers need a little beside them
+    worker_gpus: float = 0.0
+    zero_stage: int = 2  # 0 to 3
+    actors: int = 2  # of the pool that computes derived shards
+    actor_cpus: float = 1.0
+    actor_gpus: float = 0.0
+    max_failures: int = 1  # restarts of the worker group from the last checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """How the frozen teacher's targets are computed."""
+
+    estimator: Generated | Independent = field(default_factory=Generated)
+    seed: int = 0  # of the samples' starts
+    batch_size: int = 64  # samples per call of the teacher
+    precision: str = "float32"  # of the teacher's activations: "float32" or "bfloat16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What is drawn and compared."""
+
+    shards: int = 4  # of the source: their captions are drawn and their pictures are the real ones
+    seed: int = 1000  # of the starts, none of which was trained on
+    teacher_steps: tuple[int, ...] = (1, 2, 4, 8, 25)
+    reference_steps: int = 50  # of the teacher, whose samples students are also compared with
+    student_steps: tuple[int, ...] = (1, 2, 4, 8)
+    guidance: float = 3.0  # of the teacher
+    features: str = "alexnet"  # the feature network; figures are called after it
+    batch_size: int = 64
+    precision: str = "float32"
+    captions: tuple[str, ...] = ()  # rows of the picture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Settings of one distillation, all of them; `override` changes any by its dotted path."""
+
+    name: str
+    store: str = "environment"  # of s3:// addresses: "environment" (AWS_*), or "embedded": a server of our own on loopback
+    sample: str | None = None  # local shards that are copied to `shards` first
+    shards: str  # source shards: s3://bucket/prefix or a local path
+    work: str  # where targets, samples and checkpoints go: s3://bucket/prefix or a local path
+    teacher: str  # directory of a Stable Diffusion pipeline
+    model: str  # name in the registry
+    experiment: str = "raystill"  # in MLflow
+    artifacts: str | None = None  # s3://bucket/mlflow, where MLflow keeps files; None leaves it to MLflow
+    reading: Reading = field(default_factory=Reading)
+    targets: Targets = field(default_factory=Targets)
+    method: RayFlow = field(default_factory=RayFlow)
+    lora: Lora = field(default_factory=Lora)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    cluster: Cluster = field(default_factory=Cluster)
+
+    @property
+    def task(self) -> DistillTask:
+        """The student's training."""
+        return DistillTask(
+            teacher=self.teacher, method=self.method, lora=self.lora, optimizer=self.optimizer,
+            training=self.training, picture_captions=self.evaluation.captions[:8],
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """Refuse, with UserError, settings that do not fit together; nothing has been started yet."""
+        if self.store not in ("environment", "embedded"):
+            raise UserError(f"store is {self.store!r}; write environment or embedded: --set store=environment")
+        if self.cluster.zero_stage not in (0, 1, 2, 3):
+            raise UserError(f"cluster.zero_stage is {self.cluster.zero_stage}; ZeRO has stages 0, 1, 2 and 3")
+        for name, value in (("targets", self.targets.precision), ("training", self.training.precision), ("evaluation", self.evaluation.precision)):
+            if value not in ("float32", "bfloat16"):
+                raise UserError(f"{name}.precision is {value!r}; write float32 or bfloat16: --set {name}.precision=float32")
+        if 4 not in self.evaluation.student_steps:
+            raise UserError("evaluation.student_steps lacks 4, at which the registry compares adapters: add it")

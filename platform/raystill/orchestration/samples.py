@@ -1,0 +1,124 @@
+"""Stages that draw pictures for an evaluation and store them with their features: the teacher's once for all runs, a student's per adapter."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
+from raystill.data.shards import Sample
+from raystill.data.store import Store
+from raystill.data.targets import start_of
+from raystill.evaluation.alexnet import load_alexnet
+from raystill.evaluation.features import AlexNetFeatures, FeatureNetwork, Lpips, extract, pairwise
+from raystill.flow.predictions import Latent
+from raystill.flow.schedules import trailing_times
+from raystill.flow.solvers import ddim
+from raystill.models.denoiser import Denoiser, GuidedDenoiser
+from raystill.models.pipeline import Pipeline, load_pipeline
+from raystill.models.student import Student
+from raystill.orchestration.run import Evaluation
+from raystill.training.distillation import DistillTask
+from raystill.training.task import FINAL
+
+Draw = Callable[[Latent, Tensor, int], Latent]  # (start, condition, steps) -> clean latents
+
+
+@dataclass(slots=True)
+class Drawing:
+    """Draws a shard's captions at several step counts, timing each."""
+
+    pipeline: Pipeline
+    draw: Draw
+    settings: Evaluation
+    features: FeatureNetwork
+
+    @torch.inference_mode()
+    def columns(self, rows: list[Row], steps: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """Pictures, features and seconds per picture, named `image_4`, `features_4`, `seconds_4` and so on."""
+        device = self.pipeline.unet.device
+        start = torch.stack([start_of(r["key"], self.settings.seed, self.pipeline.latent_shape) for r in rows]).to(device)
+        condition = self.pipeline.condition([r["caption"] for r in rows])
+        columns: dict[str, np.ndarray] = {}
+        for count in steps:
+            began = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+                parts = [
+                    self.draw(z, c, count)
+                    for z, c in zip(start.split(self.settings.batch_size), condition.split(self.settings.batch_size), strict=True)
+                ]
+            images = self.pipeline.decode(torch.cat(parts).float()).numpy()
+            seconds = (time.perf_counter() - began) / len(rows)
+            columns |= {f"image_{count}": images, f"features_{count}": extract(self.features, images).numpy()}
+            columns[f"seconds_{count}"] = np.full(len(rows), seconds)
+        return columns
+
+
+def feature_network(name: str) -> FeatureNetwork:
+    """The feature network of this name."""
+    networks = {"alexnet": lambda: AlexNetFeatures(alexnet=load_alexnet())}
+    return networks[name]()
+
+
+class TeacherSamples:
+    """Source samples to the teacher's pictures at every step count, beside the real ones."""
+
+    def __init__(self, teacher: Path, settings: Evaluation, reading: Reading, device: str) -> None:
+        pipeline = load_pipeline(teacher).to(torch.device(device))
+        schedule = pipeline.schedule
+        guided = GuidedDenoiser(Denoiser(pipeline.unet, schedule, pipeline.kind), pipeline.condition([""]), settings.guidance)
+        self.reading, self.settings = reading, settings
+        self.drawing = Drawing(
+            pipeline,
+            lambda z, c, n: ddim(lambda x, t: guided(x, t, c), schedule, z, trailing_times(schedule, n)),
+            settings,
+            feature_network(settings.features),
+        )
+
+    def read(self, sample: Sample) -> Row:
+        """Caption and real picture."""
+        return {"key": sample.key, "caption": caption_of(sample, self.reading), "image": picture_of(sample, self.reading)}
+
+    def compute(self, rows: list[Row]) -> list[Row]:
+        """Draw, and take features of the real pictures too."""
+        columns = self.drawing.columns(rows, (*self.settings.teacher_steps, self.settings.reference_steps))
+        real = np.stack([row["image"] for row in rows])
+        columns["features_real"] = extract(self.drawing.features, real).numpy()
+        return _rows(rows, columns)
+
+
+class StudentSamples:
+    """The teacher's stored samples to a student's from the same captions and starts, with their agreement to the teacher's reference."""
+
+    def __init__(self, task: DistillTask, checkpoints: Store, settings: Evaluation, device: str) -> None:
+        tensors = {n.removeprefix("student/"): t for n, t in load(checkpoints.read(FINAL)).items()}
+        student = Student(Path(task.teacher), task.lora, task.method.path, tensors, torch.device(device))
+        self.settings = settings
+        self.drawing = Drawing(student.pipeline, student.latents, settings, feature_network(settings.features))
+        self.lpips = Lpips(alexnet=load_alexnet())
+
+    def read(self, sample: Sample) -> Row:
+        """A row of the teacher's samples."""
+        row = unpack_row(sample)
+        return {name: row[name] for name in ("key", "caption", f"image_{self.settings.reference_steps}")}
+
+    def compute(self, rows: list[Row]) -> list[Row]:
+        """Draw and compare with the reference."""
+        columns = self.drawing.columns(rows, self.settings.student_steps)
+        reference = np.stack([row[f"image_{self.settings.reference_steps}"] for row in rows])
+        for count in self.settings.student_steps:
+            columns[f"agreement_{count}"] = pairwise(self.lpips, columns[f"image_{count}"], reference).numpy()
+        return _rows(rows, columns)
+
+
+def _rows(rows: list[Row], columns: dict[str, np.ndarray]) -> list[Row]:
+    """Rows with the key and caption of the old ones and the new columns."""
+    return [
+        {"key": row["key"], "caption": row["caption"], **{name: np.asarray(values[i]) for name, values in columns.items()}}
+        for i, row in enumerate(rows)
+    ]

@@ -1,0 +1,180 @@
+"""Adapters in MLflow's model registry: logged whole, compared with the champion, never as a pickle.
+
+The model is a `python_function` made from code (`served.py` travels with it). MLflow's own diffusers flavour carries
+the files, but its loader and its server drop the scheduler, default to 30 steps and guidance 7.5 and pin whatever
+revision of the base is newest: wrong pictures and no error.
+The adapter's own directory, with the README for plain diffusers, lies inside.
+"""
+
+import math
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+
+import mlflow.pyfunc
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+from raystill.models import artifact
+from raystill.models.card import CARD_NAME, AdapterCard
+from raystill.tracking.delivery import AWAY
+from raystill.tracking.runs import unreachable
+
+ADAPTER_FOLDER = "adapter"  # inside the model's artifacts
+ADAPTER_PATH = f"artifacts/{ADAPTER_FOLDER}"  # inside the model
+DIGEST_TAG = "raystill.artifact_digest"  # SHA-256 of adapter.json, which lists all others
+CANDIDATE, CHAMPION = "candidate", "champion"
+COMPARED_STEPS = 4  # the step count whose distance decides
+_REQUIREMENTS = ("mlflow", "diffusers", "peft", "torch", "transformers", "safetensors", "pillow")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promotion:
+    """Whether a version became the champion, and why."""
+
+    promoted: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """A version in the registry."""
+
+    uri: str  # models:/NAME/VERSION
+    version: int
+    promotion: Promotion
+
+
+def register(tracking_uri: str, name: str, directory: Path, run_id: str) -> Registered:
+    """Log an adapter directory as a model of a run, register it and set the aliases; no version without all its files.
+
+    The same directory registered again (a restarted job) gives the version that exists."""
+    card = artifact.verify(directory)
+    client = MlflowClient(tracking_uri=tracking_uri)
+    try:
+        digest = artifact.sha256(directory / CARD_NAME)
+        version = _existing(client, name, digest) or _create(client, name, directory, run_id, tags(card, digest))
+        client.set_registered_model_alias(name, CANDIDATE, version)
+        return Registered(
+            uri=f"models:/{name}/{version}", version=int(version), promotion=promote(client, name, version)
+        )
+    except AWAY as error:
+        raise unreachable(tracking_uri, error) from error
+
+
+def promote(client: MlflowClient, name: str, version: str) -> Promotion:
+    """Make a version the champion where it is the first measured one, or better at 4 steps by the same evaluation."""
+    rival = client.get_model_version(name, version)
+    champion = _champion(client, name)
+    if champion is not None and champion.version == rival.version:
+        return Promotion(promoted=False, reason=f"version {version} is the champion already")
+    reason = _refusal(rival, champion)
+    if reason is not None:
+        return Promotion(promoted=False, reason=reason)
+    client.set_registered_model_alias(name, CHAMPION, version)
+    if champion is None:
+        return Promotion(promoted=True, reason="there was no champion")
+    return Promotion(
+        promoted=True,
+        reason=f"{_distance(rival):g} is better than {_distance(champion):g} of version {champion.version}",
+    )
+
+
+def tags(card: AdapterCard, digest: str) -> dict[str, str]:
+    """Give the tags of a version: what it is compared and found by."""
+    distance = card.frechet(COMPARED_STEPS)
+    known = {
+        DIGEST_TAG: digest,
+        "base": card.base.id,
+        "base_revision": card.base.revision,
+        "method": card.method,
+        "recipe_digest": card.recipe_digest,
+        "evaluation_digest": card.evaluation_digest,
+        f"frechet_{COMPARED_STEPS}": None if distance is None else repr(distance),
+    }
+    return {tag: value for tag, value in known.items() if value is not None}
+
+
+def _refusal(rival: ModelVersion, champion: ModelVersion | None) -> str | None:
+    found = _distance(rival)
+    if not math.isfinite(found):
+        return f"version {rival.version} has no Frechet distance at {COMPARED_STEPS} steps; evaluate before exporting"
+    if champion is None:
+        return None
+    ours, theirs = rival.tags.get("evaluation_digest"), champion.tags.get("evaluation_digest")
+    if ours != theirs or not math.isfinite(_distance(champion)):
+        return (
+            f"version {rival.version} was measured by evaluation {ours}, the champion (version {champion.version}) by "
+            f"{theirs}: the figures do not compare. Measure both alike, or set the alias by hand: "
+            f"MlflowClient().set_registered_model_alias({rival.name!r}, {CHAMPION!r}, {rival.version})"
+        )
+    if found >= _distance(champion):
+        return f"{found:g} is no better than {_distance(champion):g} of the champion, version {champion.version}"
+    return None
+
+
+def _distance(version: ModelVersion) -> float:
+    return float(version.tags.get(f"frechet_{COMPARED_STEPS}", "nan"))
+
+
+def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
+    number = client.get_registered_model(name).aliases.get(CHAMPION)
+    return None if number is None else client.get_model_version(name, str(number))
+
+
+def _existing(client: MlflowClient, name: str, digest: str) -> str | None:
+    found = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'", max_results=1)
+    return str(found[0].version) if found else None
+
+
+def _create(client: MlflowClient, name: str, directory: Path, run_id: str, version_tags: dict[str, str]) -> str:
+    experiment_id = client.get_run(run_id).info.experiment_id
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    logged = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=version_tags)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            client.log_model_artifacts(logged.model_id, str(_packed(directory, Path(scratch), logged.model_id, run_id)))
+    except AWAY:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    # The place itself, not models:/ID: MLflow looks that up at the process-wide tracking address, maybe another.
+    place = logged.artifact_location
+    made = client.create_model_version(name, place, run_id=run_id, tags=version_tags, model_id=logged.model_id)
+    return str(made.version)
+
+
+def _packed(directory: Path, scratch: Path, model_id: str, run_id: str) -> Path:
+    card = artifact.verify(directory)
+    shutil.copytree(directory, scratch / ADAPTER_FOLDER)  # MLflow keeps the folder's name: it must be a known one
+    mlflow.pyfunc.save_model(
+        path=str(scratch / "model"),
+        python_model=str(
+            Path(__file__).with_name("served.py")
+        ),  # a path: the code is copied; an object would be pickled
+        artifacts={ADAPTER_FOLDER: str(scratch / ADAPTER_FOLDER)},
+        signature=_signature(card),
+        pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in _REQUIREMENTS],
+        model_config={"base": card.base.id, "device": ""},
+        mlflow_model=Model(model_id=model_id, run_id=run_id),
+    )
+    return scratch / "model"
+
+
+def _signature(card: AdapterCard) -> ModelSignature:
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, name="prompt")]),
+        outputs=Schema([ColSpec(DataType.binary)]),
+        params=ParamSchema(
+            [ParamSpec("steps", DataType.long, card.default_steps), ParamSpec("seed", DataType.long, 0)],
+        ),
+    )

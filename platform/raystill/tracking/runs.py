@@ -1,0 +1,239 @@
+"""One MLflow run per training run, also across restarts; used by rank 0 only.
+
+Nothing of the environment is logged: parameters come from the recipe alone, and addresses lose their passwords
+in messages.
+"""
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Param, RunTag
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from raystill.config.digest import canonical, digest
+from raystill.config.errors import UserError
+from raystill.tracking.commit import code_commit
+from raystill.tracking.delivery import AWAY, Delivery, Pace, Picture, Row
+
+log = logging.getLogger(__name__)
+
+LONGEST_VALUE = 6000  # characters of a parameter, MLflow's limit
+_PARAMS_PER_CALL = 100  # MLflow's limit
+_NAME = re.compile(r"[\w\-. ]+(/[\w\-. ]+)*")
+_KILLED = (KeyboardInterrupt, SystemExit, GeneratorExit)
+
+
+class TrackingError(UserError):
+    """MLflow cannot be reached or used as asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracking:
+    """Which MLflow run a training run reports to."""
+
+    uri: str  # see `tracking_uri`
+    experiment: str
+    name: str  # of the training run; with the recipe it identifies the MLflow run
+    artifact_root: str | None = None  # s3://bucket/mlflow; None: the server's own, or beside the SQLite file
+    spool: Path | None = None  # directory for metrics that could not be delivered at the end; a resumed run sends them
+    tags: Mapping[str, str] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
+
+
+def tracking_uri(workdir: Path) -> str:
+    """Give the tracking server's address: MLFLOW_TRACKING_URI where it is set, else a SQLite file in `workdir`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workdir.resolve() / 'mlflow.db'}"
+
+
+def run_key(recipe: object, name: str) -> str:
+    """Give what identifies a training run: the digest of its recipe and its name."""
+    return digest({"recipe": digest(recipe), "name": name})
+
+
+def open_experiment(uri: str, name: str, artifact_root: str | None = None) -> str:
+    """Find or make an experiment and return its id; `TrackingError` where MLflow does not answer or stores elsewhere.
+
+    Call it once on the driver: the first call makes the tables of a SQLite file, which two processes must not do."""
+    root = artifact_root or _beside(uri)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            _create_experiment(client, name, root)
+            found = client.get_experiment_by_name(name)
+    except AWAY as error:
+        raise unreachable(uri, error) from error
+    if found is None or found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"the MLflow experiment {name!r} was deleted; restore it or name another with experiment=NAME"
+        )
+    if artifact_root is not None and found.artifact_location.rstrip("/") != artifact_root.rstrip("/"):
+        raise TrackingError(
+            f"the MLflow experiment {name!r} keeps its files at {found.artifact_location}, this run asks for "
+            f"{artifact_root}: name another experiment, or give that place"
+        )
+    experiment_id: str = found.experiment_id
+    return experiment_id
+
+
+class TrackedRun:
+    """Context manager for the MLflow run of one training run: starts or continues it, and closes it with its status."""
+
+    def __init__(self, tracking: Tracking, recipe: object) -> None:
+        self._tracking = tracking
+        self._recipe = canonical(recipe)
+        self.resumed = False
+        self.run_id = ""
+        self._known: dict[str, int] = {}  # metric name -> last step that MLflow has
+
+    def __enter__(self) -> "TrackedRun":
+        tracking = self._tracking
+        experiment_id = open_experiment(tracking.uri, tracking.experiment, tracking.artifact_root)
+        self._client = MlflowClient(tracking_uri=tracking.uri)
+        try:
+            self._start_or_resume(experiment_id)
+            self._log_recipe()
+        except AWAY as error:
+            raise unreachable(tracking.uri, error) from error
+        self._delivery = Delivery(self._client, self.run_id, tracking.pace)
+        self._send_spooled()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        undelivered = self._delivery.close()
+        if undelivered:
+            self._spool(undelivered)
+        status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, _KILLED) else "FAILED"
+        try:
+            self._client.set_terminated(self.run_id, status)
+        except AWAY as problem:
+            log.warning(
+                "MLflow is away, so run %s stays marked as running: %s", self.run_id, without_password(str(problem))
+            )
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Queue metrics of one step; returns at once, also while MLflow is away.
+
+        Values that a resumed run has already logged before its restart are not logged twice."""
+        for name in values:
+            _check_name(name)
+        new = {name: float(value) for name, value in values.items() if step > self._known.get(name, -1)}
+        if new:
+            self._delivery.put(Row(step, _now_ms(), new))
+
+    def picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """Queue a picture (shown by MLflow with a slider over steps); returns at once."""
+        _check_name(name)
+        self._delivery.put(Picture(step, _now_ms(), name, picture.copy()))
+
+    def _start_or_resume(self, experiment_id: str) -> None:
+        key = run_key(self._recipe, self._tracking.name)
+        wanted = f"tags.`raystill.run_key` = '{key}'"
+        found = self._client.search_runs([experiment_id], wanted, max_results=1, order_by=["attributes.start_time ASC"])
+        tags = {
+            **self._tracking.tags,
+            "raystill.run_key": key,
+            "raystill.recipe_digest": digest(self._recipe),
+            "raystill.commit": code_commit(),
+        }
+        if not found:
+            run = self._client.create_run(experiment_id, tags=tags, run_name=self._tracking.name)
+            self.run_id = run.info.run_id
+            return
+        self.resumed, self.run_id = True, found[0].info.run_id
+        self._client.update_run(self.run_id, status="RUNNING")
+        self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()], synchronous=True)
+        for name in found[0].data.metrics:
+            self._known[name] = max(m.step for m in self._client.get_metric_history(self.run_id, name))
+
+    def _log_recipe(self) -> None:
+        params = [Param(name, value) for name, value in flatten(self._recipe).items()]
+        for start in range(0, len(params), _PARAMS_PER_CALL):
+            self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_PER_CALL], synchronous=True)
+        self._client.log_dict(self.run_id, self._recipe, "recipe.json")
+
+    def _spool_file(self) -> Path | None:
+        return None if self._tracking.spool is None else self._tracking.spool / f"{self.run_id}.jsonl"
+
+    def _spool(self, rows: list[Row]) -> None:
+        file = self._spool_file()
+        if file is None:
+            log.warning("%d rows of metrics never reached MLflow", len(rows))
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as lines:
+            lines.writelines(json.dumps([r.step, r.time_ms, dict(r.values)]) + "\n" for r in rows)
+        log.warning(
+            "MLflow is away: %d rows of metrics wait in %s; running the same job again sends them", len(rows), file
+        )
+
+    def _send_spooled(self) -> None:
+        file = self._spool_file()
+        if file is None or not file.exists():
+            return
+        for line in file.read_text().splitlines():
+            step, time_ms, values = json.loads(line)
+            self._delivery.put(Row(step, time_ms, values))
+            for name in values:
+                self._known[name] = max(step, self._known.get(name, -1))
+        file.unlink()
+
+
+def flatten(recipe: Any, prefix: str = "") -> dict[str, str]:
+    """Turn a canonical recipe into parameters: dotted path -> text of at most 6000 characters."""
+    if isinstance(recipe, Mapping) and recipe:
+        parts = [flatten(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in recipe.items()]
+        return {name: value for part in parts for name, value in part.items()}
+    text = recipe if isinstance(recipe, str) else json.dumps(recipe)
+    if len(text) > LONGEST_VALUE:
+        text = text[: LONGEST_VALUE - 60] + f"... ({len(text)} characters; the whole is in recipe.json)"
+    # Free text can be a key where a field is a mapping; MLflow takes few characters, and 250 of them.
+    return {re.sub(r"[^\w\-. :]", "_", prefix or "recipe")[-250:]: text}
+
+
+def without_password(text: str) -> str:
+    """Replace user names and passwords in addresses by ***."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
+
+
+def unreachable(uri: str, error: Exception) -> TrackingError:
+    """Make the error for an MLflow (or its file store) that does not answer."""
+    return TrackingError(
+        f"MLflow at {without_password(uri)} did not do what was asked: {without_password(str(error))}\n"
+        "Check MLFLOW_TRACKING_URI (unset it to use a SQLite file) and, for files on S3, AWS_ENDPOINT_URL and the keys."
+    )
+
+
+def _create_experiment(client: MlflowClient, name: str, root: str | None) -> None:
+    try:
+        client.create_experiment(name, artifact_location=root)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another trial of a sweep was faster: that is fine
+            raise
+
+
+def _beside(uri: str) -> str | None:
+    # MLflow's default is ./mlruns of whoever calls first, which on a cluster is anywhere.
+    file = uri.removeprefix("sqlite:///")
+    return (Path(file).resolve().parent / "mlartifacts").as_uri() if file != uri else None
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"metric and picture names look like area/quantity_unit, found {name!r}")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,89 @@
+"""The code that travels inside a registered adapter and draws with it as it was trained to be sampled.
+
+MLflow copies this file into the model and runs it where the model is loaded, so it stands alone: it needs mlflow,
+diffusers, peft and torch, and nothing of raystill. Steps, guidance and scheduler are
+the adapter's own; a caller may ask for another of its trained step counts.
+"""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext  # type: ignore[attr-defined]
+
+
+class FewStepModel(PythonModel):  # type: ignore[misc]
+    """Turns {"prompt": [...]} into PNG pictures, as bytes; parameters: steps and seed."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Check the adapter's files and load base, adapter and scheduler; ValueError where they do not fit together."""
+        directory = Path(context.artifacts["adapter"])
+        self._card: dict[str, Any] = json.loads((directory / "adapter.json").read_text())
+        for name, digest in self._card["files"].items():
+            if hashlib.sha256((directory / name).read_bytes()).hexdigest() != digest:
+                raise ValueError(f"{name} is not the file that adapter.json describes: fetch the model again")
+        if self._card["start"] != {"law": "normal"}:
+            raise ValueError(f"this loader starts from normal latents, the adapter from {self._card['start']}")
+        config = context.model_config or {}
+        base = self._card["base"]
+        # A base that has moved is named at loading: model_config={"base": "/new/place"}, which has no revision.
+        moved = config.get("base") or base["id"]
+        revision = base["revision"] if moved == base["id"] and not Path(moved).is_dir() else None
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(moved, revision=revision)
+        pipeline.scheduler = _scheduler(directory)
+        pipeline.load_lora_weights(directory, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
+        pipeline.set_progress_bar_config(disable=True)
+        self._pipeline = pipeline.to(config.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def predict(
+        self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
+    ) -> list[bytes]:
+        """Draw one picture for each prompt; ValueError for a number of steps that the adapter was not trained for."""
+        prompts = _prompts(model_input)
+        asked = params or {}
+        steps, seed = int(asked.get("steps") or self._card["default_steps"]), int(asked.get("seed", 0))
+        if str(steps) not in self._card["timesteps"]:
+            raise ValueError(f"this adapter draws in {self._card['steps']} steps, {steps} were asked for")
+        # One generator for each prompt: a picture does not depend on what is drawn beside it.
+        generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(len(prompts))]
+        drawn = self._pipeline(
+            prompt=prompts, generator=generators, guidance_scale=self._card["guidance_scale"], **self._schedule(steps)
+        )
+        return [_png(picture) for picture in drawn.images]
+
+    def _schedule(self, steps: int) -> dict[str, Any]:
+        self._pipeline.scheduler.set_timesteps(steps)
+        trained = self._card["timesteps"][str(steps)]
+        if self._pipeline.scheduler.timesteps.tolist() == trained:
+            return {"num_inference_steps": steps}
+        return {"timesteps": trained}  # diffusers refuses this, with an error, for a scheduler that cannot follow it
+
+
+def _scheduler(directory: Path) -> Any:
+    name = json.loads((directory / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise ValueError(f"the adapter's scheduler is {name!r}, which diffusers {diffusers.__version__} does not have")
+    return kind.from_pretrained(directory, subfolder="scheduler")
+
+
+def _prompts(model_input: Any) -> list[str]:
+    column = list(model_input["prompt"])  # a data frame or a dict
+    prompts = [p for entry in column for p in (entry if isinstance(entry, list) else [entry])]
+    if not prompts or not all(isinstance(p, str) for p in prompts):
+        raise ValueError(f'expected {{"prompt": ["a red apple", ...]}}, found {model_input!r}')
+    return prompts
+
+
+def _png(picture: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+set_model(FewStepModel())

@@ -1,0 +1,171 @@
+"""One training run from its settings to its averaged weights, on whichever engine and stream it is given."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+import torch
+from PIL.Image import Image
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from raystill.data.store import Store
+from raystill.engine.protocol import Engine, Optimizer
+from raystill.methods.method import Batch, Method
+from raystill.models.averaging import Average
+from raystill.training.loop import Learner, Observers, Training, train
+
+FINAL = "final.safetensors"
+
+
+@dataclass(slots=True)
+class Assembly:
+    """What a task builds on a worker's device."""
+
+    method: Method
+    modules: dict[str, nn.Module]  # role -> the module that an engine wraps
+    frozen: dict[str, nn.Module] = field(default_factory=dict)
+    picture: Callable[[Mapping[str, Average]], Image] | None = None  # samples of the present averages; rank 0 draws
+
+
+class Task(Protocol):
+    """Settings of one training run; picklable, so that it can be sent to workers."""
+
+    @property
+    def name(self) -> str:
+        """What is trained, one word."""
+
+    @property
+    def training(self) -> Training:
+        """How long it is trained."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """How it is updated."""
+
+    def build(self, device: torch.device) -> Assembly:
+        """Build method and networks; every rank builds the same ones."""
+
+
+class Recorder(Protocol):
+    """Where rank 0 reports."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Take metrics of a step."""
+
+    def picture(self, name: str, picture: Image, step: int) -> None:
+        """Take a picture of a step."""
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a task runs: its rank, its device, its engine and stream, its checkpoints and who listens."""
+
+    checkpoints: Store
+    engine: Callable[[nn.Module, Optimizer], Engine]
+    batches: Callable[[int], Iterator[Batch]]  # from a step on
+    recorder: Recorder | None = None  # on rank 0 only
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    on_step: Callable[[int], None] = lambda _step: None  # called where metrics are reported
+
+
+def run_task(task: Task, place: Place) -> None:
+    """Train from the last checkpoint, or from the start, to the end, and leave the averages in the checkpoint store as `final.safetensors`."""
+    torch.manual_seed(task.training.seed)
+    built = task.build(place.device)
+    learners = {role: _learner(module, task, place) for role, module in built.modules.items()}
+    start = _restore(learners, place)
+    observers = Observers(
+        metrics=lambda step, values: _report(place, step, values),
+        checkpoint=lambda step: _save(learners, place, step, last=step == task.training.steps),
+        picture=lambda step: _draw(built, learners, place, task.name, step),
+    )
+    frozen = {role: network.to(place.device).eval() for role, network in built.frozen.items()}
+    batches = place.batches(start)
+    train(
+        built.method, learners, frozen, batches, task.training, observers,
+        rank=place.rank, world_size=place.world_size, start=start,
+    )  # fmt: skip
+
+
+def final_averages(checkpoints: Store) -> dict[str, dict[str, Tensor]] | None:
+    """Averages that a finished task left, by role and tensor name; None where it has not finished."""
+    if not checkpoints.exists(FINAL):
+        return None
+    return _by_role(load(checkpoints.read(FINAL)))
+
+
+def last_step(checkpoints: Store) -> int:
+    """Step of the newest checkpoint; 0 where there is none."""
+    return int(json.loads(checkpoints.read("latest.json"))["step"]) if checkpoints.exists("latest.json") else 0
+
+
+def _learner(module: nn.Module, task: Task, place: Place) -> Learner:
+    engine = place.engine(module, task.optimizer)
+    with engine.trainable() as tensors:
+        average = Average(tensors, task.training.average_decay)
+    return Learner(engine, task.optimizer, average)
+
+
+def _report(place: Place, step: int, values: dict[str, float]) -> None:
+    if place.recorder is not None:
+        place.recorder.metrics(step, values)
+    place.on_step(step)
+
+
+def _draw(built: Assembly, learners: Mapping[str, Learner], place: Place, name: str, step: int) -> None:
+    if place.recorder is not None and built.picture is not None:
+        averages = {role: learner.average for role, learner in learners.items()}
+        place.recorder.picture(f"samples/{name}", built.picture(averages), step)
+
+
+def _save(learners: Mapping[str, Learner], place: Place, step: int, *, last: bool) -> None:
+    """Write every role's state, then the pointer to it: a run that stops between the two resumes from the checkpoint before."""
+    with TemporaryDirectory() as scratch:
+        for role, learner in learners.items():
+            learner.engine.save(Path(scratch) / role)  # collective
+        if place.rank == 0:
+            for file in sorted(p for p in Path(scratch).rglob("*") if p.is_file()):
+                place.checkpoints.write(f"step-{step:07d}/{file.relative_to(scratch)}", file.read_bytes())
+    if place.rank:
+        return
+    averages = {f"{role}/{n}": v.cpu() for role, learner in learners.items() for n, v in learner.average.values.items()}
+    place.checkpoints.write(f"step-{step:07d}/averages.safetensors", save(averages))
+    before = last_step(place.checkpoints)
+    place.checkpoints.write("latest.json", json.dumps({"step": step}).encode())
+    if last:
+        place.checkpoints.write(FINAL, save(averages))
+    if before not in (0, step):
+        for entry in place.checkpoints.list(f"step-{before:07d}/"):
+            place.checkpoints.delete(entry.key)
+
+
+def _restore(learners: Mapping[str, Learner], place: Place) -> int:
+    """Load the newest checkpoint into every role, on every rank; returns the step to go on from."""
+    step = last_step(place.checkpoints)
+    if step == 0:
+        return 0
+    prefix = f"step-{step:07d}"
+    with TemporaryDirectory() as scratch:
+        for entry in place.checkpoints.list(f"{prefix}/"):
+            file = Path(scratch) / entry.key
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(place.checkpoints.read(entry.key))
+        for role, learner in learners.items():
+            learner.engine.load(Path(scratch) / prefix / role)
+    for role, tensors in _by_role(load(place.checkpoints.read(f"{prefix}/averages.safetensors"))).items():
+        learners[role].average.values = {n: v.to(place.device) for n, v in tensors.items()}
+    return step
+
+
+def _by_role(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    roles: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        role, rest = name.split("/", 1)
+        roles.setdefault(role, {})[rest] = tensor
+    return roles

@@ -1,0 +1,192 @@
+"""ZeRO under Ray Train with two ranks: a LoRA comes out the same at every stage, and as on one process."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.cloudpickle
+import torch
+import torch.distributed as dist
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raystill.config.errors import UserError
+from raystill.engine.local import LocalEngine
+from raystill.engine.protocol import Engine, NonFiniteError, Optimizer
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+STAGES = (0, 1, 2, 3)
+STEPS, MIDDLE, BATCH = 4, 2, 6
+OPTIMIZER = Optimizer(clip_norm=0.05)
+PLATFORM = Path(__file__).parents[2] / "platform"
+
+
+def adapted() -> UNet2DConditionModel:
+    """A small UNet with a LoRA of rank 3, whose sizes two ranks do not divide."""
+    torch.manual_seed(5)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=7,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    unet.requires_grad_(False)
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "conv1"]
+    unet.add_adapter(LoraConfig(r=3, lora_alpha=3, target_modules=targets, init_lora_weights="gaussian"))
+    return unet
+
+
+def loss(engine: Engine, step: int, rank: int, ranks: int) -> Tensor:
+    """The loss of one rank's share of the batch of a step."""
+    rng = torch.Generator().manual_seed(step)
+    noisy, target = (torch.randn(BATCH, 4, 8, 8, generator=rng) for _ in range(2))
+    text = torch.randn(BATCH, 5, 7, generator=rng)
+    mine = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
+    found = engine.module(noisy[mine], torch.arange(BATCH)[mine] * 100, text[mine]).sample
+    return (found - target[mine]).square().mean()
+
+
+def train(engine: Engine, steps: range, rank: int = 0, ranks: int = 1) -> list[float]:
+    norms = []
+    for step in steps:
+        engine.backward(loss(engine, step, rank, ranks))
+        norms.append(float(engine.step(0.01)))
+    return norms
+
+
+def values(engine: Engine) -> dict[str, Tensor]:
+    with engine.trainable() as tensors:
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def raised(call: Callable[[], Any], kind: type[Exception]) -> str:
+    """The message of the error that `call` raises on this rank."""
+    with pytest.raises(kind) as found:
+        call()
+    return str(found.value)
+
+
+def work(config: dict[str, str]) -> None:
+    """One rank: trains at every stage in turn, writes what comes out, and then provokes the errors."""
+    from raystill.engine.zero import ZeroEngine, agree  # not on the driver: DeepSpeed belongs to the workers
+
+    torch.set_num_threads(1)
+    root, rank, ranks = Path(config["root"]), dist.get_rank(), dist.get_world_size()
+    report: dict[str, Any] = {"agree": raised(lambda: agree(f"{rank} steps"), UserError)}
+    agree("4 steps")
+    for stage in STAGES:
+        engine = ZeroEngine(adapted(), OPTIMIZER, stage)
+        norms = train(engine, range(MIDDLE), rank, ranks)
+        engine.save(root / f"state-{stage}")
+        norms += train(engine, range(MIDDLE, STEPS), rank, ranks)
+        trained = values(engine)
+        resumed = ZeroEngine(adapted(), OPTIMIZER, (stage + 1) % len(STAGES))
+        resumed.load(root / f"state-{stage}")
+        train(resumed, range(MIDDLE, STEPS), rank, ranks)
+        save_file(trained, root / f"trained-{stage}-{rank}.safetensors")
+        save_file(values(resumed), root / f"resumed-{stage}-{rank}.safetensors")
+        report[f"norms-{stage}"] = norms
+        for kind, spoiled in (("loss", engine), ("gradient", resumed)):
+            before = values(spoiled)
+            poison(spoiled, kind, rank, ranks)
+            report[f"{kind}-{stage}"] = raised(lambda spoiled=spoiled: spoiled.step(0.01), NonFiniteError)
+            report[f"kept-{kind}-{stage}"] = all(torch.equal(before[k], v) for k, v in values(spoiled).items())
+    (root / f"report-{rank}.json").write_text(json.dumps(report))
+
+
+def poison(engine: Engine, kind: str, rank: int, ranks: int) -> None:
+    """A backward whose loss, or only whose gradient, is NaN on rank 1 alone."""
+    scalar = loss(engine, STEPS, rank, ranks)
+    if rank == 1:
+        scalar = scalar * torch.nan if kind == "loss" else scalar + (0.0 * scalar).sqrt()
+    engine.backward(scalar)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What two ranks wrote; one fit for all stages, because starting the workers takes most of its time."""
+    root = tmp_path_factory.mktemp("zero")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_V2_ENABLED", "1")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        variables = {"PYTHONPATH": str(PLATFORM), "OMP_NUM_THREADS": "1"}
+        ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": variables})
+        scaling = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.9})
+        run = RunConfig(name="zero", storage_path=str(root / "ray"))
+        TorchTrainer(work, train_loop_config={"root": str(root)}, scaling_config=scaling, run_config=run).fit()
+        yield root
+        ray.shutdown()
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+def alone() -> tuple[LocalEngine, list[float]]:
+    """The same training on one process with the whole batch."""
+    engine = LocalEngine(adapted(), OPTIMIZER)
+    return engine, train(engine, range(STEPS))
+
+
+def reports(root: Path) -> list[dict[str, Any]]:
+    return [json.loads((root / f"report-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_trained_as_on_one_process(root: Path, alone: tuple[LocalEngine, list[float]], stage: int) -> None:
+    expected = values(alone[0])
+    start = values(LocalEngine(adapted(), OPTIMIZER))
+    assert any(not torch.allclose(start[name], tensor) for name, tensor in expected.items())
+    for rank in range(2):
+        found = load_file(root / f"trained-{stage}-{rank}.safetensors")
+        assert set(found) == set(expected)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5)
+    assert reports(root)[0][f"norms-{stage}"] == pytest.approx(alone[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_resumed_at_the_next_stage_equals_uninterrupted(root: Path, stage: int) -> None:
+    trained = load_file(root / f"trained-{stage}-0.safetensors")
+    resumed = load_file(root / f"resumed-{stage}-0.safetensors")
+    assert set(resumed) == set(trained)
+    for name, tensor in trained.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_state_of_two_ranks_resumes_on_one_process(
+    root: Path, alone: tuple[LocalEngine, list[float]], stage: int
+) -> None:
+    engine = LocalEngine(adapted(), OPTIMIZER)
+    engine.load(root / f"state-{stage}")
+    assert train(engine, range(MIDDLE, STEPS)) == pytest.approx(alone[1][MIDDLE:], rel=1e-4)
+    for name, tensor in values(alone[0]).items():
+        torch.testing.assert_close(values(engine)[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_nan_on_one_rank_stops_every_rank_before_the_update(root: Path, stage: int, kind: str) -> None:
+    for report in reports(root):
+        assert "the update was not applied" in report[f"{kind}-{stage}"]
+        assert report[f"kept-{kind}-{stage}"]
+        if kind == "loss":
+            assert "on ranks [1]" in report[f"{kind}-{stage}"]
+
+
+def test_disagreement_is_raised_on_every_rank(root: Path) -> None:
+    for rank, report in enumerate(reports(root)):
+        assert f"ranks [1] disagree with rank 0; rank {rank} has {rank} steps" in report["agree"]

