@@ -1,6 +1,6 @@
 """The whole platform on this machine: store, targets, distillation, evaluation, registry, pull. `make demo` runs it.
 
-  python jobs/demo.py --set training.steps=300
+python jobs/demo.py --set training.steps=300
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Distil a teacher into a few-step student: targets, training, evaluation, registration. Run it again to resume.
 
-  python jobs/distill.py --recipe nano --set method.path.sigma=0.05 --set training.steps=1000
-  python jobs/distill.py --recipe my_recipe.py:run --show
+python jobs/distill.py --recipe nano --set method.path.sigma=0.05 --set training.steps=1000
+python jobs/distill.py --recipe my_recipe.py:run --show
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Train a whole Stable Diffusion pipeline from shards: autoencoder, then UNet and text encoder. Run it again to resume.
 
-  python jobs/pretrain.py --recipe nano:teacher --set shards=s3://bucket/mine --set output=teachers/mine
+python jobs/pretrain.py --recipe nano:teacher --set shards=s3://bucket/mine --set output=teachers/mine
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Compute a run's targets with the frozen teacher, and nothing else; a later distillation finds them.
 
-  python jobs/targets.py --recipe nano --set targets.estimator.steps=20
+python jobs/targets.py --recipe nano --set targets.estimator.steps=20
 """
 
 import sys

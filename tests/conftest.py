@@ -1,8 +1,9 @@
-"""What tests share: a real S3 server, started once per session on free ports."""
+"""What tests share: a real S3 server and a real pipeline of random weights, each made once per session."""
 
 import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +41,35 @@ def bucket(s3: dict[str, str], request: pytest.FixtureRequest) -> str:
     uri = f"s3://{letters[:50].strip('-')}-{secrets.token_hex(3)}"
     create_bucket(uri)
     return uri
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion pipeline of random weights for 16 x 16 pictures, in diffusers' format."""
+    import torch  # most tests need neither torch nor diffusers
+
+    from raystill.models.fresh import (
+        AutoencoderShape,
+        DenoiserShape,
+        load_tokenizer,
+        save_autoencoder,
+        save_pipeline,
+        tokens_of,
+    )
+    from raystill.models.text import train_tokenizer
+
+    directory = tmp_path_factory.mktemp("pipeline") / "tiny"
+    autoencoder = AutoencoderShape(widths=(8, 16), groups=8)
+    shape = DenoiserShape(
+        widths=(16, 32), heads=2, groups=8, text_width=16, text_layers=1, text_heads=2, text_length=8, vocabulary=600
+    )
+    train_tokenizer(
+        ["red heart", "cat face", "blue car"] * 2, shape.vocabulary, shape.text_length, directory / "tokenizer"
+    )
+    tokens = tokens_of(load_tokenizer(directory / "tokenizer"))
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        save_autoencoder(autoencoder, autoencoder.build().state_dict(), 0.7, directory / "vae")
+        unet = shape.unet(latent_channels=4, latent_size=8)
+        save_pipeline(unet, shape.text_encoder(tokens), "v_prediction", directory)
+    return directory

@@ -32,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     pull.set_defaults(run=_pull)
     sample = commands.add_parser("sample", help="draw pictures with an adapter")
     sample.add_argument("caption", nargs="+", help='what to draw, such as "a red heart"; one row each')
-    sample.add_argument("--model", default=DEFAULT_MODEL, help="a registry URI, or a directory that `pull` wrote (default: %(default)s)")
+    sample.add_argument(
+        "--model", default=DEFAULT_MODEL, help="a registry URI, or a directory that `pull` wrote (default: %(default)s)"
+    )
     sample.add_argument("--steps", type=int, help="network calls per picture; default: the adapter's own")
     sample.add_argument("--count", type=int, default=4, help="pictures per caption (default: %(default)s)")
     sample.add_argument("--seed", type=int, default=0, help="of the starts (default: %(default)s)")
@@ -43,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _pull(arguments: argparse.Namespace) -> None:
-    from raystill.models.artifact import verify
     from raystill.models.adapter import describe
+    from raystill.models.artifact import verify
 
     directory = _fetch(arguments.model, arguments.to)
     print(f"{directory}\n{describe(verify(directory))}")
@@ -71,7 +73,10 @@ def _fetch(model: str, to: Path | None) -> Path:
     from raystill.tracking.runs import tracking_uri
 
     if "MLFLOW_TRACKING_URI" not in os.environ and not (DIRECTORY / "mlflow.db").exists():
-        raise UserError(f"there is no registry at {DIRECTORY}/mlflow.db: run `make demo` first, or set MLFLOW_TRACKING_URI to a server")
+        raise UserError(
+            f"there is no registry at {DIRECTORY}/mlflow.db: run `make demo` first, "
+            "or set MLFLOW_TRACKING_URI to a server"
+        )
     with _store(DIRECTORY):
         return pull(model, to, tracking_uri=tracking_uri(DIRECTORY))
 
@@ -81,7 +86,9 @@ def _store(directory: Path) -> Iterator[None]:
     """Start the embedded object store where the registry's files lie in one and no other is configured."""
     from raystill.orchestration.services import EMBEDDED, object_store
 
-    embedded = (directory / EMBEDDED).is_dir() and not any(k in os.environ for k in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI"))
+    embedded = (directory / EMBEDDED).is_dir() and not any(
+        k in os.environ for k in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI")
+    )
     with object_store("embedded" if embedded else "environment", directory):
         yield
 

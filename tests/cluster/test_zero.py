@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def loss(engine: Engine, step: int, rank: int, ranks: int) -> Tensor:
     text = torch.randn(BATCH, 5, 7, generator=rng)
     mine = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
     found = engine.module(noisy[mine], torch.arange(BATCH)[mine] * 100, text[mine]).sample
-    return (found - target[mine]).square().mean()
+    error: Tensor = (found - target[mine]).square().mean()
+    return error
 
 
 def train(engine: Engine, steps: range, rank: int = 0, ranks: int = 1) -> list[float]:
@@ -102,7 +104,7 @@ def work(config: dict[str, str]) -> None:
         for kind, spoiled in (("loss", engine), ("gradient", resumed)):
             before = values(spoiled)
             poison(spoiled, kind, rank, ranks)
-            report[f"{kind}-{stage}"] = raised(lambda spoiled=spoiled: spoiled.step(0.01), NonFiniteError)
+            report[f"{kind}-{stage}"] = raised(partial(spoiled.step, 0.01), NonFiniteError)
             report[f"kept-{kind}-{stage}"] = all(torch.equal(before[k], v) for k, v in values(spoiled).items())
     (root / f"report-{rank}.json").write_text(json.dumps(report))
 

@@ -1,6 +1,7 @@
 """One suite over every engine, in one process; tests/cluster/test_zero.py has the same over several ranks."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,7 @@ Build = Callable[[nn.Module, Optimizer], Engine]
 
 ENGINES: dict[str, Build] = {
     "local": LocalEngine,
-    **{
-        f"zero-{stage}": lambda module, optimizer, stage=stage: ZeroEngine(module, optimizer, stage)
-        for stage in range(4)
-    },
+    **{f"zero-{stage}": partial(ZeroEngine, stage=stage) for stage in range(4)},
 }
 OPTIMIZER = Optimizer(clip_norm=0.5, weight_decay=0.01)
 
@@ -42,7 +40,7 @@ def build(request: pytest.FixtureRequest) -> Build:
     return ENGINES[request.param]
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     """Three layers of odd and distinct sizes, the first one frozen."""
     torch.manual_seed(3)
     layers = nn.Sequential(nn.Linear(5, 7), nn.SiLU(), nn.Linear(7, 6), nn.SiLU(), nn.Linear(6, 3))
@@ -57,7 +55,8 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 def loss(engine: Engine, step: int) -> Tensor:
     inputs, targets = batch(step)
-    return (engine.module(inputs) - targets).square().mean()
+    found: Tensor = (engine.module(inputs) - targets).square().mean()
+    return found
 
 
 def train(engine: Engine, steps: range) -> list[float]:

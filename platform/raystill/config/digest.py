@@ -8,7 +8,9 @@ from typing import Any
 
 
 def canonical(value: Any) -> Any:
-    """Turn nested settings into plain JSON values; a dataclass carries its class name, so that equal fields of two classes differ."""
+    """Turn nested settings into plain JSON values; a dataclass carries its class name, so that equal fields of two
+    classes differ.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"kind": type(value).__name__, **fields}

@@ -28,7 +28,9 @@ def collate(rows: Sequence[Row]) -> dict[str, Any]:
     return batch
 
 
-def local_batches(store: Store, plan: Plan, batch_size: int, start: int, steps: int, device: torch.device) -> Iterator[dict[str, Any]]:
+def local_batches(
+    store: Store, plan: Plan, batch_size: int, start: int, steps: int, device: torch.device
+) -> Iterator[dict[str, Any]]:
     """Batches `start` to `start + steps` of the plan's rank, on `device`; shards stay in memory once read."""
     cache = _Remembered(store)
     waiting: list[Row] = []

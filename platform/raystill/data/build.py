@@ -31,7 +31,9 @@ class Source:
 
 def build_shards(source: Source, store: Store, per_shard: int = 256) -> str:
     """Write a source's shards and its credits (ATTRIBUTION.md) with a progress bar; its summary names bad files."""
-    shards = list(write_shards(store, tqdm(source.samples, total=source.total, unit="picture"), per_shard))
+    progress = tqdm(source.samples, total=source.total, unit="picture")
+    # A generator, as a runtime type checker takes the bar itself for a container and draws a sample to look at.
+    shards = list(write_shards(store, (sample for sample in progress), per_shard))
     if source.attribution:
         store.write("ATTRIBUTION.md", source.attribution.encode())
     written = f"{len(shards)} shards, {sum(shard.size for shard in shards) / 1e6:.1f} MB, in {store.uri}"

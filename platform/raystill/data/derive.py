@@ -1,4 +1,6 @@
-"""Shards computed from shards: one output shard an input shard, addressed by a digest of all that it depends on, found again instead of computed."""
+"""Shards computed from shards: one output shard an input shard, addressed by a digest of all that it depends on, found
+again instead of computed.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,7 +12,7 @@ from tqdm import tqdm
 from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
 from raystill.data.records import RejectedSampleError, Row, pack_row
-from raystill.data.shards import Sample, list_shards, pack, unpack
+from raystill.data.shards import Sample, list_shards, pack, plain_name, unpack
 from raystill.data.store import Entry, Store
 
 INDEX = "index.json"
@@ -28,7 +30,9 @@ class Transform(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """One derived shard: its key below the store, how many samples it holds, and which source samples were rejected, with reasons."""
+    """One derived shard: its key below the store, how many samples it holds, and which source samples were rejected,
+    with reasons.
+    """
 
     key: str
     count: int
@@ -71,9 +75,15 @@ class Source:
         return [entry.key for entry in self.entries]
 
     def identity(self, **depends_on: Any) -> dict[str, Any]:
-        """Everything that shards derived from these depend on: their names, sizes and entity tags, and the given settings."""
+        """Everything that shards derived from these depend on: their names, sizes and entity tags, and the given
+        settings.
+        """
         shards = [[e.key, e.size, e.etag] for e in self.entries]
-        return {"source_digest": digest(shards), "source_shards": len(shards), **{k: canonical(v) for k, v in depends_on.items()}}
+        return {
+            "source_digest": digest(shards),
+            "source_shards": len(shards),
+            **{k: canonical(v) for k, v in depends_on.items()},
+        }
 
 
 def place(work: Store, stage: str, identity: Mapping[str, Any]) -> Store:
@@ -92,10 +102,11 @@ def find(target: Store) -> Index | None:
 
 def derive_shard(source: Store, key: str, target: Store, transform: Transform) -> Shard:
     """Compute one shard and write it, unless an earlier, stopped run did; beside it lies what was rejected."""
-    note = key.removesuffix(".tar") + ".json"
+    name = plain_name(key)
+    note = name.removesuffix(".tar") + ".json"
     if target.exists(note):
         done = json.loads(target.read(note))
-        return Shard(key=key, count=done["count"], rejected=tuple(done["rejected"]))
+        return Shard(key=name, count=done["count"], rejected=tuple(done["rejected"]))
     rows, rejected = [], []
     for sample in unpack(source.read(key), key):
         try:
@@ -103,8 +114,8 @@ def derive_shard(source: Store, key: str, target: Store, transform: Transform) -
         except RejectedSampleError as error:
             rejected.append(str(error))
     if rows:
-        target.write(key, pack(pack_row(row) for row in transform.compute(rows)))
-    shard = Shard(key=key, count=len(rows), rejected=tuple(rejected))
+        target.write(name, pack(pack_row(row) for row in transform.compute(rows)))
+    shard = Shard(key=name, count=len(rows), rejected=tuple(rejected))
     target.write(note, json.dumps({"count": shard.count, "rejected": rejected}).encode())
     return shard
 
@@ -116,8 +127,8 @@ def finish(target: Store, identity: Mapping[str, Any], shards: list[Shard], max_
     if good == 0 or bad > max_bad_fraction * (good + bad):
         shown = "\n  ".join(index.rejected[:10])
         raise UserError(
-            f"{bad} of {good + bad} samples cannot be used, more than the fraction {max_bad_fraction} that is allowed:\n  {shown}\n"
-            "Mend or remove them, or raise the limit: --set data.reading.max_bad_fraction=0.2"
+            f"{bad} of {good + bad} samples cannot be used, and a fraction of {max_bad_fraction} is allowed:\n"
+            f"  {shown}\nMend or remove them, or raise the limit: --set reading.max_bad_fraction=0.2"
         )
     body = {"identity": identity, "shards": [canonical(s) for s in index.shards]}
     target.write(INDEX, json.dumps(body, indent=1).encode())
@@ -132,5 +143,8 @@ def derive(
     if found is not None:
         return found
     transform = make()
-    shards = [derive_shard(source.store, key, target, transform) for key in tqdm(source.keys, desc=target.uri.split("/")[-2], unit="shard")]
+    shards = [
+        derive_shard(source.store, key, target, transform)
+        for key in tqdm(source.keys, desc=target.uri.split("/")[-2], unit="shard")
+    ]
     return finish(target, identity, shards, max_bad_fraction)

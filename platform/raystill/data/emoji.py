@@ -12,6 +12,8 @@ from raystill.data.pictures import encode_webp, load_square
 from raystill.data.shards import Sample
 
 LABELS_PACKAGE = "emojibase-data@17.0.0"
+# The shortest base first, so that "medium-light" is not taken for "light".
+_TONED = re.compile(r"(.+?)-(default|light|medium-light|medium|medium-dark|dark)")
 _NAMED = {"#": " hash ", "*": " asterisk ", "&": " and "}
 
 
@@ -161,12 +163,15 @@ def find_drawings(item: EmojiSet, package: Path, labels: dict[str, Label]) -> li
 
 
 def _by_words(item: EmojiSet, path: Path, labels: dict[str, Label], codepoints: dict[str, str]) -> Drawing:
-    """Label a file such as `woman-surfing-dark.svg`: Unicode's caption says "skin tone" where its name does not."""
-    words = plain_caption(path.stem)
-    for caption in (words, f"{words} skin tone"):
-        if caption in codepoints:
-            return Drawing(item=item, path=path, codepoints=codepoints[caption], label=labels[codepoints[caption]])
-    return Drawing(item=item, path=path, codepoints="", label=Label(caption=words, category="none", subcategory="none"))
+    """Label a file such as `woman-surfing-dark.svg`, whose `-default` twin shows that a skin tone is meant."""
+    caption = plain_caption(path.stem)
+    toned = _TONED.fullmatch(path.stem)
+    if toned and path.with_stem(f"{toned[1]}-default").is_file():
+        base = plain_caption(toned[1])
+        caption = base if toned[2] == "default" else f"{base} {plain_caption(toned[2])} skin tone"
+    points = codepoints.get(caption, "")
+    label = labels[points] if points else Label(caption=caption, category="none", subcategory="none")
+    return Drawing(item=item, path=path, codepoints=points, label=label)
 
 
 def draw(drawing: Drawing, size: int, with_style: bool) -> Sample:

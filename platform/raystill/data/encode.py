@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
-from transformers import CLIPTokenizer
 
 from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
 from raystill.data.shards import Sample
+from raystill.models.fresh import load_autoencoder, load_tokenizer
 from raystill.models.pipeline import tokenize
 
 
@@ -32,8 +31,8 @@ class LatentTransform:
     """Decoded pictures to scaled latent means and token ids."""
 
     def __init__(self, vae: Path, tokenizer: Path, device: str = "cpu") -> None:
-        self.vae = AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32).to(device).eval()
-        self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        self.vae = load_autoencoder(vae).to(device)
+        self.tokenizer = load_tokenizer(tokenizer)
         self.device = device
 
     def read(self, sample: Sample) -> Row:

@@ -5,12 +5,12 @@ import io
 import struct
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from raystill.config.errors import UserError
 
 WHITE = (255, 255, 255, 255)
-# What Pillow's decoders raise on damaged files, beside OSError and UnidentifiedImageError, which is one.
+# What Pillow's decoders raise on damaged files, beside UnidentifiedImageError.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
@@ -23,6 +23,8 @@ def read_picture(data: bytes, name: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return on_white(picture)
+    except UnidentifiedImageError as error:
+        raise UnreadablePictureError(f"{name}: does not decode: not a picture of a known kind, or empty") from error
     except _DAMAGE as error:
         raise UnreadablePictureError(f"{name}: does not decode: {error}") from error
 

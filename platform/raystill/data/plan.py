@@ -1,10 +1,13 @@
-"""Which samples a rank reads, in which order: a pure function of (seed, rank, position), so that a run can be resumed anywhere."""
+"""Which samples a rank reads, in which order: a pure function of (seed, rank, position), so that a run can be resumed
+anywhere.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from raystill.config.errors import UserError
 from raystill.data.derive import Shard
 
 
@@ -12,8 +15,9 @@ from raystill.data.derive import Shard
 class Plan:
     """The endless order of one rank over derived shards.
 
-    Every epoch all shards are permuted and dealt into groups of `shuffle_shards`; group g of the endless sequence belongs to rank
-    g modulo `world_size`, and its samples are permuted together. A rank reads as many samples as it asks for, so ranks never disagree.
+    Every epoch all shards are permuted and dealt into groups of `shuffle_shards`; group g of the endless sequence
+    belongs to rank g modulo `world_size`, and its samples are permuted together. A rank reads as many samples as it
+    asks for, so ranks never disagree.
     """
 
     shards: tuple[Shard, ...]
@@ -39,9 +43,9 @@ class Group:
 
 def groups(plan: Plan, start: int, count: int) -> Iterator[Group]:
     """The groups that hold samples `start` to `start + count` of the plan's rank."""
-    position, index = 0, 0
+    position = 0
     end = start + count
-    for shards in _dealt(plan):
+    for index, shards in enumerate(_dealt(plan)):
         if index % plan.world_size == plan.rank:
             size = sum(shard.count for shard in shards)
             skip, stop = max(start - position, 0), min(end - position, size)
@@ -50,12 +54,13 @@ def groups(plan: Plan, start: int, count: int) -> Iterator[Group]:
             position += size
             if position >= end:
                 return
-        index += 1
 
 
 def _dealt(plan: Plan) -> Iterator[tuple[Shard, ...]]:
     """The endless sequence of shard groups, the same on every rank."""
     shards = [shard for shard in plan.shards if shard.count]
+    if not shards:  # else the endless sequence would be an endless loop
+        raise UserError(f"there are no samples in the {len(plan.shards)} shards of the plan; derive them anew")
     epoch = 0
     while True:
         order = np.random.default_rng((plan.seed, 7, epoch)).permutation(len(shards))

@@ -29,18 +29,26 @@ class Reading:
 
 
 def caption_of(sample: Sample, reading: Reading) -> str:
-    """The sample's `txt` member without surrounding space; RejectedSampleError where it is missing or empty and may not be."""
+    """The sample's `txt` member without surrounding space; RejectedSampleError where it is missing or empty and may not
+    be.
+    """
     try:
         caption = sample.members.get("txt", b"").decode().strip()
     except UnicodeDecodeError as error:
-        raise RejectedSampleError(f"{sample.key}: its txt member is not UTF-8 ({error.reason} at byte {error.start})") from error
+        raise RejectedSampleError(
+            f"{sample.key}: its txt member is not UTF-8 ({error.reason} at byte {error.start})"
+        ) from error
     if not caption and not reading.allow_empty_caption:
-        raise RejectedSampleError(f"{sample.key}: no caption (its txt member is {'empty' if 'txt' in sample.members else 'missing'})")
+        raise RejectedSampleError(
+            f"{sample.key}: no caption (its txt member is {'empty' if 'txt' in sample.members else 'missing'})"
+        )
     return caption
 
 
 def picture_of(sample: Sample, reading: Reading) -> np.ndarray:
-    """The sample's picture as uint8, shape (height, width, channels); RejectedSampleError where it has none or it does not decode."""
+    """The sample's picture as uint8, shape (height, width, channels); RejectedSampleError where it has none or it does
+    not decode.
+    """
     name = next((m for m in PICTURE_MEMBERS if m in sample.members), None)
     if name is None:
         raise RejectedSampleError(f"{sample.key}: no picture (expected one of {', '.join(PICTURE_MEMBERS)})")

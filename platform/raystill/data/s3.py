@@ -30,8 +30,14 @@ _WRONG_KEY = {
     "403": "the access key is wrong or may not do that here",
 }
 _MISSING = {"404", "NoSuchKey", "NotFound"}
-_FULL = {"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "EntityTooLarge"}
-_BUSY = {"SlowDown", "503", "ServiceUnavailable", "TooManyRequests", "RequestLimitExceeded", "InternalError", "500"}
+_FULL = "has no room; free space there or raise the quota"
+_BUSY = "is overloaded, several times in a row; try again with fewer readers"
+_BROKEN = "failed inside, several times in a row; is the stored copy damaged? The server's log says more"
+_FAILURES = {
+    **dict.fromkeys(("507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"), _FULL),
+    **dict.fromkeys(("503", "SlowDown", "ServiceUnavailable", "TooManyRequests", "RequestLimitExceeded"), _BUSY),
+    **dict.fromkeys(("500", "502", "504", "InternalError"), _BROKEN),
+}
 
 
 def client() -> Any:
@@ -47,7 +53,7 @@ def _client(pid: int, fingerprint: str) -> Any:
     with translated("the S3 client"):
         session = boto3.session.Session()
         options: dict[str, Any] = {
-            "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
+            "retries": {"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))},
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,
             "max_pool_connections": 32,
@@ -124,10 +130,8 @@ def _refusal(uri: str, error: botocore.exceptions.ClientError) -> str:
         )
     if answer in _MISSING:
         return f"{uri}: no such object at {endpoint()}. Check the name; see: aws s3 ls s3://{bucket}/ --recursive"
-    if answer in _FULL:
-        return f"{uri}: the server at {endpoint()} has no room ({answer}). Free space there or raise the quota."
-    if answer in _BUSY:
-        return f"{uri}: {endpoint()} is overloaded or failing ({answer}). Try again with fewer readers."
+    if answer in _FAILURES:
+        return f"{uri}: the server at {endpoint()} {_FAILURES[answer]} ({answer})."
     return f"{uri}: {endpoint()} answered {answer}: {error.response.get('Error', {}).get('Message', '')}"
 
 

@@ -41,7 +41,7 @@ class ServerError(UserError):
 class ObjectStoreServer:
     """A running S3 server over a directory, on 127.0.0.1 only; made by `start`, stopped by leaving its `with` block.
 
-    Start it from a thread that outlives it, such as the main one: where `setpriv` is installed, it dies with that thread.
+    Start it from a thread that outlives it, such as the main one: where there is `setpriv`, it dies with that thread.
     """
 
     def __init__(

@@ -1,10 +1,12 @@
-"""WebDataset shards: uncompressed tar files whose members are grouped into samples by the name before the first dot."""
+"""WebDataset shards: tar files, plain or gzipped; members are grouped into samples by the name before the first dot."""
 
 import dataclasses
+import gzip
 import io
 import itertools
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 
 from webdataset.writer import TarWriter
@@ -14,6 +16,7 @@ from raystill.data.store import Entry, Store
 
 BLOCK_BYTES = 512
 SUFFIX = ".tar"
+SUFFIXES = (SUFFIX, ".tar.gz")  # read; only plain ones are written
 _KEY_PART = re.compile(r"[^\x00-\x1f\\/.]+")
 _MEMBER = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
@@ -111,6 +114,8 @@ def _regular(data: bytes, info: tarfile.TarInfo, name: str) -> bytes:
 
 def unpack(data: bytes, name: str) -> Iterator[Sample]:
     """Yield the samples of the shard called `name` in order; ShardError names a damaged, repeated or refused member."""
+    if name.endswith(".gz"):
+        data = _decompressed(data, name)
     seen: set[str] = set()
     for key, group in itertools.groupby(_members(data, name), key=lambda member: member[0]):
         if key in seen:
@@ -128,10 +133,22 @@ def unpack(data: bytes, name: str) -> Iterator[Sample]:
         yield Sample(key=key, members=members)
 
 
+def plain_name(key: str) -> str:
+    """Name of a shard derived from the one called `key`, which is never compressed."""
+    return key.removesuffix(".gz")
+
+
+def _decompressed(data: bytes, name: str) -> bytes:
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ShardError(f"{name}: its gzip compression is damaged ({error}). Upload the shard again.") from error
+
+
 def list_shards(store: Store) -> list[Entry]:
     """List the shards of a store, sorted by key; ShardError says what lies there where none does."""
     entries = store.list()
-    shards = [entry for entry in entries if entry.key.endswith(SUFFIX)]
+    shards = [entry for entry in entries if entry.key.endswith(SUFFIXES)]
     if shards:
         return shards
     found = ", ".join(entry.key for entry in entries[:5]) + (", ..." if len(entries) > 5 else "")
@@ -147,7 +164,7 @@ def write_shards(store: Store, samples: Iterable[Sample], per_shard: int = 256, 
     if per_shard < 1:
         raise ShardError(f"per_shard is {per_shard}; expected 1 or more samples to a shard.")
     # A shorter build over a longer one would leave old shards behind the new ones, and training would read both.
-    old = [entry.key for entry in store.list(prefix) if entry.key.endswith(SUFFIX)]
+    old = [entry.key for entry in store.list(prefix) if entry.key.endswith(SUFFIXES)]
     if old:
         raise ShardError(
             f"{store.uri} already holds {len(old)} shards ({old[0]} ...); choose another --out or delete them first."

@@ -28,7 +28,9 @@ def derive_stream(
     actors: int,
     resources: Mapping[str, Any],
 ) -> Index:
-    """Derive shards in a pool of actors, or find the finished ones; samples go from store to store, the driver sees counts only."""
+    """Derive shards in a pool of actors, or find the finished ones; samples go from store to store, the driver sees
+    counts only.
+    """
     found = find(target)
     if found is not None:
         return found
@@ -56,7 +58,11 @@ class _ShardWorker:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         shards = [derive_shard(self.source, str(key), self.target, self.transform) for key in batch["key"]]
-        return {"key": [s.key for s in shards], "count": [s.count for s in shards], "rejected": [list(s.rejected) for s in shards]}
+        return {
+            "key": [s.key for s in shards],
+            "count": [s.count for s in shards],
+            "rejected": [list(s.rejected) for s in shards],
+        }
 
 
 def stream_batches(
@@ -64,17 +70,22 @@ def stream_batches(
 ) -> Iterator[dict[str, Any]]:
     """Batches `start` to `start + steps` of the plan's rank, read, permuted and prefetched by Ray Data, on `device`.
 
-    Every rank reads its own part of one plan, as many samples as its steps need: ranks get equally many batches of one size, and the
-    order is a function of the plan alone.
+    Every rank reads its own part of one plan, as many samples as its steps need: ranks get equally many batches of one
+    size, and the order is a function of the plan alone.
     """
     items = [asdict(group) for group in groups(plan, start * batch_size, steps * batch_size)]
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _read, fn_args=(store,), batch_size=1, num_cpus=READ_CPUS
+        _read,  # type: ignore[arg-type]
+        fn_args=(store,),
+        batch_size=1,
+        num_cpus=READ_CPUS,
     )
-    batches = dataset.iter_torch_batches(batch_size=batch_size, prefetch_batches=4, drop_last=True, collate_fn=_Collate())
+    batches = dataset.iter_torch_batches(
+        batch_size=batch_size, prefetch_batches=4, drop_last=True, collate_fn=_Collate()
+    )
     for batch in batches:
         yield to_device(batch, device)
 
@@ -82,13 +93,21 @@ def stream_batches(
 def _read(batch: dict[str, Any], store: Store) -> Iterator[dict[str, Any]]:
     """Read groups of shards and give their rows as columns."""
     for i in range(len(batch["skip"])):
-        keys, seed = tuple(str(k) for k in batch["keys"][i]), (int(batch["order_seed"][i][0]), int(batch["order_seed"][i][1]))
-        rows = read_group(store, Group(keys=keys, order_seed=seed, skip=int(batch["skip"][i]), stop=int(batch["stop"][i])))
+        keys, seed = (
+            tuple(str(k) for k in batch["keys"][i]),
+            (int(batch["order_seed"][i][0]), int(batch["order_seed"][i][1])),
+        )
+        rows = read_group(
+            store, Group(keys=keys, order_seed=seed, skip=int(batch["skip"][i]), stop=int(batch["stop"][i]))
+        )
         yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-class _Collate(NumpyBatchCollateFn):  # type: ignore[misc]
+class _Collate(NumpyBatchCollateFn):
     """Columns to tensors; keys and captions stay lists of text."""
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        return {k: v.tolist() if v.dtype.kind in "OU" else torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:  # type: ignore[override]
+        return {
+            k: v.tolist() if v.dtype.kind in "OU" else torch.from_numpy(np.ascontiguousarray(v))
+            for k, v in batch.items()
+        }

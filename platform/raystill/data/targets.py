@@ -22,8 +22,9 @@ from raystill.models.pipeline import Pipeline, load_pipeline
 class Generated:
     """x_0 is the teacher's guided sample from z, and mu = (z - s_1 x_0) / n_1.
 
-    mu is the one constant noise whose single DDIM step from z lands on x_0: the mean of the teacher's noise predictions over kappa
-    along its own trajectory. At inference mu's law is that of z up to the small s_1 x_0, so sampling starts from N(0, I).
+    mu is the one constant noise whose single DDIM step from z lands on x_0: the mean of the teacher's noise predictions
+    over kappa along its own trajectory. At inference mu's law is that of z up to the small s_1 x_0, so sampling starts
+    from N(0, I).
     """
 
     steps: int = 12  # of DPM-Solver++(2M)
@@ -36,11 +37,15 @@ class Generated:
         """Evaluations of the teacher's network per sample."""
         return self.steps * (1 if self.guidance == 1 else 2)
 
-    def targets(self, teacher: Pipeline, start: Latent, condition: Tensor, picture: Tensor | None) -> tuple[Latent, Latent]:
+    def targets(
+        self, teacher: Pipeline, start: Latent, condition: Tensor, picture: Tensor | None
+    ) -> tuple[Latent, Latent]:
         """Sample the teacher from `start` and solve for the target mean."""
         schedule = teacher.schedule
         denoise = GuidedDenoiser(Denoiser(teacher.unet, schedule, teacher.kind), teacher.condition([""]), self.guidance)
-        x_0 = dpm_solver_2m(lambda x, t: denoise(x, t, condition), schedule, start, trailing_times(schedule, self.steps))
+        x_0 = dpm_solver_2m(
+            lambda x, t: denoise(x, t, condition), schedule, start, trailing_times(schedule, self.steps)
+        )
         one = torch.ones(1, dtype=torch.float64)
         signal, noise = float(schedule.signal(one)), float(schedule.noise(one))
         return x_0, (start - signal * x_0) / noise
@@ -53,7 +58,9 @@ class Independent:
     reads_picture: ClassVar[bool] = True
     calls: ClassVar[int] = 0
 
-    def targets(self, teacher: Pipeline, start: Latent, condition: Tensor, picture: Tensor | None) -> tuple[Latent, Latent]:
+    def targets(
+        self, teacher: Pipeline, start: Latent, condition: Tensor, picture: Tensor | None
+    ) -> tuple[Latent, Latent]:
         """Encode the picture; the start is the target mean."""
         assert picture is not None
         return teacher.encode(picture), start
@@ -63,7 +70,14 @@ class TargetTransform:
     """Source samples to targets, with the condition that the student attends to stored beside them."""
 
     def __init__(
-        self, teacher: Path, estimator: Generated | Independent, reading: Reading, seed: int, batch_size: int, precision: str, device: str = "cpu"
+        self,
+        teacher: Path,
+        estimator: Generated | Independent,
+        reading: Reading,
+        seed: int,
+        batch_size: int,
+        precision: str,
+        device: str = "cpu",
     ) -> None:
         self.teacher = load_pipeline(teacher).to(torch.device(device))
         self.estimator, self.reading, self.seed, self.batch_size = estimator, reading, seed, batch_size
@@ -78,11 +92,15 @@ class TargetTransform:
 
     @torch.inference_mode()
     def compute(self, rows: list[Row]) -> list[Row]:
-        """Targets of a shard, in batches; a sample's start depends on its key and the seed alone, however shards are cut."""
+        """Targets of a shard, in batches; a sample's start depends on its key and the seed alone, however shards are
+        cut.
+        """
         return [row for i in range(0, len(rows), self.batch_size) for row in self._batch(rows[i : i + self.batch_size])]
 
     def _batch(self, rows: list[Row]) -> list[Row]:
-        start = torch.stack([start_of(row["key"], self.seed, self.teacher.latent_shape) for row in rows]).to(self.device)
+        start = torch.stack([start_of(row["key"], self.seed, self.teacher.latent_shape) for row in rows]).to(
+            self.device
+        )
         condition = self.teacher.condition([row["caption"] for row in rows])
         picture = None
         if self.estimator.reads_picture:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ class Optimizer:
     clip_norm: float = 1.0  # of the global gradient; the norm before clipping is reported
 
 
+@runtime_checkable  # so that tests can check annotations
 class Engine(Protocol):
     """Updates the trainable parameters of one module; every method marked collective is called by all ranks."""
 

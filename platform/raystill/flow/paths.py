@@ -1,7 +1,7 @@
 """Conditional paths x_t = data(t) x_0 + mean(t) mu + noise(t) eps between a clean latent and its instance's target."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ class Coefficients(NamedTuple):
 
     @property
     def angle(self) -> Tensor:
-        """Angle arctan(b / a) of the point's total noise b = sqrt(mean^2 + noise^2) to its signal a = data, mu counted as noise."""
+        """Angle arctan(b / a) of the point's total noise b = sqrt(mean^2 + noise^2) to its signal a = data, mu counted
+        as noise.
+        """
         return torch.atan2(torch.hypot(self.mean, self.noise), self.data)
 
     @property
@@ -28,6 +30,7 @@ class Coefficients(NamedTuple):
         return torch.hypot(self.data, torch.hypot(self.mean, self.noise))
 
 
+@runtime_checkable  # so that tests can check annotations
 class Path(Protocol):
     """A path over a teacher's schedule; an implementation is its own settings."""
 
@@ -37,7 +40,9 @@ class Path(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayPath:
-    """RayFlow's path to the sample's own Gaussian N(mu, sigma^2 I): x_t = s_t x_0 + (1 - s_t) mu + sigma n_t eps (2503.07699)."""
+    """RayFlow's path to the sample's own Gaussian N(mu, sigma^2 I): x_t = s_t x_0 + (1 - s_t) mu + sigma n_t eps
+    (2503.07699).
+    """
 
     sigma: float = 0.0  # variance coefficient sigma in [0, 1]; not the schedule's noise level
 
@@ -53,7 +58,7 @@ class RayPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDiffusionPath:
-    """Rectified Diffusion's paired path x_t = s_t x_0 + n_t mu, which starts at the teacher's own start (2410.07303)."""
+    """Rectified Diffusion's paired path x_t = s_t x_0 + n_t mu, from the teacher's own start (2410.07303)."""
 
     def coefficients(self, schedule: Schedule, t: Times) -> Coefficients:
         """Coefficients (s_t, n_t, 0)."""
@@ -66,7 +71,8 @@ def interpolate(c: Coefficients, x_0: Latent, target_mean: Latent, eps: Latent) 
 
 
 def times_at(path: Path, schedule: Schedule, angles: Tensor) -> Times:
-    """Times at which the path has the given angles, by bisection to float64 resolution; angles beyond the path's end give 1.
+    """Times at which the path has the given angles, by bisection to float64 resolution; angles beyond the path's end
+    give 1.
 
     The angle grows with t on every path of this module, so a sampler's stock timesteps have one time each on the path.
     """

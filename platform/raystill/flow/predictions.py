@@ -13,7 +13,7 @@ Kind = Literal["epsilon", "v_prediction", "sample"]
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A network's answer about x = signal x_0 + noise e with signal^2 + noise^2 = 1 (diffusers' names for the kinds)."""
+    """A network's answer about x = signal x_0 + noise e with signal^2 + noise^2 = 1; kinds as diffusers names them."""
 
     kind: Kind
     value: Latent
@@ -23,7 +23,7 @@ class Prediction:
 
     @property
     def data(self) -> Latent:
-        """Estimate of x_0; a noise prediction is refused by ZeroDivisionError where the signal is 0 on every sample."""
+        """Estimate of x_0; from a noise prediction only where signal > 0 (`Denoiser` refuses the others)."""
         match self.kind:
             case "sample":
                 return self.value
@@ -45,7 +45,9 @@ class Prediction:
 
 
 def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance e_w = e_u + w (e_c - e_u); w = 1 is no guidance (Ho & Salimans 2207.12598, in the convention of `w`, not `w - 1`)."""
+    """Classifier-free guidance e_w = e_u + w (e_c - e_u); w = 1 is no guidance (Ho & Salimans 2207.12598, in the
+    convention of `w`, not `w - 1`).
+    """
     return unconditional + scale * (conditional - unconditional)
 
 

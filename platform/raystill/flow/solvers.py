@@ -1,6 +1,7 @@
 """Deterministic solvers of the teacher's probability-flow ODE and jumps of the student."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -14,8 +15,10 @@ Grid = Float[Tensor, " steps_and_end"]  # decreasing times, float64
 
 
 def ddim(denoise: VPDenoise, schedule: Schedule, x: Latent, times: Grid) -> Latent:
-    """Sample with DDIM: x_r = s_r x0_hat + n_r e_hat from time to time (Song et al. 2010.02502, eta = 0); x is the state at `times[0]`."""
-    for t, r in zip(times[:-1], times[1:], strict=True):
+    """Sample with DDIM: x_r = s_r x0_hat + n_r e_hat from time to time (Song et al. 2010.02502, eta = 0); x is the
+    state at `times[0]`.
+    """
+    for t, r in pairwise(times):
         prediction = denoise(x, t.expand(len(x)))
         s_r, n_r = (column(f(r.view(1)), x) for f in (schedule.signal, schedule.noise))
         x = s_r * prediction.data + n_r * prediction.epsilon if r > 0 else prediction.data
@@ -23,7 +26,8 @@ def ddim(denoise: VPDenoise, schedule: Schedule, x: Latent, times: Grid) -> Late
 
 
 def dpm_solver_2m(denoise: VPDenoise, schedule: Schedule, x: Latent, times: Grid) -> Latent:
-    """Sample with DPM-Solver++(2M), second order with one call per step (Lu et al. 2211.01095, algorithm 2); the last step is first order.
+    """Sample with DPM-Solver++(2M), second order with one call per step (Lu et al. 2211.01095, algorithm 2); the last
+    step is first order.
 
     Half log-SNR is lambda = -log tan(angle); the extrapolated data estimate D_i uses the previous call.
     """

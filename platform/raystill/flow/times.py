@@ -1,7 +1,7 @@
 """Where on its path a training step looks: samplers of times with the weights that keep the loss unbiased."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -17,6 +17,7 @@ class TimeDraw(NamedTuple):
     weight: Tensor
 
 
+@runtime_checkable  # so that tests can check annotations
 class TimeSampler(Protocol):
     """Draws times for a batch; an implementation is its own settings."""
 
@@ -37,14 +38,18 @@ class UniformTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingTimes:
-    """Only the times at which a sampler of `steps` steps (and of every divisor of it) asks the student, trailing spacing.
+    """Only the times at which a sampler of `steps` steps (and of every divisor of it) asks the student, trailing
+    spacing.
 
-    The times are those whose signal-to-noise ratio is the stock timestep's; the start gets `start_share` of the draws, the others
-    share the rest. Weights are 1: this is a choice of objective (the sampler's own times), not an importance law for another one.
+    The times are those whose signal-to-noise ratio is the stock timestep's; the start gets `start_share` of the draws,
+    the others share the rest. Weights are 1: this is a choice of objective (the sampler's own times), not an importance
+    law for another one.
     """
 
     steps: int = 8
-    start_share: float = 0.3  # share of draws at the start of sampling, the only point that a one-step sample depends on
+    start_share: float = (
+        0.3  # share of draws at the start of sampling, the only point that a one-step sample depends on
+    )
 
     def draw(self, count: int, path: Path, schedule: Schedule, rng: Generator) -> TimeDraw:
         """Draw times with weight 1."""

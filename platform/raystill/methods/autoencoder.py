@@ -1,6 +1,9 @@
-"""Training of a picture autoencoder with a lightly regularised Gaussian latent (2112.10752, section 3.1, without its adversary)."""
+"""Training of a picture autoencoder with a lightly regularised Gaussian latent (2112.10752, section 3.1, without its
+adversary).
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -26,10 +29,10 @@ class Autoencoder:
         pictures = to_pictures(batch["image"])
         decoded, mean, log_variance = networks["autoencoder"](pictures, latent_noise_seed(rng))
         error = (decoded - pictures).abs().mean()
-        edges = sum(((decoded.diff(dim=d) - pictures.diff(dim=d)).abs().mean() for d in (2, 3)), start=error.new_zeros(()))
+        down, across = ((decoded.diff(dim=d) - pictures.diff(dim=d)).abs().mean() for d in (2, 3))
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / pictures.numel()
         mse = (decoded - pictures).detach().square().mean()
-        value = error + self.edge_weight * edges + self.kl_weight * kl
+        value = error + self.edge_weight * (down + across) + self.kl_weight * kl
         return {"autoencoder": Loss(value, {"quality/reconstruction_mse": mse, "loss/kl": kl.detach()})}
 
 
@@ -38,7 +41,7 @@ class AutoencoderPass(nn.Module):
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae: Any = vae  # its encode and decode are not a Module's
 
     def forward(self, pictures: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return decoded pictures, latent means and clamped log-variances; `seed` fixes the latent noise."""

@@ -1,4 +1,6 @@
-"""Ordinary conditional diffusion training of a UNet together with its text encoder (2006.11239; v-prediction 2202.00512)."""
+"""Ordinary conditional diffusion training of a UNet together with its text encoder (2006.11239; v-prediction
+2202.00512).
+"""
 
 from dataclasses import dataclass
 
@@ -50,6 +52,8 @@ class Denoising:
         eps = torch.randn(latent.shape, generator=rng).to(latent.device)
         empty = tokens.new_tensor(self.empty_tokens)
         s, n = column(self.schedule.signal(t), latent), column(self.schedule.noise(t), latent)
-        value = networks["denoiser"](s * latent + n * eps, k.to(latent.device), torch.where(drop[:, None], empty, tokens))
+        value = networks["denoiser"](
+            s * latent + n * eps, k.to(latent.device), torch.where(drop[:, None], empty, tokens)
+        )
         target = {"epsilon": eps, "v_prediction": s * eps - n * latent, "sample": latent}[self.kind]
         return {"denoiser": Loss((value.float() - target).square().mean())}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Generator, Tensor, nn
 
@@ -19,6 +19,7 @@ class Loss:
     times: Tensor | None = None  # on the CPU, shape (batch,): named where a number is not finite
 
 
+@runtime_checkable  # so that tests can check annotations
 class Method(Protocol):
     """Losses of one training step; knows no device, engine, cluster or log."""
 

@@ -1,7 +1,8 @@
 """RayFlow (2503.07699): every sample is trained along its own path between its clean latent and its own target mean.
 
-Departures from the paper, whose code is not public: targets are stored pairs made by the frozen teacher beforehand (`data.targets`), and the
-student is asked by signal-to-noise matching (`Denoiser.on_path`), so that its first step equals the teacher whatever the path.
+Departures from the paper, whose code is not public: targets are stored pairs made by the frozen teacher beforehand
+(`data.targets`), and the student is asked by signal-to-noise matching (`Denoiser.on_path`), so that its first step
+equals the teacher whatever the path.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +25,9 @@ class RayFlow:
 
     path: RayPath | PairedDiffusionPath = field(default_factory=RayPath)
     times: SamplingTimes | UniformTimes = field(default_factory=SamplingTimes)
-    loss: Literal["data", "velocity"] = "velocity"  # squared error of x_0, or of v in the student's coordinates (x_0's over n^2)
+    loss: Literal["data", "velocity"] = (
+        "velocity"  # squared error of x_0, or of v in the student's coordinates (x_0's over n^2)
+    )
 
     def bind(self, schedule: Schedule, kind: Kind) -> "BoundRayFlow":
         """The method on a teacher's schedule and prediction kind."""

@@ -25,7 +25,9 @@ class Adapter:
     """A verified adapter, loaded and ready."""
 
     def __init__(self, directory: Path, base: Path | None = None) -> None:
-        """Load from an adapter's directory; `base` is the pipeline's directory where it is not `teachers/<id>`. UserError where they do not fit."""
+        """Load from an adapter's directory; `base` is the pipeline's directory where it is not `teachers/<id>`.
+        UserError where they do not fit.
+        """
         self.card = verify(directory)
         self.pipeline = _on_base(directory, self.card, base or Path("teachers") / self.card.base.id)
         settings = dict(self.card.path)
@@ -39,10 +41,15 @@ class Adapter:
             return sample_student(denoiser, self.path, start, self.pipeline.condition(list(captions)), steps)
 
     def draw(self, captions: Sequence[str], steps: int | None = None, seed: int = 0) -> Tensor:
-        """Pictures of captions, uint8, shape (batch, height, width, channels); UserError for step counts it was not trained for."""
+        """Pictures of captions, uint8, shape (batch, height, width, channels); UserError for step counts it was not
+        trained for.
+        """
         count = steps or self.card.default_steps
         if count not in self.card.steps:
-            raise UserError(f"this adapter was trained for {', '.join(map(str, self.card.steps))} steps, found {count}: write --steps {self.card.default_steps}")
+            raise UserError(
+                f"this adapter was trained for {', '.join(map(str, self.card.steps))} steps, found {count}: "
+                f"write --steps {self.card.default_steps}"
+            )
         return self.pipeline.decode(self.latents(captions, count, seed))
 
 
@@ -51,8 +58,8 @@ def _on_base(directory: Path, card: AdapterCard, base: Path) -> Pipeline:
     pipeline = load_pipeline(base)
     if pipeline.revision != card.base.revision:
         raise UserError(
-            f"the adapter is for {card.base.id} at revision {card.base.revision}, and {base} is at {pipeline.revision}; "
-            "give the directory of the right base: --base DIRECTORY"
+            f"the adapter is for {card.base.id} at revision {card.base.revision}, "
+            f"and {base} is at {pipeline.revision}; give the directory of the right base: --base DIRECTORY"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -64,4 +71,5 @@ def _on_base(directory: Path, card: AdapterCard, base: Path) -> Pipeline:
 def describe(card: AdapterCard) -> str:
     """One line about an adapter: base, method, steps and its distance."""
     figures = json.dumps(card.evaluation.get("frechet", {}))
-    return f"{card.method} for {card.base.id}, steps {', '.join(map(str, card.steps))}, Frechet distance by steps {figures}"
+    steps = ", ".join(map(str, card.steps))
+    return f"{card.method} for {card.base.id}, steps {steps}, Frechet distance by steps {figures}"

@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 class Average:
-    """Average of named tensors over steps, kept in float32 on the tensors' device; warms up so that early steps do not linger."""
+    """Average of named tensors over steps, kept in float32 on the tensors' device; warms up so that early steps do not
+    linger.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay

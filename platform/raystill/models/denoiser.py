@@ -28,7 +28,11 @@ class Denoiser:
         return self.at_angle(x, self.schedule.angle(t), condition)
 
     def at_angle(self, x: Latent, angle: Times, condition: Condition) -> Prediction:
-        """Predict at variance-preserving points given by their angles, radians, shape (batch,)."""
+        """Predict at variance-preserving points given by their angles, radians, shape (batch,); ValueError where a
+        noise prediction is asked about pure noise, since it says nothing of the data there.
+        """
+        if self.kind == "epsilon" and bool((angle.cos() < 1e-6).any()):  # angles are on the CPU: no device sync
+            raise ValueError("an epsilon prediction has no x_0 at zero signal; a zero-SNR schedule needs v_prediction")
         timestep = self.schedule.timestep(self.schedule.time_of(angle)).to(x.device, torch.float32, non_blocking=True)
         value = self.network(x, timestep, condition, return_dict=False)[0]
         return Prediction(self.kind, value, x, column(angle.cos(), x), column(angle.sin(), x))
@@ -43,18 +47,23 @@ class Denoiser:
 
 @dataclass(frozen=True, slots=True)
 class GuidedDenoiser:
-    """Classifier-free guidance with both branches in one batched forward; two network evaluations per sample where scale != 1."""
+    """Classifier-free guidance with both branches in one batched forward; two network evaluations per sample where
+    scale != 1.
+    """
 
     denoiser: Denoiser
     unconditional: Float[Tensor, "1 length width"]
     scale: float  # w; 1 is no guidance
 
     def __call__(self, x: Latent, t: Times, condition: Condition) -> Prediction:
-        """Predict with guidance; the kinds are all linear in the network's value, so guiding the value guides the noise."""
+        """Predict with guidance; the kinds are all linear in the network's value, so guiding the value guides the
+        noise.
+        """
         if self.scale == 1:
             return self.denoiser(x, t, condition)
         both = torch.cat([self.unconditional.expand_as(condition), condition])
         p = self.denoiser(torch.cat([x, x]), t.repeat(2), both)
-        value = guided(*p.value.chunk(2), self.scale)
+        unconditional, conditional = p.value.chunk(2)
+        value = guided(unconditional, conditional, self.scale)
         n = len(x)
         return Prediction(p.kind, value, x, p.signal[:n], p.noise[:n])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
 from raystill.config.errors import UserError
@@ -27,7 +27,9 @@ class Lora:
 
 def peft_config(lora: Lora) -> LoraConfig:
     """The adapter's settings as peft takes them."""
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights="gaussian")
+    return LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights="gaussian"
+    )
 
 
 def add_adapter(unet: UNet2DConditionModel, lora: Lora) -> UNet2DConditionModel:
@@ -35,7 +37,9 @@ def add_adapter(unet: UNet2DConditionModel, lora: Lora) -> UNet2DConditionModel:
     names = [name for name, _ in unet.named_modules()]
     absent = [t for t in lora.targets if not any(n == t or n.endswith("." + t) for n in names)]
     if len(absent) == len(lora.targets):
-        raise UserError(f"lora.targets name no layer of the UNet: {', '.join(absent)}; expected names such as to_q, to_v, conv1")
+        raise UserError(
+            f"lora.targets name no layer of the UNet: {', '.join(absent)}; expected names such as to_q, to_v, conv1"
+        )
     unet.requires_grad_(False)
     unet.add_adapter(peft_config(lora), ADAPTER)
     return unet
@@ -47,3 +51,9 @@ def load_adapter(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> N
     with torch.no_grad():
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)
+
+
+def adapter_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """The adapter's tensors under peft's names, which artifacts carry."""
+    state: dict[str, Tensor] = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
+    return state

@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.schedulers import DDIMScheduler
+from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from raystill.config.errors import UserError
 from raystill.flow.predictions import Kind, Latent
@@ -85,7 +87,9 @@ class Pipeline:
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Int[Tensor, "batch length"]:
     """Token ids padded and truncated to the tokenizer's own length."""
     length = tokenizer.model_max_length
-    ids: Tensor = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+    ids: Tensor = tokenizer(
+        captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    ).input_ids
     return ids
 
 
@@ -98,14 +102,29 @@ def revision(directory: Path) -> str:
     return sha.hexdigest()[:16]
 
 
+def quiet() -> None:
+    """Keep the loaders' progress bars and notes off the terminal."""
+    diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
 def load_pipeline(directory: str | Path, dtype: torch.dtype = torch.float32) -> Pipeline:
-    """Load a Stable Diffusion pipeline from a directory in diffusers' format; UserError where it is none or is of another kind."""
+    """Load a Stable Diffusion pipeline from a directory in diffusers' format; UserError where it is none or is of
+    another kind.
+    """
     path = Path(directory)
     check_pipeline(path)
+    quiet()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, torch_dtype=dtype, local_files_only=True)
-    scheduler = DDIMScheduler.from_config(whole.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
+        whole = StableDiffusionPipeline.from_pretrained(
+            path, safety_checker=None, torch_dtype=dtype, local_files_only=True
+        )
+    scheduler = DDIMScheduler.from_config(
+        whole.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
+    )
     return Pipeline(whole.vae, whole.text_encoder, whole.tokenizer, whole.unet, scheduler, revision(path))
 
 
@@ -115,8 +134,9 @@ def check_pipeline(path: Path) -> None:
     if not index.is_file():
         found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "no such directory"
         raise UserError(
-            f"teacher {str(path)!r} is not a diffusers pipeline: expected {index.name} in it, found: {found or 'nothing'}.\n"
-            "Give a directory that StableDiffusionPipeline.save_pretrained wrote: --set teacher.path=DIRECTORY"
+            f"teacher {str(path)!r} is not a diffusers pipeline: expected {index.name} in it, "
+            f"found: {found or 'nothing'}.\n"
+            "Give a directory that StableDiffusionPipeline.save_pretrained wrote: --set teacher=DIRECTORY"
         )
     parts = json.loads(index.read_text())
     missing = [part for part in PARTS if part not in parts or not (path / part).is_dir()]
@@ -124,5 +144,6 @@ def check_pipeline(path: Path) -> None:
         raise UserError(
             f"teacher {str(path)!r} is a {parts.get('_class_name', 'pipeline of unknown class')} "
             f"{'without ' + ', '.join(missing) if missing else 'whose denoiser is ' + str(parts['unet'][1])}; "
-            "expected a StableDiffusionPipeline (autoencoder, CLIP text encoder and tokenizer, UNet2DConditionModel, scheduler)."
+            "expected a StableDiffusionPipeline (autoencoder, CLIP text encoder and tokenizer, UNet2DConditionModel, "
+            "scheduler)."
         )

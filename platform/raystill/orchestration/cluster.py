@@ -1,4 +1,6 @@
-"""Stages and trainings on a Ray cluster: an actor pool for derived shards, Ray Train workers with ZeRO engines for trainings."""
+"""Stages and trainings on a Ray cluster: an actor pool for derived shards, Ray Train workers with ZeRO engines for
+trainings.
+"""
 
 import logging
 import os
@@ -11,8 +13,9 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from ray.exceptions import RayError, RayTaskError
 from ray.experimental import tqdm_ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from raystill.config.digest import canonical_json
@@ -21,17 +24,23 @@ from raystill.data.derive import Index, Source, Transform
 from raystill.data.plan import Plan
 from raystill.data.store import Store
 from raystill.data.stream import derive_stream, stream_batches
+from raystill.engine.protocol import NonFiniteError
 from raystill.orchestration.launcher import MakeRecorder
 from raystill.orchestration.run import Cluster
 from raystill.training.task import Place, Task, last_step, run_task
 
+
 @contextmanager
 def ray_session(cluster: Cluster) -> Iterator[None]:
-    """Connect to the cluster of RAY_ADDRESS, or start one on this machine; UserError where it is too small for the run."""
+    """Connect to the cluster of RAY_ADDRESS, or start one on this machine; UserError where it is too small."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "num_cpus": os.cpu_count()}
+    local: dict[str, Any] = (
+        {}
+        if os.environ.get("RAY_ADDRESS")
+        else {"address": "local", "include_dashboard": False, "num_cpus": os.cpu_count()}
+    )
     ray.init(logging_level=logging.WARNING, configure_logging=False, **local)
     try:
         check_resources(cluster)
@@ -50,8 +59,9 @@ def check_resources(cluster: Cluster) -> None:
     for kind, amount in wanted.items():
         if amount > total.get(kind, 0.0):
             raise UserError(
-                f"the cluster has {total.get(kind, 0.0):g} {kind}s and the run needs {amount:g}: {cluster.workers} workers of "
-                f"{cluster.worker_cpus:g} CPUs and {cluster.worker_gpus:g} GPUs, or {cluster.actors} actors of {cluster.actor_cpus:g} CPUs.\n"
+                f"the cluster has {total.get(kind, 0.0):g} {kind}s and the run needs {amount:g}: "
+                f"{cluster.workers} workers of {cluster.worker_cpus:g} CPUs and {cluster.worker_gpus:g} GPUs, "
+                f"or {cluster.actors} actors of {cluster.actor_cpus:g} CPUs and {cluster.actor_gpus:g} GPUs.\n"
                 "Ask for less: --set cluster.workers=1 --set cluster.actors=1"
             )
 
@@ -64,13 +74,21 @@ class RayLauncher:
     directory: Path  # local: Ray Train's own small files
 
     def derive(
-        self, source: Source, target: Store, transform: Callable[[], Transform], identity: Mapping[str, Any], max_bad_fraction: float
+        self,
+        source: Source,
+        target: Store,
+        transform: Callable[[], Transform],
+        identity: Mapping[str, Any],
+        max_bad_fraction: float,
     ) -> Index:
         """Compute derived shards in an actor pool, or find them."""
         resources = {"num_cpus": self.cluster.actor_cpus, "num_gpus": self.cluster.actor_gpus}
-        return derive_stream(
-            source, target, transform, identity, max_bad_fraction, actors=self.cluster.actors, resources=resources
-        )
+        try:
+            return derive_stream(
+                source, target, transform, identity, max_bad_fraction, actors=self.cluster.actors, resources=resources
+            )
+        except RayError as error:
+            raise _for_people(error) from error
 
     def train(self, task: Task, data: Store, index: Index, checkpoints: Store, recorder: MakeRecorder | None) -> None:
         """Train on the cluster's workers; they restore the newest checkpoint by themselves."""
@@ -83,7 +101,10 @@ class RayLauncher:
             scaling_config=ScalingConfig(
                 num_workers=self.cluster.workers,
                 use_gpu=self.cluster.worker_gpus > 0,
-                resources_per_worker={"CPU": self.cluster.worker_cpus, **({"GPU": self.cluster.worker_gpus} if self.cluster.worker_gpus else {})},
+                resources_per_worker={
+                    "CPU": self.cluster.worker_cpus,
+                    **({"GPU": self.cluster.worker_gpus} if self.cluster.worker_gpus else {}),
+                },
             ),
             run_config=RunConfig(
                 name=task.name,
@@ -91,7 +112,24 @@ class RayLauncher:
                 failure_config=FailureConfig(max_failures=self.cluster.max_failures),
             ),
         )
-        trainer.fit()
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            raise _for_people(error) from error
+
+
+def _for_people(error: BaseException) -> BaseException:
+    """The error of a worker or actor that is meant for people, where there is one; else the error as it is."""
+    causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+    while causes:
+        cause = causes.pop()
+        inner = cause.cause if isinstance(cause, RayTaskError) else cause
+        if isinstance(inner, UserError):
+            return inner
+        if isinstance(inner, NonFiniteError):
+            return UserError(f"the training was stopped before a bad update: {inner}")
+        causes += [c for c in (inner if inner is not cause else None, inner.__cause__) if c is not None]
+    return error
 
 
 @dataclass(slots=True)
@@ -124,7 +162,9 @@ def _train_worker(config: dict[str, Any]) -> None:
         place = Place(
             checkpoints=work.checkpoints,
             engine=lambda module, optimizer: ZeroEngine(module, optimizer, work.zero_stage, training.precision, device),
-            batches=lambda step: stream_batches(work.data, plan, training.batch_size, step, training.steps - step, device),
+            batches=lambda step: stream_batches(
+                work.data, plan, training.batch_size, step, training.steps - step, device
+            ),
             recorder=recorder,
             rank=rank,
             world_size=world_size,

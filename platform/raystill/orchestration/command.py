@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from raystill.config.digest import digest
@@ -28,8 +29,18 @@ class Given:
 def arguments(description: str | None, recipe: str) -> Given:
     """Read the arguments that every job takes; `recipe` is the default one."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default=recipe, help="NAME[:FUNCTION] of a shipped recipe, or FILE.py[:FUNCTION] (default: %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a setting by its dotted path; repeatable")
+    parser.add_argument(
+        "--recipe",
+        default=recipe,
+        help="NAME[:FUNCTION] of a shipped recipe, or FILE.py[:FUNCTION] (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override a setting by its dotted path; repeatable",
+    )
     parser.add_argument("--local", action="store_true", help="run in this process: one device, plain torch, no Ray")
     parser.add_argument("--show", action="store_true", help="print the resolved settings with their paths, and stop")
     typed = parser.parse_args()
@@ -44,7 +55,9 @@ def show(run: Any) -> None:
 
 
 def guarded(main: Callable[[], None]) -> int:
-    """Run a command; exit status 2 with a message for bad input, 130 for Ctrl-C after everything that it started has stopped."""
+    """Run a command; exit status 2 with a message for bad input, 130 for Ctrl-C after everything that it started has
+    stopped.
+    """
     _quiet()
     try:
         main()
@@ -52,8 +65,11 @@ def guarded(main: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = shlex.join([os.path.basename(sys.executable), *sys.argv])
-        print(f"\nStopped. Finished stages and checkpoints are kept; go on with the same command:\n  {again}", file=sys.stderr)
+        again = shlex.join([Path(sys.executable).name, *sys.argv])
+        print(
+            f"\nStopped. Finished stages and checkpoints are kept; go on with the same command:\n  {again}",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

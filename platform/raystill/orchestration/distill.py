@@ -1,5 +1,6 @@
 """The main job: targets, training, evaluation, export and registration of one distilled adapter."""
 
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -8,9 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
-from peft import get_peft_model_state_dict
-
 from raystill.config.digest import canonical, digest
 from raystill.data.derive import Index, Source, place
 from raystill.data.store import Store, check, open_store
@@ -18,9 +16,8 @@ from raystill.data.targets import TargetTransform
 from raystill.flow.schedules import trailing_times
 from raystill.models import artifact
 from raystill.models.card import AdapterCard, Base, model_card
-from raystill.models.lora import peft_config
-from raystill.models.pipeline import check_pipeline, revision
-from raystill.models.student import Student
+from raystill.models.lora import adapter_state, add_adapter, load_adapter, peft_config
+from raystill.models.pipeline import load_pipeline, revision
 from raystill.orchestration.evaluate import Evaluated, as_card, evaluate
 from raystill.orchestration.launcher import Launcher
 from raystill.orchestration.run import Run
@@ -60,30 +57,35 @@ class Distilled:
 
 
 def check_inputs(run: Run) -> None:
-    """Find everything that can be wrong before anything is started: settings, teacher, stores and shards."""
-    run.check()
-    check_pipeline(Path(run.teacher))
+    """Find what can be wrong with the stores and shards before a worker is started."""
     check(open_store(run.work))
     Source.of(open_store(run.shards))
 
 
 def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> Distilled:
-    """Run every stage that an earlier, stopped run of the same settings has not finished; `directory` is local, for small outputs."""
-    check_inputs(run)
+    """Run every stage that an earlier, stopped run of the same settings has not finished; `directory` is local, for
+    small outputs.
+    """
     uri = tracking_uri(directory)
-    tracking = Tracking(uri=uri, experiment=run.experiment, name=run.name, artifact_root=run.artifacts, spool=directory / "spool")
+    tracking = Tracking(
+        uri=uri, experiment=run.experiment, name=run.name, artifact_root=run.artifacts, spool=directory / "spool"
+    )
     open_experiment(uri, run.experiment, run.artifacts)
     with seconds.stage("targets"):
         targets, index = compute_targets(run, launcher)
     with seconds.stage("distillation"):
-        checkpoints = place(open_store(run.work), "checkpoints", Source.of(targets).identity(task=run.task, cluster=run.cluster.workers))
+        checkpoints = place(
+            open_store(run.work), "checkpoints", Source.of(targets).identity(task=run.task, cluster=run.cluster.workers)
+        )
         launcher.train(run.task, targets, index, checkpoints, partial(TrackedRun, tracking, run))
     with seconds.stage("evaluation"):
         evaluated = evaluate(run, launcher, checkpoints, _device(run))
     with seconds.stage("registry"), TrackedRun(tracking, run) as tracked:
         adapter = export(run, checkpoints, evaluated, directory / "adapters" / digest(run))
         for steps, figures in evaluated.student.items():
-            tracked.metrics(run.training.steps, {f"evaluation/{name}_{steps}": value for name, value in figures.items()})
+            tracked.metrics(
+                run.training.steps, {f"evaluation/{name}_{steps}": value for name, value in figures.items()}
+            )
         tracked.picture("evaluation/grid", evaluated.picture, run.training.steps)
         registered = register(uri, run.model, adapter, tracked.run_id)
     return Distilled(registered, evaluated, adapter, adapter / artifact.PICTURE_NAME)
@@ -92,10 +94,19 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
 def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
     """The teacher's targets for every source sample, computed or found."""
     source, settings = Source.of(open_store(run.shards)), run.targets
-    identity = source.identity(stage="targets", teacher=revision(Path(run.teacher)), reading=run.reading, targets=settings)
+    identity = source.identity(
+        stage="targets", teacher=revision(Path(run.teacher)), reading=run.reading, targets=settings
+    )
     store = place(open_store(run.work), "targets", identity)
     make = partial(
-        TargetTransform, Path(run.teacher), settings.estimator, run.reading, settings.seed, settings.batch_size, settings.precision, _device(run)
+        TargetTransform,
+        Path(run.teacher),
+        settings.estimator,
+        run.reading,
+        settings.seed,
+        settings.batch_size,
+        settings.precision,
+        _device(run),
     )
     index = launcher.derive(source, store, make, identity, run.reading.max_bad_fraction)
     for reason in index.rejected:
@@ -108,12 +119,15 @@ def export(run: Run, checkpoints: Store, evaluated: Evaluated, directory: Path) 
     """Write the adapter's directory: weights, scheduler, card, picture and readme."""
     averages = final_averages(checkpoints)
     assert averages is not None
-    student = Student(Path(run.teacher), run.lora, run.method.path, averages["student"], torch.device("cpu"))
-    schedule, scheduler = student.pipeline.schedule, student.pipeline.scheduler
+    teacher = load_pipeline(run.teacher)
+    load_adapter(add_adapter(teacher.unet, run.lora), averages["student"])
+    schedule, scheduler = teacher.schedule, teacher.scheduler
     steps = run.evaluation.student_steps
-    timesteps = {str(n): tuple(round(float(t) * schedule.steps) - 1 for t in trailing_times(schedule, n)[:-1]) for n in steps}
+    timesteps = {
+        str(n): tuple(round(float(t) * schedule.steps) - 1 for t in trailing_times(schedule, n)[:-1]) for n in steps
+    }
     card = AdapterCard(
-        base=Base(id=Path(run.teacher).name, revision=student.pipeline.revision),
+        base=Base(id=Path(run.teacher).name, revision=teacher.revision),
         method="rayflow",
         path=canonical(run.method.path),
         steps=steps,
@@ -125,9 +139,9 @@ def export(run: Run, checkpoints: Store, evaluated: Evaluated, directory: Path) 
         commit=code_commit(),
         evaluation=as_card(evaluated),
     )
-    config = {"_class_name": type(scheduler).__name__, **scheduler.config}
+    config = json.loads(scheduler.to_json_string())
     readme = model_card(card, scheduler=type(scheduler).__name__, licence="Apache-2.0")
-    state = get_peft_model_state_dict(student.pipeline.unet, adapter_name="default")
+    state = adapter_state(teacher.unet)
     artifact.write(directory, card, state, config, evaluated.picture, readme, lora_config=peft_config(run.lora))
     return directory
 

@@ -37,10 +37,14 @@ class Evaluated:
 
 
 def evaluate(run: Run, launcher: Launcher, checkpoints: Store, device: str = "cpu") -> Evaluated:
-    """Draw with teacher and student from the same captions and starts, and measure; what an earlier run drew is found, not drawn again."""
+    """Draw with teacher and student from the same captions and starts, and measure; what an earlier run drew is found,
+    not drawn again.
+    """
     settings, work = run.evaluation, open_store(run.work)
     source = Source.of(open_store(run.shards), settings.shards)
-    identity = source.identity(stage="teacher samples", teacher=revision(Path(run.teacher)), reading=run.reading, settings=settings)
+    identity = source.identity(
+        stage="teacher samples", teacher=revision(Path(run.teacher)), reading=run.reading, settings=settings
+    )
     drawn = place(work, "teacher-samples", identity)
     make = partial(TeacherSamples, Path(run.teacher), settings, run.reading, device)
     teacher = launcher.derive(source, drawn, make, identity, run.reading.max_bad_fraction)
@@ -70,7 +74,7 @@ def _measure(run: Run, identity: str, teacher: list[Row], student: list[Row]) ->
 
 
 def _figures(rows: list[Row], steps: int, real: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
-    """Figures of one step count; distances are on the evaluation's feature network, images per second are one actor's."""
+    """Figures of one step count; distances are on the evaluation's features, images per second are one actor's."""
     features = _stack(rows, f"features_{steps}")
     kernel = kernel_distance(features, real, subsets=50, subset_size=min(500, len(features) // 2), seed=0)
     figures = {
@@ -93,7 +97,9 @@ def _picture(run: Run, teacher: list[Row], student: list[Row]) -> Image:
     settings = run.evaluation
     wanted = [i for caption in settings.captions for i, row in enumerate(teacher) if row["caption"] == caption]
     chosen = wanted or list(range(0, len(teacher), max(1, len(teacher) // 10)))[:10]
-    columns = [(teacher, n, "teacher") for n in settings.teacher_steps] + [(student, n, "student") for n in settings.student_steps]
+    columns = [(teacher, n, "teacher") for n in settings.teacher_steps] + [
+        (student, n, "student") for n in settings.student_steps
+    ]
     rows = [[source[i][f"image_{n}"] for source, n, _ in columns] for i in chosen]
     return grid(rows, [teacher[i]["caption"] for i in chosen], [f"{who} {n}" for _, n, who in columns])
 
@@ -106,7 +112,8 @@ def table(evaluated: Evaluated) -> str:
         for steps, f in figures.items():
             agreement = f"{f['lpips_teacher']:7.3f}" if "lpips_teacher" in f else f"{'':7}"
             lines.append(
-                f"{who:8} {steps:>5} {f['frechet']:9.3f} {f['frechet_teacher']:10.3f} {f['kernel']:8.4f} {agreement} {f['images_per_s']:9.1f}"
+                f"{who:8} {steps:>5} {f['frechet']:9.3f} {f['frechet_teacher']:10.3f} {f['kernel']:8.4f} "
+                f"{agreement} {f['images_per_s']:9.1f}"
             )
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
 """Whole jobs on their surroundings: object store, cluster or this process alone, then the stages."""
 
 import logging
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from raystill.models.pipeline import check_pipeline
@@ -15,26 +16,32 @@ log = logging.getLogger(__name__)
 DIRECTORY = Path(".raystill")  # everything that is kept on this machine
 
 
-def launch_distillation(run: Run, *, local: bool = False, seconds: Seconds | None = None) -> Distilled:
-    """Distil: targets, training, evaluation, registration. `local` does it in this process, without Ray."""
+@contextmanager
+def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = None) -> Iterator[Launcher]:
+    """Everything a run needs, checked first and taken down at the end: its store with the sample, and its launcher."""
     seconds = seconds or Seconds()
     run.check()
     check_pipeline(Path(run.teacher))
     with ExitStack() as stack:
-        _open_store(stack, run, seconds)
+        with seconds.stage("object store"):
+            stack.enter_context(object_store(run.store, DIRECTORY, run.port))
+            if run.sample is not None:
+                upload_sample(run.sample, run.shards)
         check_inputs(run)
-        launcher = _launcher(stack, run.cluster, local, seconds)
+        yield _launcher(stack, run.cluster, local, seconds)
+
+
+def launch_distillation(run: Run, *, local: bool = False, seconds: Seconds | None = None) -> Distilled:
+    """Distil: targets, training, evaluation, registration. `local` does it in this process, without Ray."""
+    seconds = seconds or Seconds()
+    with surroundings(run, local=local, seconds=seconds) as launcher:
         return distil(run, launcher, DIRECTORY, seconds)
 
 
 def launch_targets(run: Run, *, local: bool = False) -> str:
     """Compute the targets alone; returns where they are."""
-    with ExitStack() as stack:
-        seconds = Seconds()
-        _open_store(stack, run, seconds)
-        check_inputs(run)
-        store, _ = compute_targets(run, _launcher(stack, run.cluster, local, seconds))
-        return store.uri
+    with surroundings(run, local=local) as launcher:
+        return compute_targets(run, launcher)[0].uri
 
 
 def launch_pretraining(run: Pretraining, *, local: bool = False) -> Path:
@@ -44,18 +51,13 @@ def launch_pretraining(run: Pretraining, *, local: bool = False) -> Path:
         return pretrain(run, _launcher(stack, run.cluster, local, Seconds()))
 
 
-def _open_store(stack: ExitStack, run: Run, seconds: Seconds) -> None:
-    """Start the embedded store where the run asks for it, and bring the sample there."""
-    with seconds.stage("object store"):
-        stack.enter_context(object_store(run.store, DIRECTORY))
-        if run.sample is not None:
-            upload_sample(run.sample, run.shards)
-
-
 def _launcher(stack: ExitStack, cluster: Cluster, local: bool, seconds: Seconds) -> Launcher:
     if local:
         return LocalLauncher()
-    from raystill.orchestration.cluster import RayLauncher, ray_session  # the local path must run where Ray is not installed
+    from raystill.orchestration.cluster import (  # the local path must run where Ray is not installed
+        RayLauncher,
+        ray_session,
+    )
 
     with seconds.stage("cluster"):
         stack.enter_context(ray_session(cluster))

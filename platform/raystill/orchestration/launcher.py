@@ -15,7 +15,6 @@ from raystill.data.store import Store
 from raystill.engine.local import LocalEngine
 from raystill.training.task import Place, Recorder, Task, last_step, run_task
 
-
 MakeRecorder = Callable[[], AbstractContextManager[Recorder]]  # picklable: it is opened where rank 0 runs
 
 
@@ -23,7 +22,12 @@ class Launcher(Protocol):
     """Runs the two kinds of work there are."""
 
     def derive(
-        self, source: Source, target: Store, transform: Callable[[], Transform], identity: Mapping[str, Any], max_bad_fraction: float
+        self,
+        source: Source,
+        target: Store,
+        transform: Callable[[], Transform],
+        identity: Mapping[str, Any],
+        max_bad_fraction: float,
     ) -> Index:
         """Compute derived shards, or find them."""
 
@@ -38,7 +42,12 @@ class LocalLauncher:
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     def derive(
-        self, source: Source, target: Store, transform: Callable[[], Transform], identity: Mapping[str, Any], max_bad_fraction: float
+        self,
+        source: Source,
+        target: Store,
+        transform: Callable[[], Transform],
+        identity: Mapping[str, Any],
+        max_bad_fraction: float,
     ) -> Index:
         """Compute derived shards one after the other, or find them."""
         return derive(source, target, transform, identity, max_bad_fraction)
@@ -51,11 +60,16 @@ class LocalLauncher:
         if start == training.steps:
             return
         listening = recorder() if recorder is not None else nullcontext(None)
-        with listening as opened, tqdm(total=training.steps, initial=start, desc=task.name, unit="step", smoothing=0.05) as bar:
+        with (
+            listening as opened,
+            tqdm(total=training.steps, initial=start, desc=task.name, unit="step", smoothing=0.05) as bar,
+        ):
             place = Place(
                 checkpoints=checkpoints,
                 engine=lambda module, optimizer: LocalEngine(module, optimizer, self.device),
-                batches=lambda step: local_batches(data, plan, training.batch_size, step, training.steps - step, self.device),
+                batches=lambda step: local_batches(
+                    data, plan, training.batch_size, step, training.steps - step, self.device
+                ),
                 recorder=opened,
                 device=self.device,
                 on_step=lambda step: bar.update(step - bar.n) and None,

@@ -1,4 +1,6 @@
-"""A whole pipeline from shards: pictures, tokenizer, autoencoder, latents, UNet and text encoder, written in diffusers' format."""
+"""A whole pipeline from shards: pictures, tokenizer, autoencoder, latents, UNet and text encoder, written in diffusers'
+format.
+"""
 
 import json
 import logging
@@ -8,8 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
-from transformers import CLIPTokenizer
 
 from raystill.config.digest import canonical
 from raystill.config.errors import UserError
@@ -21,10 +21,11 @@ from raystill.data.records import Reading, caption_of
 from raystill.data.shards import list_shards, unpack
 from raystill.data.store import Store, open_store
 from raystill.methods.autoencoder import to_pictures
+from raystill.models.fresh import Tokens, load_tokenizer, save_autoencoder, save_pipeline, tokens_of
 from raystill.models.text import train_tokenizer
 from raystill.orchestration.launcher import Launcher, MakeRecorder
 from raystill.orchestration.run import Cluster
-from raystill.training.pretraining import AutoencoderTask, DenoiserTask, Tokens, save_autoencoder, scheduler
+from raystill.training.pretraining import AutoencoderTask, DenoiserTask
 from raystill.training.task import final_averages
 
 log = logging.getLogger(__name__)
@@ -48,12 +49,13 @@ class Pretraining:
         factor, size = self.autoencoder.shape.factor, self.reading.picture_size
         if size % factor:
             raise UserError(
-                f"reading.picture_size is {size}; the autoencoder divides pictures by {factor}, so it must be a multiple of that, "
-                f"such as --set reading.picture_size={(size // factor + 1) * factor}"
+                f"reading.picture_size is {size}; the autoencoder divides pictures by {factor}, "
+                f"so it must be a multiple of that, such as --set reading.picture_size={(size // factor + 1) * factor}"
             )
         if self.reading.channels != self.autoencoder.shape.channels:
             raise UserError(
-                f"reading.channels is {self.reading.channels} and autoencoder.shape.channels is {self.autoencoder.shape.channels}; set both to 1 or to 3"
+                f"reading.channels is {self.reading.channels} and autoencoder.shape.channels is "
+                f"{self.autoencoder.shape.channels}; set both to 1 or to 3"
             )
 
 
@@ -64,17 +66,19 @@ def pretrain(run: Pretraining, launcher: Launcher, recorder: MakeRecorder | None
     started = time.monotonic()
     identity = Source.of(source).identity(reading=run.reading)
     pictures = place(work, "pictures", identity)
-    transform = partial(PictureTransform, run.reading)
-    index = launcher.derive(Source.of(source), pictures, transform, identity, run.reading.max_bad_fraction)
+    decode = partial(PictureTransform, run.reading)
+    index = launcher.derive(Source.of(source), pictures, decode, identity, run.reading.max_bad_fraction)
     for reason in index.rejected:
         log.warning("left out %s", reason)
     tokens = _tokenizer(run, source, output / "tokenizer")
     _train_autoencoder(run, launcher, recorder, pictures, index, work, output / "vae")
     seconds = {"autoencoder": time.monotonic() - started}
-    identity = Source.of(pictures).identity(stage="latents", run=run.name, autoencoder=run.autoencoder, shape=run.denoiser.shape)
+    identity = Source.of(pictures).identity(
+        stage="latents", run=run.name, autoencoder=run.autoencoder, shape=run.denoiser.shape
+    )
     latents = place(work, "latents", identity)
-    transform = partial(LatentTransform, output / "vae", output / "tokenizer")
-    index = launcher.derive(Source.of(pictures), latents, transform, identity, run.reading.max_bad_fraction)
+    encode = partial(LatentTransform, output / "vae", output / "tokenizer")
+    index = launcher.derive(Source.of(pictures), latents, encode, identity, run.reading.max_bad_fraction)
     _train_denoiser(run, launcher, recorder, latents, index, work, output, tokens)
     seconds["all"] = time.monotonic() - started
     (output / "training.json").write_text(json.dumps({"recipe": canonical(run), "seconds": seconds}, indent=1) + "\n")
@@ -87,28 +91,41 @@ def _tokenizer(run: Pretraining, source: Store, directory: Path) -> Tokens:
     if not (directory / "tokenizer_config.json").exists():
         captions = (caption_of(s, run.reading) for e in list_shards(source) for s in unpack(source.read(e.key), e.key))
         train_tokenizer(captions, shape.vocabulary, shape.text_length, directory)
-    tokenizer = CLIPTokenizer.from_pretrained(directory, local_files_only=True)
-    empty = tokenizer("", padding="max_length", max_length=shape.text_length).input_ids
-    return Tokens(vocabulary=len(tokenizer), start=tokenizer.bos_token_id, end=tokenizer.eos_token_id, empty=tuple(empty))
+    return tokens_of(load_tokenizer(directory))
 
 
 def _train_autoencoder(
-    run: Pretraining, launcher: Launcher, recorder: MakeRecorder | None, pictures: Store, index: Index, work: Store, directory: Path
+    run: Pretraining,
+    launcher: Launcher,
+    recorder: MakeRecorder | None,
+    pictures: Store,
+    index: Index,
+    work: Store,
+    directory: Path,
 ) -> None:
     """Train the autoencoder and write it with the scale that gives its latents unit variance."""
     checkpoints = place(work, "checkpoints", Source.of(pictures).identity(task=run.autoencoder))
     launcher.train(run.autoencoder, pictures, index, checkpoints, recorder)
     averages = final_averages(checkpoints)
     assert averages is not None
-    vae = save_autoencoder(run.autoencoder, averages["autoencoder"], 1.0, directory)
-    batch = next(local_batches(pictures, Plan(shards=index.shards, seed=0), min(512, index.count), 0, 1, torch.device("cpu")))
+    vae = save_autoencoder(run.autoencoder.shape, averages["autoencoder"], 1.0, directory)
+    batch = next(
+        local_batches(pictures, Plan(shards=index.shards, seed=0), min(512, index.count), 0, 1, torch.device("cpu"))
+    )
     with torch.inference_mode():
         latents = vae.encode(to_pictures(batch["image"])).latent_dist.mean
-    save_autoencoder(run.autoencoder, averages["autoencoder"], float(1 / latents.std()), directory)
+    save_autoencoder(run.autoencoder.shape, averages["autoencoder"], float(1 / latents.std()), directory)
 
 
 def _train_denoiser(
-    run: Pretraining, launcher: Launcher, recorder: MakeRecorder | None, latents: Store, index: Index, work: Store, output: Path, tokens: Tokens
+    run: Pretraining,
+    launcher: Launcher,
+    recorder: MakeRecorder | None,
+    latents: Store,
+    index: Index,
+    work: Store,
+    output: Path,
+    tokens: Tokens,
 ) -> None:
     """Train UNet and text encoder and write the whole pipeline in half precision."""
     shape = run.autoencoder.shape
@@ -120,13 +137,4 @@ def _train_denoiser(
     assert averages is not None
     networks = task.networks()
     networks.load_state_dict(averages["denoiser"], strict=False)
-    StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(output / "vae"),
-        text_encoder=networks.text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(output / "tokenizer", local_files_only=True),
-        unet=networks.unet,
-        scheduler=scheduler(task.kind),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).to(dtype=torch.float16).save_pretrained(output, safe_serialization=True)
+    save_pipeline(networks.unet, networks.text_encoder, task.kind, output)

@@ -57,7 +57,10 @@ class Run:
     """Settings of one distillation, all of them; `override` changes any by its dotted path."""
 
     name: str
-    store: str = "environment"  # of s3:// addresses: "environment" (AWS_*), or "embedded": a server of our own on loopback
+    store: str = (
+        "environment"  # of s3:// addresses: "environment" (AWS_*), or "embedded": a server of our own on loopback
+    )
+    port: int | None = None  # of the embedded store; None takes a free one
     sample: str | None = None  # local shards that are copied to `shards` first
     shards: str  # source shards: s3://bucket/prefix or a local path
     work: str  # where targets, samples and checkpoints go: s3://bucket/prefix or a local path
@@ -88,8 +91,14 @@ class Run:
             raise UserError(f"store is {self.store!r}; write environment or embedded: --set store=environment")
         if self.cluster.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"cluster.zero_stage is {self.cluster.zero_stage}; ZeRO has stages 0, 1, 2 and 3")
-        for name, value in (("targets", self.targets.precision), ("training", self.training.precision), ("evaluation", self.evaluation.precision)):
+        for name, value in (
+            ("targets", self.targets.precision),
+            ("training", self.training.precision),
+            ("evaluation", self.evaluation.precision),
+        ):
             if value not in ("float32", "bfloat16"):
-                raise UserError(f"{name}.precision is {value!r}; write float32 or bfloat16: --set {name}.precision=float32")
+                raise UserError(
+                    f"{name}.precision is {value!r}; write float32 or bfloat16: --set {name}.precision=float32"
+                )
         if 4 not in self.evaluation.student_steps:
             raise UserError("evaluation.student_steps lacks 4, at which the registry compares adapters: add it")

@@ -1,4 +1,6 @@
-"""Stages that draw pictures for an evaluation and store them with their features: the teacher's once for all runs, a student's per adapter."""
+"""Stages that draw pictures for an evaluation and store them with their features: the teacher's once for all runs, a
+student's per adapter.
+"""
 
 import time
 from collections.abc import Callable
@@ -42,7 +44,9 @@ class Drawing:
     def columns(self, rows: list[Row], steps: tuple[int, ...]) -> dict[str, np.ndarray]:
         """Pictures, features and seconds per picture, named `image_4`, `features_4`, `seconds_4` and so on."""
         device = self.pipeline.unet.device
-        start = torch.stack([start_of(r["key"], self.settings.seed, self.pipeline.latent_shape) for r in rows]).to(device)
+        start = torch.stack([start_of(r["key"], self.settings.seed, self.pipeline.latent_shape) for r in rows]).to(
+            device
+        )
         condition = self.pipeline.condition([r["caption"] for r in rows])
         columns: dict[str, np.ndarray] = {}
         for count in steps:
@@ -50,7 +54,9 @@ class Drawing:
             with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
                 parts = [
                     self.draw(z, c, count)
-                    for z, c in zip(start.split(self.settings.batch_size), condition.split(self.settings.batch_size), strict=True)
+                    for z, c in zip(
+                        start.split(self.settings.batch_size), condition.split(self.settings.batch_size), strict=True
+                    )
                 ]
             images = self.pipeline.decode(torch.cat(parts).float()).numpy()
             seconds = (time.perf_counter() - began) / len(rows)
@@ -71,7 +77,9 @@ class TeacherSamples:
     def __init__(self, teacher: Path, settings: Evaluation, reading: Reading, device: str) -> None:
         pipeline = load_pipeline(teacher).to(torch.device(device))
         schedule = pipeline.schedule
-        guided = GuidedDenoiser(Denoiser(pipeline.unet, schedule, pipeline.kind), pipeline.condition([""]), settings.guidance)
+        guided = GuidedDenoiser(
+            Denoiser(pipeline.unet, schedule, pipeline.kind), pipeline.condition([""]), settings.guidance
+        )
         self.reading, self.settings = reading, settings
         self.drawing = Drawing(
             pipeline,
@@ -82,7 +90,11 @@ class TeacherSamples:
 
     def read(self, sample: Sample) -> Row:
         """Caption and real picture."""
-        return {"key": sample.key, "caption": caption_of(sample, self.reading), "image": picture_of(sample, self.reading)}
+        return {
+            "key": sample.key,
+            "caption": caption_of(sample, self.reading),
+            "image": picture_of(sample, self.reading),
+        }
 
     def compute(self, rows: list[Row]) -> list[Row]:
         """Draw, and take features of the real pictures too."""
@@ -93,7 +105,9 @@ class TeacherSamples:
 
 
 class StudentSamples:
-    """The teacher's stored samples to a student's from the same captions and starts, with their agreement to the teacher's reference."""
+    """The teacher's stored samples to a student's from the same captions and starts, with their agreement to the
+    teacher's reference.
+    """
 
     def __init__(self, task: DistillTask, checkpoints: Store, settings: Evaluation, device: str) -> None:
         tensors = {n.removeprefix("student/"): t for n, t in load(checkpoints.read(FINAL)).items()}
@@ -119,6 +133,10 @@ class StudentSamples:
 def _rows(rows: list[Row], columns: dict[str, np.ndarray]) -> list[Row]:
     """Rows with the key and caption of the old ones and the new columns."""
     return [
-        {"key": row["key"], "caption": row["caption"], **{name: np.asarray(values[i]) for name, values in columns.items()}}
+        {
+            "key": row["key"],
+            "caption": row["caption"],
+            **{name: np.asarray(values[i]) for name, values in columns.items()},
+        }
         for i, row in enumerate(rows)
     ]

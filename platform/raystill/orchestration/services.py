@@ -17,15 +17,16 @@ EMBEDDED = "s3"  # below the working directory
 
 
 @contextmanager
-def object_store(kind: str, directory: Path) -> Iterator[None]:
-    """Make S3 addresses reachable: "embedded" starts a server over `directory`/s3 on loopback, "environment" trusts AWS_* as they are.
+def object_store(kind: str, directory: Path, port: int | None = None) -> Iterator[None]:
+    """Make S3 addresses reachable: "embedded" starts a server over `directory`/s3 on loopback, "environment" trusts
+    AWS_* as they are.
 
     The variables are set for this process and its children, which is how local Ray workers find the server.
     """
     if kind == "environment":
         yield
         return
-    with ObjectStoreServer.start(directory / EMBEDDED) as server:
+    with ObjectStoreServer.start(directory / EMBEDDED, port) as server:
         before = {name: os.environ.get(name) for name in server.environment()}
         os.environ.update(server.environment())
         try:
@@ -39,7 +40,9 @@ def object_store(kind: str, directory: Path) -> Iterator[None]:
 
 
 def upload_sample(sample: str, shards: str) -> int:
-    """Copy local shards to where a run reads them, unless the same number is there; creates the bucket. Returns how many were copied."""
+    """Copy local shards to where a run reads them, unless the same number is there; creates the bucket. Returns how
+    many were copied.
+    """
     create_bucket(shards)
     source, target = open_store(sample), open_store(shards)
     entries = list_shards(source)

@@ -5,15 +5,27 @@ from dataclasses import replace
 from raystill.data.records import Reading
 from raystill.data.targets import Independent
 from raystill.engine.protocol import Optimizer
+from raystill.models.fresh import Tokens
 from raystill.orchestration.pretrain import Pretraining
 from raystill.orchestration.run import Evaluation, Run, Targets
 from raystill.training.loop import Training
-from raystill.training.pretraining import AutoencoderTask, DenoiserTask, Tokens
+from raystill.training.pretraining import AutoencoderTask, DenoiserTask
 
 SAMPLE = "samples/noto"  # shipped with the repository
 
 
-CAPTIONS = ("red heart", "grinning face", "cat face", "pizza", "flag japan", "rainbow", "red apple", "automobile", "sunflower", "soccer ball")
+CAPTIONS = (
+    "red heart",
+    "grinning face",
+    "cat face",
+    "pizza",
+    "flag japan",
+    "rainbow",
+    "red apple",
+    "automobile",
+    "sunflower",
+    "soccer ball",
+)
 
 
 def run() -> Run:
@@ -28,7 +40,9 @@ def run() -> Run:
         teacher="teachers/nano",
         model="nano-rayflow",
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, final_fraction=0.02),
-        training=Training(steps=600, batch_size=32, average_decay=0.99, log_every=10, checkpoint_every=200, picture_every=200),
+        training=Training(
+            steps=600, batch_size=32, average_decay=0.99, log_every=10, checkpoint_every=200, picture_every=200
+        ),
         evaluation=Evaluation(captions=CAPTIONS),
     )
 
@@ -48,7 +62,9 @@ def teacher() -> Pretraining:
         reading=Reading(picture_size=32),
         autoencoder=AutoencoderTask(
             optimizer=Optimizer(learning_rate=1.5e-3, warmup_steps=100, final_fraction=0.02),
-            training=Training(steps=4500, batch_size=32, precision="bfloat16", log_every=50, checkpoint_every=250, picture_every=0),
+            training=Training(
+                steps=4500, batch_size=32, precision="bfloat16", log_every=50, checkpoint_every=250, picture_every=0
+            ),
         ),
         denoiser=DenoiserTask(
             tokens=Tokens(vocabulary=0, start=0, end=0, empty=()),
@@ -56,6 +72,14 @@ def teacher() -> Pretraining:
             latent_size=8,
             kind="v_prediction",
             optimizer=Optimizer(learning_rate=1.2e-3, warmup_steps=200, final_fraction=0.02, weight_decay=0.01),
-            training=Training(steps=8500, batch_size=64, precision="bfloat16", log_every=50, checkpoint_every=250, picture_every=0, average_decay=0.9995),
+            training=Training(
+                steps=8500,
+                batch_size=64,
+                precision="bfloat16",
+                log_every=50,
+                checkpoint_every=250,
+                picture_every=0,
+                average_decay=0.9995,
+            ),
         ),
     )

@@ -13,7 +13,7 @@ from raystill.config.errors import UserError
 
 
 def resolve(recipe: str) -> Any:
-    """Call the recipe `NAME[:FUNCTION]` of this package, or `FILE.py[:FUNCTION]`; the function is `run` unless named."""
+    """Call the recipe `NAME[:FUNCTION]` of this package, or `FILE.py[:FUNCTION]`; FUNCTION is `run` unless named."""
     place, _, function = recipe.partition(":")
     module = _from_file(Path(place)) if place.endswith(".py") else _shipped(place)
     make: Callable[[], Any] | None = vars(module).get(function or "run")
@@ -26,7 +26,10 @@ def resolve(recipe: str) -> Any:
 def _shipped(name: str) -> ModuleType:
     names = sorted(m.name for m in pkgutil.iter_modules(recipes.__path__) if m.name != "resolve")
     if name not in names:
-        raise UserError(f"there is no recipe {name!r}; shipped are: {', '.join(names)}. A file of your own: --recipe my_recipe.py:run")
+        raise UserError(
+            f"there is no recipe {name!r}; shipped are: {', '.join(names)}. "
+            "A file of your own: --recipe my_recipe.py:run"
+        )
     return importlib.import_module(f"{recipes.__name__}.{name}")
 
 
@@ -34,7 +37,8 @@ def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UserError(f"there is no recipe file {str(path)!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

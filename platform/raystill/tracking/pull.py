@@ -95,6 +95,7 @@ def _intact(place: Path, digest: str) -> bool:
 
 
 def _download(client: MlflowClient, version: ModelVersion, tracking_uri: str, place: Path, digest: str) -> None:
+    assert version.model_id is not None  # the tag is set together with it
     root = client.get_logged_model(version.model_id).artifact_location
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetching-") as scratch:

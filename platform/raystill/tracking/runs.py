@@ -191,6 +191,13 @@ class TrackedRun:
         file.unlink()
 
 
+def history(tracking: Tracking, recipe: object, name: str) -> list[float]:
+    """Read back one metric of a training run, in the order of steps."""
+    client = MlflowClient(tracking_uri=tracking.uri)
+    with TrackedRun(tracking, recipe) as run:
+        return [point.value for point in sorted(client.get_metric_history(run.run_id, name), key=lambda p: p.step)]
+
+
 def flatten(recipe: Any, prefix: str = "") -> dict[str, str]:
     """Turn a canonical recipe into parameters: dotted path -> text of at most 6000 characters."""
     if isinstance(recipe, Mapping) and recipe:

@@ -17,7 +17,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext  # type: ignore[attr-defined]
 
 
-class FewStepModel(PythonModel):  # type: ignore[misc]
+class FewStepModel(PythonModel):
     """Turns {"prompt": [...]} into PNG pictures, as bytes; parameters: steps and seed."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -66,8 +66,9 @@ class FewStepModel(PythonModel):  # type: ignore[misc]
 
 def _scheduler(directory: Path) -> Any:
     name = json.loads((directory / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
-    kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+    kind: Any = getattr(diffusers, name, None)
+    known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+    if not known:
         raise ValueError(f"the adapter's scheduler is {name!r}, which diffusers {diffusers.__version__} does not have")
     return kind.from_pretrained(directory, subfolder="scheduler")
 

@@ -18,7 +18,6 @@ from raystill.models.student import Student
 from raystill.training.loop import Training
 from raystill.training.task import Assembly
 
-
 PICTURE_STEPS = (1, 4)
 
 

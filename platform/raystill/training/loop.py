@@ -1,5 +1,6 @@
 """The training loop: batches through a method's losses into engines; knows neither Ray nor which method it runs."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Progress:
         return means | times | rate
 
 
-def train(
+def train(  # noqa: PLR0913
     method: Method,
     learners: Mapping[str, Learner],
     frozen: Mapping[str, nn.Module],
@@ -82,9 +83,11 @@ def train(
     world_size: int = 1,
     start: int = 0,
 ) -> None:
-    """Run steps `start` to `training.steps`; raises NonFiniteError, naming step, role, times and samples, before a bad update.
+    """Run steps `start` to `training.steps`; raises NonFiniteError, naming step, role, times and samples, before a bad
+    update.
 
-    The batches begin at step `start`. A resumed run equals an uninterrupted one, since each step's randomness depends on (seed, rank, step) alone.
+    The batches begin at step `start`. A resumed run equals an uninterrupted one, since each step's randomness depends
+    on (seed, rank, step) alone.
     """
     networks = {**frozen, **{role: learner.engine.module for role, learner in learners.items()}}
     progress = Progress({})
@@ -112,7 +115,9 @@ def train(
 
 def generator(seed: int, rank: int, step: int) -> torch.Generator:
     """The CPU generator of one step on one rank."""
-    return torch.Generator().manual_seed(((seed * 1_000_003 + rank) * 2**32 + step) % 2**63)
+    # torch's CPU generator keeps only the low 32 bits of a seed, so that numbers packed above them would be lost: hash.
+    number = hashlib.sha256(f"{seed}/{rank}/{step}".encode()).digest()[:4]
+    return torch.Generator().manual_seed(int.from_bytes(number, "big"))
 
 
 def _update(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from PIL.Image import Image
@@ -31,6 +31,7 @@ class Assembly:
     picture: Callable[[Mapping[str, Average]], Image] | None = None  # samples of the present averages; rank 0 draws
 
 
+@runtime_checkable  # so that tests can check annotations
 class Task(Protocol):
     """Settings of one training run; picklable, so that it can be sent to workers."""
 
@@ -50,6 +51,7 @@ class Task(Protocol):
         """Build method and networks; every rank builds the same ones."""
 
 
+@runtime_checkable  # so that tests can check annotations
 class Recorder(Protocol):
     """Where rank 0 reports."""
 
@@ -75,7 +77,9 @@ class Place:
 
 
 def run_task(task: Task, place: Place) -> None:
-    """Train from the last checkpoint, or from the start, to the end, and leave the averages in the checkpoint store as `final.safetensors`."""
+    """Train from the last checkpoint, or from the start, to the end, and leave the averages in the checkpoint store as
+    `final.safetensors`.
+    """
     torch.manual_seed(task.training.seed)
     built = task.build(place.device)
     learners = {role: _learner(module, task, place) for role, module in built.modules.items()}
@@ -125,7 +129,9 @@ def _draw(built: Assembly, learners: Mapping[str, Learner], place: Place, name: 
 
 
 def _save(learners: Mapping[str, Learner], place: Place, step: int, *, last: bool) -> None:
-    """Write every role's state, then the pointer to it: a run that stops between the two resumes from the checkpoint before."""
+    """Write every role's state, then the pointer to it: a run that stops between the two resumes from the checkpoint
+    before.
+    """
     with TemporaryDirectory() as scratch:
         for role, learner in learners.items():
             learner.engine.save(Path(scratch) / role)  # collective
@@ -137,9 +143,9 @@ def _save(learners: Mapping[str, Learner], place: Place, step: int, *, last: boo
     averages = {f"{role}/{n}": v.cpu() for role, learner in learners.items() for n, v in learner.average.values.items()}
     place.checkpoints.write(f"step-{step:07d}/averages.safetensors", save(averages))
     before = last_step(place.checkpoints)
-    place.checkpoints.write("latest.json", json.dumps({"step": step}).encode())
-    if last:
+    if last:  # before the pointer: a run that resumes at its end has no step left in which to write it
         place.checkpoints.write(FINAL, save(averages))
+    place.checkpoints.write("latest.json", json.dumps({"step": step}).encode())
     if before not in (0, step):
         for entry in place.checkpoints.list(f"step-{before:07d}/"):
             place.checkpoints.delete(entry.key)

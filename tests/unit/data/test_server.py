@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import boto3
+import boto3.session
 import botocore.exceptions
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from raystill.data import server as server_module
@@ -30,7 +30,7 @@ def test_objects_and_keys_outlive_the_server(tmp_path: Path, monkeypatch: pytest
         _set(monkeypatch, first)
         create_bucket("s3://kept")
         open_store("s3://kept").write("a", b"1")
-        buckets = [item["Name"] for item in boto3.client("s3").list_buckets()["Buckets"]]
+        buckets = [item["Name"] for item in boto3.session.Session().client("s3").list_buckets()["Buckets"]]
     assert buckets == ["kept"]  # the bucket that the start was tried with is gone
     assert not psutil.pid_exists(first.pid)
     first.stop()
@@ -52,7 +52,7 @@ def test_the_secret_is_random_private_and_out_of_sight(s3_server: ObjectStoreSer
 
 
 def test_strangers_are_refused(s3_server: ObjectStoreServer) -> None:
-    client = boto3.client(
+    client = boto3.session.Session().client(
         "s3",
         endpoint_url=s3_server.endpoint,
         region_name="us-east-1",
@@ -74,7 +74,7 @@ def test_the_callers_keys_do_not_become_the_servers(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "CALLER")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "callers-secret")
     with ObjectStoreServer.start(tmp_path) as server:
-        client = boto3.client("s3", endpoint_url=server.endpoint, region_name="us-east-1")
+        client = boto3.session.Session().client("s3", endpoint_url=server.endpoint, region_name="us-east-1")
         with pytest.raises(botocore.exceptions.ClientError, match="InvalidAccessKeyId"):
             client.list_buckets()
 
@@ -128,6 +128,8 @@ def test_the_server_ends_with_the_process_that_started_it(tmp_path: Path) -> Non
     )
     pid = int(done.stdout)
     deadline = time.monotonic() + 20
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+    while (
+        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

@@ -50,7 +50,9 @@ def test_folders_in_a_tar_are_passed_over() -> None:
     assert list(unpack(_tar(("a", b""), kind=tarfile.DIRTYPE), "a.tar")) == []
 
 
-@pytest.mark.parametrize("name", ["../a.txt", "/etc/a.txt", "a/../../b.txt", "a\\b.txt", ".txt", "v1.0/a.txt", "a//b.txt"])
+@pytest.mark.parametrize(
+    "name", ["../a.txt", "/etc/a.txt", "a/../../b.txt", "a\\b.txt", ".txt", "v1.0/a.txt", "a//b.txt"]
+)
 def test_a_member_that_would_leave_its_folder_is_refused(name: str) -> None:
     with pytest.raises(ShardError, match=r"bad\.tar: member name .* is refused"):
         list(unpack(_tar((name, b"1")), "bad.tar"))

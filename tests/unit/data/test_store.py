@@ -6,7 +6,7 @@ import os
 import pickle
 from pathlib import Path
 
-import boto3
+import boto3.session
 import pytest
 
 from raystill.config.errors import UserError
@@ -58,7 +58,7 @@ def test_a_prefix_that_begins_alike_is_another_store(store: Store) -> None:
 
 def test_a_store_goes_through_pickle(store: Store) -> None:
     store.write("a", b"1")
-    assert pickle.loads(pickle.dumps(store)).read("a") == b"1"
+    assert pickle.loads(pickle.dumps(store)).read("a") == b"1"  # noqa: S301  # our own bytes
 
 
 @pytest.mark.parametrize("key", ["", "/etc/passwd", "../a", "a/../../b", "a//b", "a\\b", "./a"])
@@ -120,7 +120,7 @@ def test_no_credentials_and_no_server_are_told_apart(bucket: str, monkeypatch: p
         check(store)
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-    with pytest.raises(StoreError, match="Set AWS_ACCESS_KEY_ID|no S3 credentials"):
+    with pytest.raises(StoreError, match="no S3 credentials were found"):
         check(store)
 
 
@@ -130,13 +130,17 @@ def test_a_key_that_may_not_write_is_told_so(bucket: str) -> None:
     name = bucket.removeprefix("s3://")
     deny = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{name}/*"}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [deny]})
-    boto3.client("s3").put_bucket_policy(Bucket=name, Policy=policy)
+    boto3.session.Session().client("s3").put_bucket_policy(Bucket=name, Policy=policy)
     with pytest.raises(StoreError, match=r"AccessDenied.*may not do that here"):
         store.write("b", b"1")
     assert store.read("a") == b"1"
 
 
-def test_one_changed_byte_on_the_servers_disk_is_an_error(bucket: str, s3_server: ObjectStoreServer) -> None:
+@pytest.mark.slow  # the server tries for 13 s itself
+def test_one_changed_byte_on_the_servers_disk_is_an_error(
+    bucket: str, s3_server: ObjectStoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     store = open_store(bucket)
     body = os.urandom(600_000)
     store.write("a.tar", body)
@@ -146,7 +150,7 @@ def test_one_changed_byte_on_the_servers_disk_is_an_error(bucket: str, s3_server
         assert found > 0
         file.seek(found + 100)
         file.write(bytes([body[100] ^ 1]))
-    with pytest.raises(StoreError, match=r"a\.tar: .*(cut off or changed|overloaded or failing)"):
+    with pytest.raises(StoreError, match=r"a\.tar: .*(cut off or changed|failed inside.*is the stored copy damaged)"):
         store.read("a.tar")
 
 

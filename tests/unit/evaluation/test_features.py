@@ -29,7 +29,7 @@ def alexnet() -> AlexNet:
 def emoji() -> UInt8[np.ndarray, "n 32 32 3"]:
     """The first 2000 sample pictures, shuffled, at 32 pixels a side on white."""
     pictures: list[UInt8[np.ndarray, "32 32 3"]] = []
-    for shard in sorted(SHARDS.glob("*.tar")):
+    for shard in sorted(SHARDS.glob("*.tar.gz")):
         with tarfile.open(shard) as members:
             for member in members:
                 opened = members.extractfile(member) if member.name.endswith(".webp") else None

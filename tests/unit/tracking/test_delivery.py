@@ -76,7 +76,7 @@ def test_what_the_server_rejects_is_not_offered_again() -> None:
 def test_other_errors_are_not_swallowed() -> None:
     door = Door()
     door.open = False
-    queue = Lane[int](lambda batch: batch.index(99), limit=5, size=lambda _: 1, batch=2)  # type: ignore[arg-type,return-value]
+    queue = Lane[int](lambda batch: batch.index(99), limit=5, size=lambda _: 1, batch=2)  # type: ignore[arg-type]
     queue.put(0)
     with pytest.raises(ValueError, match="99 is not in list"):
         queue.drain()

@@ -202,6 +202,7 @@ def test_nothing_that_is_registered_is_a_pickle(
 ) -> None:
     made = register(uri, experiment, export(), run_id)
     model_id = client.get_model_version(experiment, str(made.version)).model_id
+    assert model_id is not None
     root = Path(client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
     suffixes = {p.suffix for p in root.rglob("*") if p.is_file() and p.name != "MLmodel"}
     assert suffixes == {".json", ".md", ".png", ".py", ".safetensors", ".txt", ".yaml"}

@@ -1,0 +1,161 @@
+"""Stable Diffusion pipelines that do not exist yet: sizes of fresh networks, and writing trained ones in diffusers'
+format.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from raystill.flow.predictions import Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """What a text encoder must know of its tokenizer."""
+
+    vocabulary: int
+    start: int
+    end: int
+    empty: tuple[int, ...]  # ids of the empty caption, padded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoencoderShape:
+    """Widths of an AutoencoderKL; every entry after the first halves the picture's side once."""
+
+    channels: int = 3
+    widths: tuple[int, ...] = (32, 64, 96)
+    layers: int = 1
+    latent_channels: int = 4
+    groups: int = 16  # of group normalisation
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent position, along a side."""
+        return int(2 ** (len(self.widths) - 1))
+
+    def build(self) -> AutoencoderKL:
+        """A fresh autoencoder."""
+        n = len(self.widths)
+        return AutoencoderKL(
+            in_channels=self.channels,
+            out_channels=self.channels,
+            down_block_types=("DownEncoderBlock2D",) * n,
+            up_block_types=("UpDecoderBlock2D",) * n,
+            block_out_channels=self.widths,
+            layers_per_block=self.layers,
+            latent_channels=self.latent_channels,
+            norm_num_groups=self.groups,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenoiserShape:
+    """Sizes of the text encoder and the UNet; attention to the text happens at the lower resolutions only."""
+
+    widths: tuple[int, ...] = (96, 144)
+    layers: int = 1
+    heads: int = 4
+    groups: int = 16
+    text_width: int = 128
+    text_layers: int = 2
+    text_heads: int = 4
+    text_length: int = 24  # tokens per caption
+    vocabulary: int = 2600  # upper bound
+
+    def unet(self, latent_channels: int, latent_size: int) -> UNet2DConditionModel:
+        """A fresh UNet."""
+        n = len(self.widths)
+        return UNet2DConditionModel(
+            sample_size=latent_size,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * (n - 1)),
+            up_block_types=(*("CrossAttnUpBlock2D",) * (n - 1), "UpBlock2D"),
+            block_out_channels=self.widths,
+            layers_per_block=self.layers,
+            cross_attention_dim=self.text_width,
+            attention_head_dim=self.heads,
+            norm_num_groups=self.groups,
+        )
+
+    def text_encoder(self, tokens: Tokens) -> CLIPTextModel:
+        """A fresh text encoder for a tokenizer."""
+        return CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=tokens.vocabulary,
+                hidden_size=self.text_width,
+                intermediate_size=4 * self.text_width,
+                num_hidden_layers=self.text_layers,
+                num_attention_heads=self.text_heads,
+                max_position_embeddings=self.text_length,
+                projection_dim=self.text_width,
+                bos_token_id=tokens.start,
+                eos_token_id=tokens.end,
+                pad_token_id=tokens.end,
+            )
+        )
+
+
+def stable_diffusion_scheduler(kind: Kind) -> DDIMScheduler:
+    """Stable Diffusion's schedule (scaled linear, 1000 steps), with trailing spacing so that few steps begin at the
+    noisiest one.
+    """
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=kind,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def save_autoencoder(
+    shape: AutoencoderShape, averages: Mapping[str, Tensor], scaling_factor: float, directory: Path
+) -> AutoencoderKL:
+    """Write a trained autoencoder in half precision with its latent scale, and return it ready to encode."""
+    vae = shape.build()
+    vae.load_state_dict({name.removeprefix("vae."): t for name, t in averages.items()})
+    vae.register_to_config(scaling_factor=scaling_factor)
+    vae.half().save_pretrained(directory)
+    return vae.float().eval()
+
+
+def save_pipeline(unet: nn.Module, text_encoder: nn.Module, kind: Kind, directory: Path) -> None:
+    """Write a whole pipeline in half precision around the autoencoder and tokenizer that lie in `directory` already."""
+    StableDiffusionPipeline(
+        vae=load_autoencoder(directory / "vae"),
+        text_encoder=text_encoder,
+        tokenizer=load_tokenizer(directory / "tokenizer"),
+        unet=unet,
+        scheduler=stable_diffusion_scheduler(kind),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(dtype=torch.float16).save_pretrained(directory, safe_serialization=True)
+
+
+def load_autoencoder(directory: Path) -> AutoencoderKL:
+    """Read an autoencoder in single precision, ready to encode."""
+    return AutoencoderKL.from_pretrained(directory, torch_dtype=torch.float32).eval()
+
+
+def load_tokenizer(directory: Path) -> CLIPTokenizer:
+    """Read a tokenizer."""
+    return CLIPTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+def tokens_of(tokenizer: CLIPTokenizer) -> Tokens:
+    """What a text encoder must know of a tokenizer."""
+    empty = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length).input_ids
+    return Tokens(
+        vocabulary=len(tokenizer), start=tokenizer.bos_token_id, end=tokenizer.eos_token_id, empty=tuple(empty)
+    )

@@ -1,0 +1,113 @@
+"""What the platform costs: steps of the whole loop and bare forwards and backwards of the same model, in turn."""
+
+import logging
+import statistics
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Generator, nn
+
+from raystill.data.store import open_store
+from raystill.engine.protocol import Optimizer
+from raystill.methods.method import Batch, Loss, Method, Networks
+from raystill.models.lora import add_adapter
+from raystill.models.pipeline import load_pipeline
+from raystill.orchestration.distill import compute_targets
+from raystill.orchestration.launch import DIRECTORY, surroundings
+from raystill.orchestration.run import Run
+from raystill.tracking.runs import TrackedRun, Tracking, history, open_experiment, tracking_uri
+from raystill.training.distillation import DistillTask
+from raystill.training.loop import Training
+from raystill.training.task import Assembly
+
+log = logging.getLogger(__name__)
+BLOCK = 10  # steps of each kind, in turn
+
+
+class Interleaved:
+    """A method that, every BLOCK steps, times as many bare forwards and backwards on the same batch and the same cores.
+
+    What lies between two calls is the loop's: update, average, waiting for data, metrics, reporting.
+    """
+
+    def __init__(self, inner: Method, bare: nn.Module) -> None:
+        self.inner, self.bare = inner, bare
+        self.learners, self.needs = inner.learners, inner.needs
+        self.mark, self.calls = 0.0, 0
+        self.loop_s = self.bare_s = torch.zeros(())
+
+    def turn(self, step: int) -> tuple[str, ...]:
+        """The inner method's."""
+        return self.inner.turn(step)
+
+    def losses(self, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+        """The inner method's losses, with the seconds per step of the last two blocks as metrics."""
+        if self.calls % BLOCK == 0:
+            now = time.perf_counter()
+            if self.calls:
+                self.loop_s = torch.tensor((now - self.mark) / BLOCK)
+            self.bare_s = torch.tensor(self._bare(batch))
+            self.mark = time.perf_counter()
+        self.calls += 1
+        losses = self.inner.losses(networks, batch, rng, step)
+        for loss in losses.values():
+            loss.metrics |= {"bench/loop_s": self.loop_s, "bench/bare_s": self.bare_s}
+        return losses
+
+    def _bare(self, batch: Batch) -> float:
+        """Seconds per bare step: losses and backward, without an engine."""
+        began = time.perf_counter()
+        for i in range(BLOCK):
+            losses = self.inner.losses({"student": self.bare}, batch, torch.Generator().manual_seed(i), i)
+            losses["student"].value.backward()
+            self.bare.zero_grad(set_to_none=True)
+        return (time.perf_counter() - began) / BLOCK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchTask:
+    """A distillation with bare blocks in between."""
+
+    inner: DistillTask
+    training: Training
+    optimizer: Optimizer
+    name: str = "bench"
+
+    def build(self, device: torch.device) -> Assembly:
+        """The distillation's networks, and a bare copy of the student."""
+        built = self.inner.build(device)
+        bare = add_adapter(load_pipeline(self.inner.teacher).unet, self.inner.lora).to(device).train()
+        return Assembly(Interleaved(built.method, bare), built.modules)
+
+
+def bench(run: Run, blocks: int = 8) -> str:
+    """Run the loop and the bare steps in turn on the cluster's workers; returns the figures as text."""
+    steps = BLOCK * (blocks + 2)
+    training = replace(run.training, steps=steps, log_every=BLOCK, checkpoint_every=steps, picture_every=0)
+    task = BenchTask(inner=replace(run.task, picture_captions=()), training=training, optimizer=run.optimizer)
+    name = f"bench-{time.time_ns()}"  # every bench is a run of its own
+    tracking = Tracking(uri=tracking_uri(DIRECTORY), experiment="bench", name=name)
+    with surroundings(run) as launcher:
+        open_experiment(tracking.uri, tracking.experiment)
+        targets, index = compute_targets(run, launcher)
+        checkpoints = open_store(run.work).join(f"bench/{name}")
+        launcher.train(task, targets, index, checkpoints, partial(TrackedRun, tracking, run))
+    names = ("bench/loop_s", "bench/bare_s", "time/data_wait_s", "time/step_s")
+    # The first two blocks hold the start of the stream and of every kernel.
+    figures = {metric: history(tracking, run, metric)[2:] for metric in names}
+    return _text(run, training, figures)
+
+
+def _text(run: Run, training: Training, figures: dict[str, list[float]]) -> str:
+    """The figures as lines: medians over blocks, and the ratio block by block."""
+    ratios = [a / b for a, b in zip(figures["bench/loop_s"], figures["bench/bare_s"], strict=True)]
+    size = (
+        f"{run.cluster.workers} workers, ZeRO stage {run.cluster.zero_stage}, {training.batch_size} samples per worker"
+    )
+    lines = [
+        f"{name:18} {statistics.median(v) * 1000:8.1f} ms, median of {len(v)} blocks" for name, v in figures.items()
+    ]
+    ratio = f"loop / bare        {statistics.median(ratios):8.3f} median, {min(ratios):.3f} to {max(ratios):.3f}"
+    return "\n".join([f"{size} and step, torch {torch.__version__}", *lines, ratio])
