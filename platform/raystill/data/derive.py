@@ -3,9 +3,10 @@ again instead of computed.
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -15,9 +16,11 @@ from raystill.data.records import RejectedSampleError, Row, pack_row
 from raystill.data.shards import Sample, list_shards, pack, plain_name, unpack
 from raystill.data.store import Entry, Store
 
+log = logging.getLogger(__name__)
 INDEX = "index.json"
 
 
+@runtime_checkable  # so that tests can check annotations
 class Transform(Protocol):
     """How source samples become derived rows."""
 
@@ -130,6 +133,10 @@ def finish(target: Store, identity: Mapping[str, Any], shards: list[Shard], max_
             f"{bad} of {good + bad} samples cannot be used, and a fraction of {max_bad_fraction} is allowed:\n"
             f"  {shown}\nMend or remove them, or raise the limit: --set reading.max_bad_fraction=0.2"
         )
+    for reason in index.rejected:
+        log.warning("left out %s", reason)
+    if bad:
+        log.warning("%d of %d samples were left out", bad, good + bad)
     body = {"identity": identity, "shards": [canonical(s) for s in index.shards]}
     target.write(INDEX, json.dumps(body, indent=1).encode())
     return index

@@ -56,7 +56,9 @@ def picture_of(sample: Sample, reading: Reading) -> np.ndarray:
         with Image.open(io.BytesIO(sample.members[name])) as opened:
             picture = square_on_white(opened, reading.picture_size)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RejectedSampleError(f"{sample.key}: its {name} member does not decode ({error})") from error
+        # Pillow's own words for a file of no known kind are the address of a buffer.
+        reason = "not a picture of a known kind" if isinstance(error, UnidentifiedImageError) else error
+        raise RejectedSampleError(f"{sample.key}: its {name} member does not decode ({reason})") from error
     return _array(picture, reading.channels)
 
 

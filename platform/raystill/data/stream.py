@@ -1,5 +1,6 @@
 """The Ray Data graphs: shards derived by a pool of actors, and batches streamed to one training worker."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -8,8 +9,10 @@ import numpy as np
 import ray.data
 import torch
 from ray.data.collate_fn import NumpyBatchCollateFn
+from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
+from raystill.config.errors import UserError
 from raystill.data.batches import read_group, to_device
 from raystill.data.derive import Index, Shard, Source, Transform, derive_shard, find, finish
 from raystill.data.plan import Group, Plan, groups
@@ -35,6 +38,7 @@ def derive_stream(
     if found is not None:
         return found
     keys = source.keys
+    _quiet()
     dataset = ray.data.from_items([{"key": key} for key in keys], override_num_blocks=len(keys)).map_batches(
         _ShardWorker,
         fn_constructor_args=(source.store, target, make),
@@ -45,6 +49,8 @@ def derive_stream(
     shards = []
     with tqdm(total=len(keys), desc=target.uri.rsplit("/", 2)[-2], unit="shard") as bar:
         for row in dataset.iter_rows():
+            if row["error"]:
+                raise UserError(row["error"])
             shards.append(Shard(key=str(row["key"]), count=int(row["count"]), rejected=tuple(row["rejected"])))
             bar.update()
     return finish(target, identity, shards, max_bad_fraction)
@@ -57,12 +63,21 @@ class _ShardWorker:
         self.source, self.target, self.transform = source, target, make()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        shards = [derive_shard(self.source, str(key), self.target, self.transform) for key in batch["key"]]
+        found = [self._derive(str(key)) for key in batch["key"]]
+        shards = [shard for shard, _ in found]
         return {
             "key": [s.key for s in shards],
             "count": [s.count for s in shards],
             "rejected": [list(s.rejected) for s in shards],
+            "error": [error for _, error in found],
         }
+
+    def _derive(self, key: str) -> tuple[Shard, str]:
+        """Derive a shard; an error for people is part of the answer, because Ray Data would bury it in its own."""
+        try:
+            return derive_shard(self.source, key, self.target, self.transform), ""
+        except UserError as error:
+            return Shard(key=key, count=0), str(error)
 
 
 def stream_batches(
@@ -74,9 +89,8 @@ def stream_batches(
     size, and the order is a function of the plan alone.
     """
     items = [asdict(group) for group in groups(plan, start * batch_size, steps * batch_size)]
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
+    _quiet()
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _read,  # type: ignore[arg-type]
         fn_args=(store,),
@@ -86,8 +100,21 @@ def stream_batches(
     batches = dataset.iter_torch_batches(
         batch_size=batch_size, prefetch_batches=4, drop_last=True, collate_fn=_Collate()
     )
-    for batch in batches:
-        yield to_device(batch, device)
+    try:
+        for batch in batches:
+            yield to_device(batch, device)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from error
+        raise
+
+
+def _quiet() -> None:
+    """Keep Ray Data's bars and notes about its plans off this process's terminal; the notes stay in Ray's log files."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.name == "console":
+            handler.setLevel(logging.WARNING)
 
 
 def _read(batch: dict[str, Any], store: Store) -> Iterator[dict[str, Any]]:
@@ -104,10 +131,7 @@ def _read(batch: dict[str, Any], store: Store) -> Iterator[dict[str, Any]]:
 
 
 class _Collate(NumpyBatchCollateFn):
-    """Columns to tensors; keys and captions stay lists of text."""
+    """Columns to tensors; keys and captions stay lists of text. Ray's own arrays are read-only, hence the copies."""
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:  # type: ignore[override]
-        return {
-            k: v.tolist() if v.dtype.kind in "OU" else torch.from_numpy(np.ascontiguousarray(v))
-            for k, v in batch.items()
-        }
+        return {k: v.tolist() if v.dtype.kind in "OU" else torch.from_numpy(v.copy()) for k, v in batch.items()}

@@ -9,7 +9,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from raystill.config.errors import UserError
-from raystill.evaluation.alexnet import AlexNet
+from raystill.evaluation.alexnet import AlexNet, load_alexnet
+
+FEATURES = ("alexnet",)  # names that `feature_network` knows
 
 
 @runtime_checkable  # so that the shape checks of the tests can look at it
@@ -79,6 +81,13 @@ class Lpips:
             difference = (unit[: len(a)] - unit[len(a) :]).square().mean((2, 3))
             distance = distance + difference @ head
         return distance
+
+
+def feature_network(name: str) -> FeatureNetwork:
+    """The feature network of a name in FEATURES, on the CPU; UserError for another name."""
+    if name not in FEATURES:
+        raise UserError(f"there is no feature network {name!r}; there are: {', '.join(FEATURES)}")
+    return AlexNetFeatures(alexnet=load_alexnet())
 
 
 def to_unit(pictures: UInt8[np.ndarray, "n h w c"]) -> Float[Tensor, "n 3 h w"]:

@@ -1,4 +1,4 @@
-"""A Gaussian mixture as a teacher that is known in closed form: the truth that solvers, paths and students are tested against."""
+"""A Gaussian mixture as a teacher known in closed form: the truth that solvers and students are tested against."""
 
 import math
 from dataclasses import dataclass
@@ -40,11 +40,11 @@ class Mixture:
         return self.means[k] + self.variances[k].sqrt() * noise
 
     def log_density(self, x: Latent, signal: Coefficient, noise: Coefficient) -> Float[Tensor, " batch"]:
-        """Log density of x = signal x_0 + noise e with e ~ N(0, I); signal and noise may be any numbers >= 0, one per sample."""
+        """Log density of x = signal x_0 + noise e, e ~ N(0, I), for any signal and noise >= 0."""
         return torch.logsumexp(self._log_joint(x, signal, noise), dim=1)
 
     def posterior_mean(self, x: Latent, signal: Coefficient, noise: Coefficient) -> Latent:
-        """Mean E[x_0 | x] for x = signal x_0 + noise e: each component's Wiener estimate, weighted by its responsibility."""
+        """Mean E[x_0 | x] for x = signal x_0 + noise e: Wiener estimates of the components, by responsibility."""
         share = torch.softmax(self._log_joint(x, signal, noise), dim=1)
         s, n = signal[:, None], noise[:, None]
         gain = s * self.variances / (s**2 * self.variances + n**2)

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from raystill.config.errors import UserError
 from raystill.flow.predictions import Latent, column
 from raystill.flow.schedules import Schedule, Times
 
@@ -48,7 +49,7 @@ class RayPath:
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma <= 1:
-            raise ValueError(f"sigma is {self.sigma}; the ray path's variance coefficient lies in [0, 1]")
+            raise UserError(f"sigma is {self.sigma}; the ray path's variance coefficient lies in [0, 1]")
 
     def coefficients(self, schedule: Schedule, t: Times) -> Coefficients:
         """Coefficients (s_t, 1 - s_t, sigma n_t)."""

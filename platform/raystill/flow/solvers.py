@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raystill.flow.predictions import Latent, Prediction, column
+from raystill.flow.predictions import Latent, Prediction
 from raystill.flow.schedules import Schedule
 
 VPDenoise = Callable[[Latent, Float[Tensor, " batch"]], Prediction]  # (x_t, times of shape (batch,)) -> prediction
@@ -20,7 +20,7 @@ def ddim(denoise: VPDenoise, schedule: Schedule, x: Latent, times: Grid) -> Late
     """
     for t, r in pairwise(times):
         prediction = denoise(x, t.expand(len(x)))
-        s_r, n_r = (column(f(r.view(1)), x) for f in (schedule.signal, schedule.noise))
+        s_r, n_r = (float(f(r.view(1))) for f in (schedule.signal, schedule.noise))
         x = s_r * prediction.data + n_r * prediction.epsilon if r > 0 else prediction.data
     return x
 

@@ -11,7 +11,7 @@ from raystill.flow.paths import Coefficients
 from raystill.flow.predictions import Kind, Latent, Prediction, column, guided
 from raystill.flow.schedules import Schedule, Times
 
-Condition = Float[Tensor, "batch length width"]
+Condition = Float[Tensor, "batch length features"]
 Network = Callable[..., tuple[Tensor, ...]]  # a UNet2DConditionModel, or an engine's wrapper of one
 
 
@@ -52,7 +52,7 @@ class GuidedDenoiser:
     """
 
     denoiser: Denoiser
-    unconditional: Float[Tensor, "1 length width"]
+    unconditional: Float[Tensor, "1 length features"]
     scale: float  # w; 1 is no guidance
 
     def __call__(self, x: Latent, t: Times, condition: Condition) -> Prediction:

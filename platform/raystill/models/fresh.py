@@ -112,6 +112,7 @@ def stable_diffusion_scheduler(kind: Kind) -> DDIMScheduler:
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type=kind,
+        steps_offset=1,  # without effect on trailing spacing; diffusers warns of any other
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
@@ -46,11 +45,23 @@ def add_adapter(unet: UNet2DConditionModel, lora: Lora) -> UNet2DConditionModel:
 
 
 def load_adapter(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> None:
-    """Write adapter tensors, named as the UNet's own parameters, into a UNet that has the adapter."""
-    parameters = dict(unet.named_parameters())
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)
+    """Write adapter tensors, named as the UNet's own parameters, into a UNet that has the adapter; UserError where they
+    are of another one.
+    """
+    parameters = {name: p for name, p in unet.named_parameters() if ".lora_" in name}
+    if different := set(parameters) ^ set(tensors):
+        raise UserError(
+            f"the adapter has {len(tensors)} tensors, the UNet takes {len(parameters)}; first difference: "
+            f"{min(different)}. Use the lora settings that it was trained with"
+        )
+    for name, tensor in tensors.items():
+        taken = parameters[name].shape
+        if taken != tensor.shape:
+            raise UserError(
+                f"the adapter's {name} has shape {tuple(tensor.shape)}, the UNet takes {tuple(taken)}. "
+                "Use the lora.rank that it was trained with"
+            )
+        parameters[name].data.copy_(tensor)
 
 
 def adapter_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:

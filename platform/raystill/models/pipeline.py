@@ -20,7 +20,7 @@ from raystill.flow.predictions import Kind, Latent
 from raystill.flow.schedules import Schedule
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
-Pictures = Float[Tensor, "batch channels height width"]  # in [-1, 1]
+Pictures = Float[Tensor, "batch colours rows columns"]  # in [-1, 1]
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Pipeline:
         return tokenize(self.tokenizer, captions)
 
     @torch.inference_mode()
-    def condition(self, captions: list[str]) -> Float[Tensor, "batch length width"]:
+    def condition(self, captions: list[str]) -> Float[Tensor, "batch length features"]:
         """Text features that the UNet attends to."""
         tokens = self.tokens(captions).to(self.text_encoder.device)
         features: Tensor = self.text_encoder(tokens)[0]

@@ -7,12 +7,14 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+from raystill.config.errors import UserError
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int, directory: Path) -> CLIPTokenizer:
     """Learn byte-pair merges from captions and write a CLIPTokenizer of at most `vocabulary` tokens, `length` per
-    caption.
+    caption; UserError where that is too few for the bytes that any text is made of.
 
     Frequent words become one token each, which a small text encoder learns far faster than letters.
     """
@@ -23,6 +25,10 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int, direc
     )
     bpe.decoder = decoders.BPEDecoder(suffix="</w>")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    room = vocabulary - len(tokens) - 2
+    if room < 0:
+        raise UserError(f"a vocabulary of {vocabulary} cannot hold every byte; expected at least {len(tokens) + 2}")
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - 2,
         min_frequency=2,
@@ -32,9 +38,8 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int, direc
     )
     bpe.train_from_iterator(captions, trainer)
     learned = json.loads(bpe.to_str())["model"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]]
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
-    tokens += [a + b for a, b in merges if a + b not in set(tokens)]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]][:room]
+    tokens += [a + b for a, b in merges]
     vocab = {token: i for i, token in enumerate(dict.fromkeys([*tokens, START, END]))}
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = CLIPTokenizer(vocab=vocab, merges=[(a, b) for a, b in merges], model_max_length=length)

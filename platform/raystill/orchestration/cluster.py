@@ -15,7 +15,7 @@ import ray.train
 import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.experimental import tqdm_ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from raystill.config.digest import canonical_json
@@ -94,7 +94,7 @@ class RayLauncher:
         """Train on the cluster's workers; they restore the newest checkpoint by themselves."""
         if last_step(checkpoints) == task.training.steps:
             return
-        work = _Work(task, data, index, checkpoints, recorder, self.cluster.zero_stage)
+        work = _Work(task, data, index, checkpoints, recorder, self.cluster.zero_stage, Path.cwd())
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config={"work": work},
@@ -110,6 +110,7 @@ class RayLauncher:
                 name=task.name,
                 storage_path=str((self.directory / "ray").resolve()),
                 failure_config=FailureConfig(max_failures=self.cluster.max_failures),
+                logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
             ),
         )
         try:
@@ -142,6 +143,7 @@ class _Work:
     checkpoints: Store
     recorder: MakeRecorder | None
     zero_stage: int
+    directory: Path  # the driver's, for relative paths in the settings
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -149,6 +151,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     from raystill.engine.zero import ZeroEngine, agree  # imported here: it chooses its accelerator where it runs
 
     work: _Work = config["work"]
+    if work.directory.is_dir():  # Ray Train starts workers in a scratch directory of its own
+        os.chdir(work.directory)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()

@@ -74,9 +74,7 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
     with seconds.stage("targets"):
         targets, index = compute_targets(run, launcher)
     with seconds.stage("distillation"):
-        checkpoints = place(
-            open_store(run.work), "checkpoints", Source.of(targets).identity(task=run.task, cluster=run.cluster.workers)
-        )
+        checkpoints = checkpoints_of(run, targets)
         launcher.train(run.task, targets, index, checkpoints, partial(TrackedRun, tracking, run))
     with seconds.stage("evaluation"):
         evaluated = evaluate(run, launcher, checkpoints, _device(run))
@@ -89,6 +87,12 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
         tracked.picture("evaluation/grid", evaluated.picture, run.training.steps)
         registered = register(uri, run.model, adapter, tracked.run_id)
     return Distilled(registered, evaluated, adapter, adapter / artifact.PICTURE_NAME)
+
+
+def checkpoints_of(run: Run, targets: Store) -> Store:
+    """Where this run's training keeps its state; ZeRO's stage does not matter to it, the number of workers does."""
+    identity = Source.of(targets).identity(task=run.task, workers=run.cluster.workers)
+    return place(open_store(run.work), "checkpoints", identity)
 
 
 def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
@@ -109,8 +113,6 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
         _device(run),
     )
     index = launcher.derive(source, store, make, identity, run.reading.max_bad_fraction)
-    for reason in index.rejected:
-        log.warning("left out %s", reason)
     log.info("%d targets at %s, %d teacher calls each", index.count, store.uri, settings.estimator.calls)
     return store, index
 

@@ -118,6 +118,19 @@ def table(evaluated: Evaluated) -> str:
     return "\n".join(lines)
 
 
+def spread(evaluated: list[Evaluated]) -> str:
+    """Mean and relative range of the Frechet distance over evaluations of the same models with other starts."""
+    lines = []
+    for who in ("teacher", "student"):
+        for steps in getattr(evaluated[0], who):
+            values = [getattr(e, who)[steps]["frechet"] for e in evaluated]
+            mean = float(np.mean(values))
+            share = (max(values) - min(values)) / mean
+            shown = ", ".join(f"{v:.2f}" for v in values)
+            lines.append(f"{who:8} {steps:>3} steps: {shown}; mean {mean:.2f}, range {share:.1%}")
+    return "\n".join(lines)
+
+
 def as_card(evaluated: Evaluated) -> dict[str, Any]:
     """What the adapter's card carries of an evaluation."""
     frechet_by_steps = {steps: f["frechet"] for steps, f in evaluated.student.items()}

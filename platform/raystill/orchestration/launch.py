@@ -1,16 +1,20 @@
 """Whole jobs on their surroundings: object store, cluster or this process alone, then the stages."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from raystill.config.errors import UserError
 from raystill.models.pipeline import check_pipeline
-from raystill.orchestration.distill import Distilled, Seconds, check_inputs, compute_targets, distil
+from raystill.orchestration.distill import Distilled, Seconds, check_inputs, checkpoints_of, compute_targets, distil
+from raystill.orchestration.evaluate import Evaluated, evaluate
 from raystill.orchestration.launcher import Launcher, LocalLauncher
 from raystill.orchestration.pretrain import Pretraining, pretrain
 from raystill.orchestration.run import Cluster, Run
 from raystill.orchestration.services import object_store, upload_sample
+from raystill.training.task import final_averages
 
 log = logging.getLogger(__name__)
 DIRECTORY = Path(".raystill")  # everything that is kept on this machine
@@ -42,6 +46,18 @@ def launch_targets(run: Run, *, local: bool = False) -> str:
     """Compute the targets alone; returns where they are."""
     with surroundings(run, local=local) as launcher:
         return compute_targets(run, launcher)[0].uri
+
+
+def launch_evaluation(run: Run, seeds: Sequence[int], *, local: bool = False) -> list[Evaluated]:
+    """Evaluate a finished training once per seed; UserError where it has not been finished."""
+    with surroundings(run, local=local) as launcher:
+        checkpoints = checkpoints_of(run, compute_targets(run, launcher)[0])
+        if final_averages(checkpoints) is None:
+            raise UserError(
+                f"{run.name} has not been trained to its end yet; run jobs/distill.py with the same settings first"
+            )
+        changed = [replace(run, evaluation=replace(run.evaluation, seed=seed)) for seed in seeds]
+        return [evaluate(one, launcher, checkpoints) for one in changed]
 
 
 def launch_pretraining(run: Pretraining, *, local: bool = False) -> Path:

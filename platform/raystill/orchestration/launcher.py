@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tqdm import tqdm
@@ -18,6 +18,7 @@ from raystill.training.task import Place, Recorder, Task, last_step, run_task
 MakeRecorder = Callable[[], AbstractContextManager[Recorder]]  # picklable: it is opened where rank 0 runs
 
 
+@runtime_checkable  # so that tests can check annotations
 class Launcher(Protocol):
     """Runs the two kinds of work there are."""
 

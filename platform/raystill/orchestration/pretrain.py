@@ -3,7 +3,6 @@ format.
 """
 
 import json
-import logging
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,8 +26,6 @@ from raystill.orchestration.launcher import Launcher, MakeRecorder
 from raystill.orchestration.run import Cluster
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask
 from raystill.training.task import final_averages
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +65,6 @@ def pretrain(run: Pretraining, launcher: Launcher, recorder: MakeRecorder | None
     pictures = place(work, "pictures", identity)
     decode = partial(PictureTransform, run.reading)
     index = launcher.derive(Source.of(source), pictures, decode, identity, run.reading.max_bad_fraction)
-    for reason in index.rejected:
-        log.warning("left out %s", reason)
     tokens = _tokenizer(run, source, output / "tokenizer")
     _train_autoencoder(run, launcher, recorder, pictures, index, work, output / "vae")
     seconds = {"autoencoder": time.monotonic() - started}

@@ -6,6 +6,7 @@ from raystill.config.errors import UserError
 from raystill.data.records import Reading
 from raystill.data.targets import Generated, Independent
 from raystill.engine.protocol import Optimizer
+from raystill.evaluation.features import FEATURES
 from raystill.methods.rayflow import RayFlow
 from raystill.models.lora import Lora
 from raystill.training.distillation import DistillTask
@@ -100,5 +101,7 @@ class Run:
                 raise UserError(
                     f"{name}.precision is {value!r}; write float32 or bfloat16: --set {name}.precision=float32"
                 )
+        if self.evaluation.features not in FEATURES:
+            raise UserError(f"evaluation.features is {self.evaluation.features!r}; there are: {', '.join(FEATURES)}")
         if 4 not in self.evaluation.student_steps:
             raise UserError("evaluation.student_steps lacks 4, at which the registry compares adapters: add it")

@@ -17,7 +17,7 @@ from raystill.data.shards import Sample
 from raystill.data.store import Store
 from raystill.data.targets import start_of
 from raystill.evaluation.alexnet import load_alexnet
-from raystill.evaluation.features import AlexNetFeatures, FeatureNetwork, Lpips, extract, pairwise
+from raystill.evaluation.features import FeatureNetwork, Lpips, extract, feature_network, pairwise
 from raystill.flow.predictions import Latent
 from raystill.flow.schedules import trailing_times
 from raystill.flow.solvers import ddim
@@ -63,12 +63,6 @@ class Drawing:
             columns |= {f"image_{count}": images, f"features_{count}": extract(self.features, images).numpy()}
             columns[f"seconds_{count}"] = np.full(len(rows), seconds)
         return columns
-
-
-def feature_network(name: str) -> FeatureNetwork:
-    """The feature network of this name."""
-    networks = {"alexnet": lambda: AlexNetFeatures(alexnet=load_alexnet())}
-    return networks[name]()
 
 
 class TeacherSamples:

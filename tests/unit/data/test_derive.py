@@ -1,7 +1,6 @@
 """Derived shards are computed once: found again, continued where they stopped, and honest about what they left out."""
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -161,12 +160,10 @@ def test_nothing_left_stops_the_run_whatever_is_allowed(source: LocalStore, work
         run(source, work, max_bad_fraction=1.0)
 
 
-@pytest.mark.parametrize("spoil", [lambda data: data[:600], lambda data: data[:-1024]])
-def test_a_damaged_source_shard_stops_the_run(
-    source: LocalStore, work: LocalStore, spoil: Callable[[bytes], bytes]
-) -> None:
-    source.write("000001.tar", spoil(source.read("000001.tar")))
-    with pytest.raises(ShardError, match=r"^000001.tar: cut off"):
+@pytest.mark.parametrize("kept", [600, 1540, 2048])
+def test_a_damaged_source_shard_stops_the_run(source: LocalStore, work: LocalStore, kept: int) -> None:
+    source.write("000001.tar", source.read("000001.tar")[:kept])
+    with pytest.raises(ShardError, match=r"^000001.tar: .* [Uu]pload it again"):
         run(source, work)
 
 

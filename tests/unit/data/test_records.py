@@ -96,8 +96,9 @@ def damaged() -> dict[str, bytes]:
 @pytest.mark.parametrize("what", damaged().keys())
 def test_an_undecodable_picture_is_refused(what: str) -> None:
     data = damaged()[what]
-    with pytest.raises(RejectedSampleError, match="^animals/cat: its png member does not decode"):
+    with pytest.raises(RejectedSampleError, match=r"^animals/cat: its png member does not decode") as rejected:
         picture_of(sample(png=data), Reading())
+    assert "0x" not in str(rejected.value)  # the reason is the same in every process
 
 
 def test_a_row_survives_packing() -> None:

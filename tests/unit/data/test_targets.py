@@ -135,7 +135,7 @@ def test_the_control_pairs_the_real_latent_with_an_independent_mean(tiny_pipelin
     for i, row in enumerate(rows):
         np.testing.assert_array_equal(row["target_mean"], start_of(f"s{i}", 2, (4, 8, 8)).numpy())
         colour = torch.tensor([40.0 * i, 90.0, 200.0 - 30 * i]).view(1, 3, 1, 1).expand(1, 3, 16, 16) / 127.5 - 1
-        np.testing.assert_allclose(row["x_0"], teacher.encode(colour)[0].numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(row["x_0"], teacher.encode(colour)[0].numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_only_the_control_needs_the_picture(tiny_pipeline: Path) -> None:

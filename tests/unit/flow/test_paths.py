@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from raystill.config.errors import UserError
 from raystill.flow.paths import Coefficients, PairedDiffusionPath, Path, RayPath, interpolate, times_at
 from raystill.flow.predictions import column
 from raystill.flow.schedules import Schedule
@@ -109,10 +110,12 @@ def test_times_at_finds_the_angles_and_gives_one_beyond_the_end(path: Path) -> N
 
 def test_times_at_of_the_paired_path_is_the_inverse_of_the_schedule() -> None:
     angles = SCHEDULE.angle(grid(77))
-    torch.testing.assert_close(times_at(PairedDiffusionPath(), SCHEDULE, angles), SCHEDULE.time_of(angles), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        times_at(PairedDiffusionPath(), SCHEDULE, angles), SCHEDULE.time_of(angles), atol=1e-12, rtol=0
+    )
 
 
 @pytest.mark.parametrize("sigma", [-0.01, 1.01, float("nan")])
 def test_a_sigma_outside_the_unit_interval_is_refused(sigma: float) -> None:
-    with pytest.raises(ValueError, match=r"sigma is .*lies in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"sigma is .*lies in \[0, 1\]"):
         RayPath(sigma=sigma)

@@ -57,8 +57,8 @@ def test_guidance_one_is_none_zero_is_unconditional_and_w_counts_from_zero() -> 
 def test_guiding_the_value_guides_the_noise(kind: Kind) -> None:
     _, _, s, n, x = point(SHAPES[0])
     u, c = (torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in (3, 4))
-    noise = [Prediction(kind, value, x, s, n).epsilon for value in (u, c)]
-    torch.testing.assert_close(Prediction(kind, guided(u, c, 3.5), x, s, n).epsilon, guided(*noise, 3.5))
+    empty, text = (Prediction(kind, value, x, s, n).epsilon for value in (u, c))
+    torch.testing.assert_close(Prediction(kind, guided(u, c, 3.5), x, s, n).epsilon, guided(empty, text, 3.5))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

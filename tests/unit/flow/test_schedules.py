@@ -34,7 +34,7 @@ def test_variance_is_preserved_between_the_knots_and_data_is_at_zero(zero_snr: b
     t = torch.linspace(0, 1, 4321, dtype=torch.float64)
     s, n = schedule.signal(t), schedule.noise(t)
     torch.testing.assert_close(s**2 + n**2, torch.ones_like(t))
-    assert (s[0], n[0]) == (1, 0)
+    assert (float(s[0]), float(n[0])) == (1, 0)
     assert bool((s.diff() < 0).all())
     assert bool((n.diff() > 0).all())
 

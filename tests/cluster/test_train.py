@@ -1,0 +1,195 @@
+"""The student's training through Ray Train with two ZeRO workers: resumable, and the same at every stage."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray
+import ray.cloudpickle
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from raystill.config.errors import UserError
+from raystill.data.derive import Index, Source, derive
+from raystill.data.local import LocalStore
+from raystill.data.records import Reading
+from raystill.data.shards import Sample, pack
+from raystill.data.store import StoreError
+from raystill.data.targets import Generated, TargetTransform
+from raystill.engine.protocol import Optimizer
+from raystill.models.lora import Lora
+from raystill.orchestration.cluster import RayLauncher, check_resources, ray_session
+from raystill.orchestration.run import Cluster
+from raystill.training.distillation import DistillTask
+from raystill.training.loop import Training
+from raystill.training.task import final_averages, last_step
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+CLUSTER = Cluster(workers=2, worker_cpus=0.8, actors=1, max_failures=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    """Ray on this machine."""
+    # Workers cannot import a test: what this file defines is sent to them whole.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with ray_session(CLUSTER):
+            yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+def data(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, Index]:
+    """Targets of 14 samples in 5 shards."""
+    source, target = (LocalStore(uri=str(tmp_path_factory.mktemp("data") / part)) for part in ("source", "targets"))
+    for i in range(5):
+        captions = {f"s{i}{j}": ("red heart", "cat face")[j % 2] for j in range(2 + i % 3)}
+        source.write(f"{i:06d}.tar", pack(Sample(key=k, members={"txt": c.encode()}) for k, c in captions.items()))
+    make = partial(TargetTransform, tiny_pipeline, Generated(steps=2), Reading(), 0, 8, "float32")
+    return target, derive(Source.of(source), target, make, {}, 0.0)
+
+
+@pytest.fixture(scope="module")
+def task(tiny_pipeline: Path) -> DistillTask:
+    """Six steps of four samples a worker."""
+    return DistillTask(
+        teacher=str(tiny_pipeline),
+        lora=Lora(rank=2, alpha=2.0, targets=("to_q", "to_v", "conv1")),
+        optimizer=Optimizer(learning_rate=5e-3, warmup_steps=2),
+        training=Training(steps=6, batch_size=4, average_decay=0.5, log_every=2, checkpoint_every=3, picture_every=0),
+    )
+
+
+Trained = dict[str, Tensor]
+
+
+def train(
+    task: DistillTask, data: tuple[LocalStore, Index], directory: Path, zero_stage: int = 2
+) -> tuple[LocalStore, Trained]:
+    """Train, or go on training, in `directory`; gives the checkpoints and the averages of the adapter."""
+    checkpoints = LocalStore(uri=str(directory / "checkpoints"))
+    launcher = RayLauncher(replace(CLUSTER, zero_stage=zero_stage), directory)
+    launcher.train(task, *data, checkpoints, None)
+    averages = final_averages(checkpoints)
+    assert averages is not None
+    return checkpoints, averages["student"]
+
+
+class Fatal:
+    """A recorder whose worker is killed where step 4 is reported, the first time."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __enter__(self) -> "Fatal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        with (self.directory / "steps").open("a") as file:
+            print(step, values["loss/student"], file=file)
+        killed = self.directory / "killed"
+        if step == 4 and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def picture(self, name: str, picture: Image, step: int) -> None:
+        raise AssertionError(f"no picture was asked for, got {name} at {step}")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    task: DistillTask, data: tuple[LocalStore, Index], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[LocalStore, Trained]:
+    """Six steps at stage 2."""
+    return train(task, data, tmp_path_factory.mktemp("uninterrupted"))
+
+
+def close(found: Trained, expected: Trained) -> None:
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_the_adapter_is_trained_and_only_the_last_checkpoint_is_kept(
+    uninterrupted: tuple[LocalStore, Trained], task: DistillTask
+) -> None:
+    checkpoints, averages = uninterrupted
+    assert last_step(checkpoints) == 6
+    folders = {entry.key.split("/")[0] for entry in checkpoints.list() if "/" in entry.key}
+    assert folders == {"step-0000006"}
+    start = dict(task.build(torch.device("cpu")).modules["student"].named_parameters())
+    assert set(averages) == {name for name, parameter in start.items() if parameter.requires_grad}
+    assert all("lora_" in name for name in averages)
+    # B matrices start at zero.
+    moved = {name: float(tensor.abs().max()) for name, tensor in averages.items() if "lora_B" in name}
+    assert min(moved.values()) > 0
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_every_stage_gives_the_same_adapter(
+    uninterrupted: tuple[LocalStore, Trained],
+    task: DistillTask,
+    data: tuple[LocalStore, Index],
+    tmp_path: Path,
+    stage: int,
+) -> None:
+    close(train(task, data, tmp_path, zero_stage=stage)[1], uninterrupted[1])
+
+
+def test_a_killed_worker_is_restarted_from_the_last_checkpoint_and_nothing_is_different(
+    uninterrupted: tuple[LocalStore, Trained], task: DistillTask, data: tuple[LocalStore, Index], tmp_path: Path
+) -> None:
+    checkpoints = LocalStore(uri=str(tmp_path / "checkpoints"))
+    launcher = RayLauncher(replace(CLUSTER, max_failures=1), tmp_path)
+    launcher.train(task, *data, checkpoints, partial(Fatal, tmp_path))
+    assert (tmp_path / "killed").exists()
+    lines = [line.split() for line in (tmp_path / "steps").read_text().splitlines()]
+    assert [int(step) for step, _ in lines] == [2, 4, 4, 6]
+    averages = final_averages(checkpoints)
+    assert averages is not None
+    close(averages["student"], uninterrupted[1])
+
+
+def test_a_finished_training_is_not_started_again(
+    uninterrupted: tuple[LocalStore, Trained], task: DistillTask, data: tuple[LocalStore, Index], tmp_path: Path
+) -> None:
+    checkpoints, _ = uninterrupted
+    before = checkpoints.list()
+    RayLauncher(CLUSTER, tmp_path).train(task, *data, checkpoints, None)
+    assert checkpoints.list() == before
+    assert not (tmp_path / "ray").exists()
+
+
+def test_an_error_for_people_comes_out_of_the_workers(
+    task: DistillTask, data: tuple[LocalStore, Index], tmp_path: Path
+) -> None:
+    elsewhere = LocalStore(uri=str(tmp_path / "nothing"))
+    launcher = RayLauncher(CLUSTER, tmp_path)
+    with pytest.raises(StoreError, match="no such file"):
+        launcher.train(task, elsewhere, data[1], LocalStore(uri=str(tmp_path / "checkpoints")), None)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "found"),
+    [
+        (Cluster(workers=1000, worker_cpus=1.0), "the run needs 1050: 1000 workers of 1 CPUs"),
+        (Cluster(workers=1, worker_cpus=0.1, actors=1000, actor_cpus=0.5), "or 1000 actors of 0.5 CPUs"),
+        (Cluster(workers=1, worker_gpus=64.0), "the run needs 64: 1 workers of 0.8 CPUs and 64 GPUs"),
+    ],
+)
+def test_a_cluster_that_is_too_small_is_refused_before_anything_starts(cluster: Cluster, found: str) -> None:
+    with pytest.raises(UserError, match=found) as refused:
+        check_resources(cluster)
+    assert "--set cluster.workers=1" in str(refused.value)

@@ -1,0 +1,213 @@
+"""One suite over every training method: what the loop may rely on. A method is tested by being in the table."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raystill import methods
+from raystill.flow.paths import PairedDiffusionPath, RayPath
+from raystill.flow.predictions import Kind
+from raystill.flow.schedules import Schedule
+from raystill.flow.times import SamplingTimes, UniformTimes
+from raystill.methods.autoencoder import Autoencoder, AutoencoderPass
+from raystill.methods.denoising import Denoising, TextToImage
+from raystill.methods.method import Loss, Method
+from raystill.methods.rayflow import RayFlow
+from raystill.models.fresh import AutoencoderShape, DenoiserShape, Tokens, stable_diffusion_scheduler
+from raystill.models.lora import Lora, add_adapter
+from raystill.training.loop import generator
+
+SCHEDULE = Schedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
+SIZES = {"distinct": (3, 4, 6, 10), "square": (4, 4, 4, 4)}  # batch, channels, height, width of a latent
+TEXT = 4  # width and length of the text, so that the square case is square here too
+SHAPE = DenoiserShape(
+    widths=(8, 16), groups=4, heads=2, text_width=TEXT, text_layers=1, text_heads=2, text_length=TEXT, vocabulary=9
+)
+
+Roles = dict[str, nn.Module]
+Fields = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with networks to train and a batch of the given latent shape."""
+
+    method: Method
+    networks: Callable[[], Roles]
+    batch: Callable[[tuple[int, ...]], Fields]
+
+
+def rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def student() -> Roles:
+    unet = add_adapter(SHAPE.unet(4, 8), Lora(rank=2, alpha=2.0))
+    for name, parameter in unet.named_parameters():
+        if "lora_B" in name:  # a fresh adapter is the identity, whose lora_A has no gradient yet
+            parameter.data.normal_(0, 0.1)
+    return {"student": unet}
+
+
+def targets(shape: tuple[int, ...]) -> Fields:
+    x_0, mu = (torch.randn(shape, generator=rng(i)) for i in (1, 2))
+    return {"x_0": x_0, "target_mean": mu, "condition": torch.randn(shape[0], TEXT, TEXT, generator=rng(3))}
+
+
+def ray(kind: Kind = "v_prediction", **settings: object) -> Case:
+    return Case(RayFlow(**settings).bind(SCHEDULE, kind), student, targets)  # type: ignore[arg-type]
+
+
+def denoising(kind: Kind) -> Case:
+    method = Denoising(schedule=SCHEDULE, kind=kind, empty_tokens=(1, 8, 8, 8), caption_dropout=0.3)
+
+    def networks() -> Roles:
+        text = SHAPE.text_encoder(Tokens(vocabulary=9, start=1, end=8, empty=method.empty_tokens))
+        return {"denoiser": TextToImage(SHAPE.unet(4, 8), text)}
+
+    def batch(shape: tuple[int, ...]) -> Fields:
+        tokens = torch.randint(2, 8, (shape[0], TEXT), generator=rng(2))
+        tokens[:, 0], tokens[:, -1] = 1, 8
+        return {"latent": torch.randn(shape, generator=rng(1)), "tokens": tokens}
+
+    return Case(method, networks, batch)
+
+
+def pictures(shape: tuple[int, ...]) -> Fields:
+    return {"image": torch.randint(0, 256, (shape[0], *shape[2:], 3), generator=rng(1), dtype=torch.uint8)}
+
+
+CASES = {
+    "rayflow": ray(),
+    "rayflow-noisy": ray(path=RayPath(sigma=0.3), times=UniformTimes(), loss="data"),
+    "rayflow-paired": ray("epsilon", path=PairedDiffusionPath(), times=SamplingTimes(steps=4)),
+    "rayflow-sample": ray("sample", loss="data"),
+    "denoising-v": denoising("v_prediction"),
+    "denoising-epsilon": denoising("epsilon"),
+    "denoising-sample": denoising("sample"),
+    "autoencoder": Case(
+        Autoencoder(),
+        lambda: {"autoencoder": AutoencoderPass(AutoencoderShape(widths=(8, 16), groups=4).build())},
+        pictures,
+    ),
+}
+
+
+@pytest.fixture(params=list(CASES))
+def case(request: pytest.FixtureRequest) -> Case:
+    torch.manual_seed(0)
+    return CASES[request.param]
+
+
+@pytest.fixture(params=list(SIZES))
+def size(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    return SIZES[request.param]
+
+
+def losses(
+    case: Case, networks: Mapping[str, nn.Module], batch: Fields, at: tuple[int, int, int] = (0, 0, 0)
+) -> dict[str, Loss]:
+    """Losses of the step (seed, rank, step), as the loop asks for them."""
+    return case.method.losses(networks, batch, generator(*at), at[2])
+
+
+def test_every_file_of_a_method_has_a_case() -> None:
+    files = {path.stem for path in Path(next(iter(methods.__path__))).glob("*.py")} - {"__init__", "method"}
+    assert files == {name.split("-")[0] for name in CASES}
+
+
+def test_roles_and_fields_are_declared(case: Case) -> None:
+    method = case.method
+    assert isinstance(method, Method)
+    assert set(case.networks()) >= set(method.learners) > set()
+    assert len(set(method.learners)) == len(method.learners)
+    for step in range(20):
+        assert set(method.turn(step)) <= set(method.learners)
+        assert method.turn(step)
+    for role in method.learners:
+        assert any(role in method.turn(step) for step in range(20)), f"{role} has no turn"
+
+
+def test_losses_are_finite_scalars_of_the_roles_whose_turn_it_is(case: Case, size: tuple[int, ...]) -> None:
+    batch = case.batch(size)
+    found = losses(case, case.networks(), batch)
+    assert set(found) == set(case.method.turn(0))
+    for loss in found.values():
+        assert loss.value.shape == ()
+        assert loss.value.requires_grad
+        assert bool(torch.isfinite(loss.value))
+        for name, metric in loss.metrics.items():
+            assert re.fullmatch(r"[a-z]+/[a-z0-9_]+", name)
+            assert metric.shape == ()
+            assert not metric.requires_grad
+            assert bool(torch.isfinite(metric))
+        if loss.times is not None:
+            assert loss.times.shape == size[:1]
+            assert loss.times.device.type == "cpu"
+
+
+def test_needs_are_what_is_read(case: Case, size: tuple[int, ...]) -> None:
+    batch, networks = case.batch(size), case.networks()
+    assert set(case.method.needs) == set(batch)
+    for field in case.method.needs:
+        with pytest.raises(KeyError, match=field):
+            losses(case, networks, {name: value for name, value in batch.items() if name != field})
+
+
+def test_gradients_reach_the_role_s_own_parameters_only(case: Case, size: tuple[int, ...]) -> None:
+    networks, batch = case.networks(), case.batch(size)
+    found = losses(case, networks, batch)
+    for role, loss in found.items():
+        for other, network in networks.items():
+            learned = [p for p in network.parameters() if p.requires_grad]
+            reached = torch.autograd.grad(loss.value, learned, retain_graph=True, allow_unused=True)
+            if other != role:
+                assert all(g is None for g in reached), f"the loss of {role} reaches {other}"
+        loss.value.backward()
+        unreached = [n for n, p in networks[role].named_parameters() if p.requires_grad and p.grad is None]
+        assert unreached == []
+        total = sum(float(p.grad.abs().sum()) for p in networks[role].parameters() if p.grad is not None)
+        assert 0 < total < float("inf")
+        assert all(p.grad is None for p in networks[role].parameters() if not p.requires_grad)
+    assert all(not value.requires_grad for value in batch.values())
+
+
+def test_losses_are_a_function_of_seed_rank_and_step(case: Case, size: tuple[int, ...]) -> None:
+    networks, batch = case.networks(), case.batch(size)
+    before = torch.get_rng_state()
+
+    def values(*at: int) -> list[float]:
+        return [float(loss.value.detach()) for loss in losses(case, networks, batch, (at[0], at[1], at[2])).values()]
+
+    first = values(3, 1, 5)
+    assert values(3, 1, 5) == first
+    for other in ((4, 1, 5), (3, 2, 5), (3, 1, 6)):
+        assert values(*other) != first
+    assert torch.equal(before, torch.get_rng_state()), "the global generator was drawn from"
+
+
+def test_the_batch_is_left_as_it_was(case: Case, size: tuple[int, ...]) -> None:
+    batch = case.batch(size)
+    before = {name: value.clone() for name, value in batch.items()}
+    losses(case, case.networks(), batch)
+    assert all(torch.equal(batch[name], before[name]) for name in before)
+
+
+def test_the_loss_falls_when_its_gradient_is_followed(case: Case, size: tuple[int, ...]) -> None:
+    networks, batch = case.networks(), case.batch(size)
+    first = losses(case, networks, batch)
+    for role, loss in first.items():
+        learned = [p for p in networks[role].parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss.value, learned)
+        square = float(sum(g.square().sum() for g in gradients))
+        rate = 1e-3 * float(loss.value.detach()) / square  # a fall of 0.1 %, to first order
+        with torch.no_grad():
+            for p, g in zip(learned, gradients, strict=True):
+                p.sub_(rate * g)
+        after = float(losses(case, networks, batch)[role].value.detach())
+        assert after / float(loss.value.detach()) == pytest.approx(1 - 1e-3, abs=5e-4)

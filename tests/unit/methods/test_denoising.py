@@ -1,0 +1,92 @@
+"""Denoising against diffusers' own noising and velocity."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raystill.flow.predictions import Kind
+from raystill.flow.schedules import Schedule
+from raystill.methods.denoising import Denoising, TextToImage
+from raystill.models.fresh import DenoiserShape, Tokens, stable_diffusion_scheduler
+
+STOCK = stable_diffusion_scheduler("v_prediction")
+SCHEDULE = Schedule.from_alphas(STOCK.alphas_cumprod)
+EMPTY = (1, 0, 0, 0, 0)
+SHAPES = [(6, 4, 2, 3), (4, 4, 4, 4)]
+
+
+class Recording(nn.Module):
+    """Answers 0 and remembers what it was asked."""
+
+    def forward(self, x: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
+        self.asked = x, timestep, tokens
+        return torch.zeros_like(x)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch_of(shape: tuple[int, ...]) -> dict[str, Tensor]:
+    return {"latent": torch.randn(shape, generator=rng(1)), "tokens": torch.full((shape[0], 5), 7)}
+
+
+def method(kind: Kind, dropout: float = 0.0) -> Denoising:
+    return Denoising(schedule=SCHEDULE, kind=kind, empty_tokens=EMPTY, caption_dropout=dropout)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["distinct", "square"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_points_and_targets_are_diffusers_own(kind: Kind, shape: tuple[int, ...]) -> None:
+    network, batch = Recording(), batch_of(shape)
+    loss = float(method(kind).losses({"denoiser": network}, batch, rng(3), 0)["denoiser"].value)
+    x, k, tokens = network.asked
+    signal, noise = (
+        c.view(-1, 1, 1, 1) for c in (STOCK.alphas_cumprod[k] ** 0.5, (1 - STOCK.alphas_cumprod[k]) ** 0.5)
+    )
+    eps = (x - signal * batch["latent"]) / noise
+    torch.testing.assert_close(x, STOCK.add_noise(batch["latent"], eps, k), rtol=0, atol=1e-5)
+    target = {"epsilon": eps, "v_prediction": STOCK.get_velocity(batch["latent"], eps, k), "sample": batch["latent"]}[
+        kind
+    ]
+    assert loss == pytest.approx(float(target.square().mean()), rel=1e-4)
+    assert torch.equal(tokens, batch["tokens"])
+    assert 0.5 < float(eps.std()) < 1.5
+
+
+def test_times_are_discrete_steps_one_in_each_of_equal_bins() -> None:
+    network = Recording()
+    method("epsilon").losses({"denoiser": network}, batch_of((50, 1, 2, 2)), rng(), 0)
+    k = network.asked[1]
+    assert k.dtype == torch.int64
+    assert sorted((k // 20).tolist()) == list(range(50))
+    seen: set[int] = set()
+    for seed in range(300):
+        method("epsilon").losses({"denoiser": network}, batch_of((50, 1, 1, 1)), rng(seed), 0)
+        seen |= set(network.asked[1].tolist())
+    assert seen == set(range(1000))  # the first and the last step too
+
+
+def test_captions_are_dropped_at_the_given_rate() -> None:
+    network, batch = Recording(), batch_of((4000, 1, 1, 1))
+    for rate in (0.0, 0.1, 1.0):
+        method("epsilon", rate).losses({"denoiser": network}, batch, rng(2), 0)
+        empty = (network.asked[2] == torch.tensor(EMPTY)).all(1)
+        kept = (network.asked[2] == 7).all(1)
+        assert bool((empty ^ kept).all())
+        assert float(empty.double().mean()) == pytest.approx(rate, abs=0.015)
+
+
+def test_text_encoder_and_unet_learn_as_one_module() -> None:
+    torch.manual_seed(0)
+    shape = DenoiserShape(
+        widths=(8, 16), groups=4, heads=2, text_width=12, text_layers=1, text_heads=2, text_length=5, vocabulary=9
+    )
+    text = shape.text_encoder(Tokens(vocabulary=9, start=1, end=8, empty=EMPTY))
+    whole = TextToImage(shape.unet(4, 8), text)
+    x, tokens = torch.randn(2, 4, 8, 6), torch.tensor([[1, 3, 4, 8, 8], [1, 2, 8, 8, 8]])
+    k = torch.tensor([3, 999])
+    found = whole(x, k, tokens)
+    torch.testing.assert_close(found, whole.unet(x, k, text(tokens).last_hidden_state).sample)
+    found.square().mean().backward()
+    assert float(text.get_input_embeddings().weight.grad[3].abs().sum()) > 0

@@ -1,0 +1,135 @@
+"""Networks asked at the right time, scale and condition, by a mixture's posterior mean and by diffusers' own calls."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raystill.flow.mixtures import Mixture, MixtureDenoiser
+from raystill.flow.paths import PairedDiffusionPath, RayPath, interpolate
+from raystill.flow.predictions import Kind, column
+from raystill.flow.schedules import Schedule
+from raystill.models.denoiser import Denoiser, GuidedDenoiser
+from raystill.models.fresh import DenoiserShape, stable_diffusion_scheduler
+
+STOCK = stable_diffusion_scheduler("epsilon")
+SCHEDULE = Schedule.from_alphas(STOCK.alphas_cumprod)
+KINDS: list[Kind] = ["epsilon", "v_prediction", "sample"]
+PATHS = [RayPath(), RayPath(sigma=0.3), RayPath(sigma=1.0), PairedDiffusionPath()]
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Recorded:
+    """A perfect network in the place of a UNet: it is told a timestep, not an angle."""
+
+    def __init__(self, kind: Kind, mixture: Mixture) -> None:
+        self.truth, self.asked = MixtureDenoiser(mixture, SCHEDULE, kind), list[tuple[Tensor, Tensor, Tensor]]()
+
+    def __call__(self, x: Tensor, timestep: Tensor, condition: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
+        assert not return_dict
+        self.asked.append((x, timestep, condition))
+        return (self.truth(x, ((timestep.double() + 1) / 1000).clamp(0, 1)).value,)
+
+
+def condition(count: int) -> Tensor:
+    return torch.randn(count, 5, 6, generator=rng(9))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 4), (4, 4, 4)], ids=["distinct", "square"])
+def test_a_point_of_any_path_gets_its_posterior_mean(
+    path: RayPath | PairedDiffusionPath, kind: Kind, shape: tuple[int, int, int]
+) -> None:
+    # With mu ~ N(0, I) the point is data * x_0 plus a Gaussian of size hypot(mean, noise); no rescaling in the truth.
+    mixture = Mixture.random(3, shape, rng())
+    c = path.coefficients(SCHEDULE, torch.linspace(0.3, 0.9, 4, dtype=torch.float64))
+    assert float(c.angle.max()) < float(SCHEDULE.angles[-1])  # beyond it the teacher can only be asked at its last step
+    mu, eps = (torch.randn(4, *shape, generator=rng(i), dtype=torch.float64) for i in (1, 2))
+    x_0 = mixture.draw(4, rng(3))
+    x = interpolate(c, x_0, mu, eps)
+    network = Recorded(kind, mixture)
+    prediction = Denoiser(network, SCHEDULE, kind).on_path(x, c, condition(4))
+    b = torch.hypot(c.mean, c.noise)
+    truth = mixture.posterior_mean(x, column(c.data, x), column(b, x))
+    torch.testing.assert_close(prediction.data, truth, rtol=0, atol=2e-5)  # timesteps are told in single precision
+    unit = (x - column(c.data, x) * truth) / column(b, x)
+    torch.testing.assert_close(prediction.epsilon, unit, rtol=0, atol=2e-5)
+
+
+def test_a_perfect_student_knows_the_effective_noise_of_the_point() -> None:
+    shape = (3, 2, 3, 4)
+    x_0, mu, eps = (torch.randn(shape, generator=rng(i), dtype=torch.float64) for i in range(3))
+    c = RayPath(sigma=0.4).coefficients(SCHEDULE, torch.tensor([0.2, 0.6, 1.0], dtype=torch.float64))
+    denoiser = Denoiser(lambda *_, **__: (x_0,), SCHEDULE, "sample")
+    prediction = denoiser.on_path(interpolate(c, x_0, mu, eps), c, condition(3))
+    unit = (column(c.mean, mu) * mu + column(c.noise, eps) * eps) / column(torch.hypot(c.mean, c.noise), mu)
+    torch.testing.assert_close(prediction.epsilon, unit)
+
+
+@pytest.mark.parametrize("k", [0, 1, 124, 499, 999])
+def test_a_unet_is_called_as_diffusers_calls_it(k: int) -> None:
+    torch.manual_seed(0)
+    unet = DenoiserShape(widths=(8, 16), groups=4, heads=2, text_width=6).unet(4, 8).eval()
+    x = torch.randn(3, 4, 6, 8, generator=rng())
+    t = torch.full((3,), (k + 1) / 1000, dtype=torch.float64)
+    with torch.no_grad():
+        expected = unet(x, torch.tensor(k), condition(3)).sample
+        found = Denoiser(unet, SCHEDULE, "epsilon")(x, t, condition(3))
+    torch.testing.assert_close(found.value, expected)
+    torch.testing.assert_close(found.signal[0].squeeze() ** 2, STOCK.alphas_cumprod[k])
+
+
+def test_each_sample_has_its_own_time() -> None:
+    network = Recorded("epsilon", Mixture.random(2, (3, 3, 3), rng()))
+    x, t = torch.randn(3, 3, 3, 3, generator=rng()).double(), torch.tensor([0.001, 0.5, 1.0], dtype=torch.float64)
+    whole = Denoiser(network, SCHEDULE, "epsilon")(x, t, condition(3))
+    assert network.asked[0][1].tolist() == [0, 499, 999]
+    for i in range(3):
+        alone = Denoiser(network, SCHEDULE, "epsilon")(x[i : i + 1], t[i : i + 1], condition(3)[i : i + 1])
+        torch.testing.assert_close(whole.data[i], alone.data[0])
+
+
+def test_pure_noise_is_refused_for_epsilon_and_fine_for_v() -> None:
+    config = stable_diffusion_scheduler("v_prediction").config
+    schedule = Schedule.from_alphas(type(STOCK).from_config(config, rescale_betas_zero_snr=True).alphas_cumprod)
+    x, one = torch.randn(2, 3, 2, 2, generator=rng()), torch.ones(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="needs v_prediction"):
+        Denoiser(lambda *_, **__: (x,), schedule, "epsilon")(x, one, condition(2))
+    torch.testing.assert_close(Denoiser(lambda *_, **__: (x,), schedule, "v_prediction")(x, one, condition(2)).data, -x)
+
+
+class TextNetwork:
+    """A network whose answer is what its condition says, and which counts its evaluations."""
+
+    def __init__(self) -> None:
+        self.evaluations = 0
+
+    def __call__(self, x: Tensor, timestep: Tensor, condition: Tensor, **_: Any) -> tuple[Tensor, ...]:
+        self.evaluations += len(x)
+        return (x * condition.mean(dim=(1, 2)).to(x).view(-1, 1, 1, 1) + timestep.to(x).view(-1, 1, 1, 1) / 1000,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0, 7.5])
+def test_guidance_is_that_of_diffusers_pipelines(scale: float, kind: Kind) -> None:
+    network, x, t = (
+        TextNetwork(),
+        torch.randn(3, 2, 4, 5, generator=rng()),
+        torch.tensor([0.2, 0.7, 1.0], dtype=torch.float64),
+    )
+    denoiser, nothing = Denoiser(network, SCHEDULE, kind), torch.randn(1, 5, 6, generator=rng(4))
+    text = condition(3)
+    alone, empty = denoiser(x, t, text), denoiser(x, t, nothing.expand(3, 5, 6))
+    network.evaluations = 0
+    found = GuidedDenoiser(denoiser, nothing, scale)(x, t, text)
+    assert network.evaluations == (3 if scale == 1 else 6)
+    # noise_pred_uncond + guidance_scale * (noise_pred_text - noise_pred_uncond)
+    torch.testing.assert_close(found.value, empty.value + scale * (alone.value - empty.value))
+    torch.testing.assert_close(
+        found.epsilon, empty.epsilon + scale * (alone.epsilon - empty.epsilon), rtol=1e-4, atol=1e-4
+    )

@@ -1,0 +1,105 @@
+"""Pipelines in diffusers' format: read with checks, encoding and decoding as diffusers does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from raystill.config.errors import UserError
+from raystill.models.pipeline import check_pipeline, load_pipeline, revision
+
+
+@pytest.fixture
+def copied(pipeline_directory: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pipeline_directory, tmp_path / "copy"))
+
+
+def test_what_is_loaded_is_what_was_written(pipeline_directory: Path) -> None:
+    pipeline = load_pipeline(pipeline_directory)
+    assert pipeline.kind == "v_prediction"
+    assert pipeline.latent_shape == (4, 8, 8)
+    assert pipeline.schedule.steps == 1000
+    scheduler = pipeline.scheduler.config
+    assert (scheduler.timestep_spacing, scheduler.clip_sample, scheduler.set_alpha_to_one) == ("trailing", False, True)
+    assert {p.dtype for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet) for p in part.parameters()} == {
+        torch.float32
+    }
+
+
+def test_condition_is_what_diffusers_encodes(pipeline_directory: Path) -> None:
+    pipeline = load_pipeline(pipeline_directory)
+    stock = StableDiffusionPipeline.from_pretrained(pipeline_directory, dtype=torch.float32)
+    captions = ["red heart", "", "cat face red heart cat face red heart"]
+    expected, _ = stock.encode_prompt(captions, "cpu", 1, do_classifier_free_guidance=False)
+    found = pipeline.condition(captions)
+    assert found.shape == (3, 6, 12)
+    torch.testing.assert_close(found, expected)
+    tokens = pipeline.tokens(captions)
+    assert tokens.shape == (3, 6)
+    assert tokens[:, 0].tolist() == [pipeline.tokenizer.bos_token_id] * 3
+    assert tokens[2, -1] == pipeline.tokenizer.eos_token_id
+
+
+def test_latents_are_scaled_means_and_decoding_undoes_the_scale(pipeline_directory: Path) -> None:
+    pipeline = load_pipeline(pipeline_directory)
+    pictures = torch.rand(3, 3, 12, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latent = pipeline.encode(pictures)
+    assert latent.shape == (3, 4, 6, 8)
+    assert pipeline.vae.config.scaling_factor == 0.5
+    with torch.no_grad():
+        torch.testing.assert_close(latent, pipeline.vae.encode(pictures).latent_dist.mean * 0.5)
+        decoded = (pipeline.vae.decode(latent / 0.5).sample / 2 + 0.5).clamp(0, 1) * 255
+    found = pipeline.decode(latent, batch_size=2)
+    assert (found.shape, found.dtype) == ((3, 12, 16, 3), torch.uint8)
+    assert float((found.permute(0, 3, 1, 2) - decoded).abs().max()) < 0.51
+
+
+def test_to_freezes_every_network(pipeline_directory: Path) -> None:
+    pipeline = load_pipeline(pipeline_directory).to(torch.device("cpu"))
+    for network in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        assert not network.training
+        assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_the_revision_is_that_of_the_contents(pipeline_directory: Path, copied: Path) -> None:
+    first = revision(pipeline_directory)
+    assert len(first) == 16
+    assert revision(copied) == first == load_pipeline(copied).revision
+    (copied / "README.md").write_text("says nothing of the weights")
+    assert revision(copied) == first
+    weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert revision(copied) != first
+
+
+def test_a_directory_that_is_no_pipeline_is_refused_with_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such directory"):
+        check_pipeline(tmp_path / "nowhere")
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"expected model_index\.json in it, found: thesis\.tex.*\n.*--set teacher="):
+        check_pipeline(tmp_path)
+
+
+def test_a_pipeline_of_another_kind_is_refused(copied: Path) -> None:
+    index = json.loads((copied / "model_index.json").read_text())
+    other = {**index, "_class_name": "PixArtAlphaPipeline", "unet": ["diffusers", "PixArtTransformer2DModel"]}
+    (copied / "model_index.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="PixArtAlphaPipeline whose denoiser is PixArtTransformer2DModel"):
+        load_pipeline(copied)
+    del index["vae"]
+    (copied / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="StableDiffusionPipeline without vae"):
+        load_pipeline(copied)
+
+
+def test_a_pipeline_without_a_unet_is_refused(copied: Path) -> None:
+    index = json.loads((copied / "model_index.json").read_text())
+    del index["unet"]
+    (copied / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="without unet"):
+        check_pipeline(copied)

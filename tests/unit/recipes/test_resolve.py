@@ -1,0 +1,50 @@
+"""Recipes are found by name or in anybody's file, and say what there is where they are not."""
+
+from pathlib import Path
+
+import pytest
+
+from raystill.config.digest import digest
+from raystill.config.errors import UserError
+from raystill.config.overrides import override, paths
+from raystill.orchestration.pretrain import Pretraining
+from raystill.orchestration.run import Run
+from raystill.recipes.resolve import resolve
+
+
+def test_shipped_recipes_are_complete_and_pass_their_own_checks() -> None:
+    for name, kind in (("nano", Run), ("nano:control", Run), ("nano:teacher", Pretraining)):
+        run = resolve(name)
+        assert isinstance(run, kind)
+        run.check()
+
+
+def test_a_function_in_a_file_of_ones_own(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("from raystill.recipes.nano import run as nano\n\ndef small():\n    return nano()\n")
+    assert digest(resolve(f"{mine}:small")) == digest(resolve("nano"))
+    with pytest.raises(UserError, match=r"no function 'run'; it has: small"):
+        resolve(str(mine))
+    with pytest.raises(UserError, match="no recipe file"):
+        resolve(str(tmp_path / "absent.py"))
+
+
+def test_an_unknown_name_lists_the_shipped_ones() -> None:
+    with pytest.raises(UserError, match="shipped are: nano"):
+        resolve("nanoo")
+
+
+def test_sigma_is_a_field_of_the_path_and_changes_the_digest() -> None:
+    run = resolve("nano")
+    changed = override(run, {"method.path.sigma": 0.1})
+    assert paths(changed)["method.path.sigma"] == 0.1
+    assert digest(changed) != digest(run)
+    assert digest(changed.task) != digest(run.task)
+    assert digest(changed.targets) == digest(run.targets)  # a sweep over sigma computes targets once
+
+
+def test_the_control_differs_in_its_targets_only() -> None:
+    run, control = paths(resolve("nano")), paths(resolve("nano:control"))
+    differing = {name for name in run.keys() & control.keys() if run[name] != control[name]}
+    assert differing == {"name", "model"}
+    assert run.keys() ^ control.keys() <= {"targets.estimator.steps", "targets.estimator.guidance"}
