@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--steps", type=int, help="network calls per picture; default: the adapter's own")
     sample.add_argument("--count", type=int, default=4, help="pictures per caption (default: %(default)s)")
     sample.add_argument("--seed", type=int, default=0, help="of the starts (default: %(default)s)")
-    sample.add_argument("--base", type=Path, help="directory of the base pipeline; default: teachers/ID")
+    sample.add_argument("--base", type=Path, help="directory of the base pipeline; default: where the adapter says")
     sample.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file to write (default: %(default)s)")
     sample.set_defaults(run=_sample)
     return parser

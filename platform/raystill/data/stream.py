@@ -112,6 +112,7 @@ def stream_batches(
 def _quiet() -> None:
     """Keep Ray Data's bars and notes about its plans off this process's terminal; the notes stay in Ray's log files."""
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":
             handler.setLevel(logging.WARNING)

@@ -25,11 +25,11 @@ class Adapter:
     """A verified adapter, loaded and ready."""
 
     def __init__(self, directory: Path, base: Path | None = None) -> None:
-        """Load from an adapter's directory; `base` is the pipeline's directory where it is not `teachers/<id>`.
+        """Load from an adapter's directory; `base` is the pipeline's directory where it is not where the card says.
         UserError where they do not fit.
         """
         self.card = verify(directory)
-        self.pipeline = _on_base(directory, self.card, base or Path("teachers") / self.card.base.id)
+        self.pipeline = _on_base(directory, self.card, base or Path(self.card.base.id))
         settings = dict(self.card.path)
         self.path: RayPath | PairedDiffusionPath = PATHS[settings.pop("kind")](**settings)
 

@@ -155,9 +155,12 @@ def model_card(card: AdapterCard, *, scheduler: str, licence: str, here: str = "
 
 
 def _sampling_lines(card: AdapterCard, scheduler: str, here: str) -> list[str]:
+    if card.start != {"law": "normal"}:  # its path has noise of its own, which no stock scheduler knows
+        return ["# on the command line:", f"# raystill sample 'a red apple' --model {here}"]
     settings = f"num_inference_steps={card.default_steps}, guidance_scale={card.guidance_scale}"
     revision = f", revision={card.base.revision!r}" if card.base.revision else ""
     return [
+        "import torch",
         f"from diffusers import {scheduler}, DiffusionPipeline",
         f"pipeline = DiffusionPipeline.from_pretrained({card.base.id!r}{revision}, torch_dtype=torch.float32)",
         f"pipeline.scheduler = {scheduler}.from_pretrained({here!r}, subfolder='scheduler')",

@@ -43,6 +43,12 @@ class Student:
         return sample_student(denoiser, self.path, start, condition, steps)
 
 
+def start_law(path: RayPath | PairedDiffusionPath) -> dict[str, str]:
+    """How sampling starts, as an adapter's card says it; plain diffusers can follow the first of the two only."""
+    noisy = isinstance(path, RayPath) and path.sigma > 0
+    return {"law": "normal", "jump": "anchored"} if noisy else {"law": "normal"}
+
+
 def sample_student(
     student: Denoiser, path: RayPath | PairedDiffusionPath, start: Latent, condition: Tensor, steps: int
 ) -> Latent:

@@ -4,6 +4,7 @@ trainings.
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,9 +26,12 @@ from raystill.data.plan import Plan
 from raystill.data.store import Store
 from raystill.data.stream import derive_stream, stream_batches
 from raystill.engine.protocol import NonFiniteError
+from raystill.orchestration.command import quiet_libraries
 from raystill.orchestration.launcher import MakeRecorder
 from raystill.orchestration.run import Cluster
 from raystill.training.task import Place, Task, last_step, run_task
+
+LOOPBACK = "127.0.0.1"  # a cluster of one machine listens to nobody else
 
 
 @contextmanager
@@ -35,11 +39,12 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
     """Connect to the cluster of RAY_ADDRESS, or start one on this machine; UserError where it is too small."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes on stderr are for developers of Ray
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local: dict[str, Any] = (
         {}
         if os.environ.get("RAY_ADDRESS")
-        else {"address": "local", "include_dashboard": False, "num_cpus": os.cpu_count()}
+        else {"address": "local", "_node_ip_address": LOOPBACK, "include_dashboard": False, "num_cpus": os.cpu_count()}
     )
     ray.init(logging_level=logging.WARNING, configure_logging=False, **local)
     try:
@@ -114,9 +119,22 @@ class RayLauncher:
             ),
         )
         try:
-            trainer.fit()
+            with _interruptible():
+                trainer.fit()
         except WorkerGroupError as error:
             raise _for_people(error) from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray Train takes Ctrl-C for itself, ends the process by it and never gives it back: turn that into our own way."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _for_people(error: BaseException) -> BaseException:
@@ -151,6 +169,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     from raystill.engine.zero import ZeroEngine, agree  # imported here: it chooses its accelerator where it runs
 
     work: _Work = config["work"]
+    quiet_libraries()
     if work.directory.is_dir():  # Ray Train starts workers in a scratch directory of its own
         os.chdir(work.directory)
     context = ray.train.get_context()

@@ -74,11 +74,16 @@ def guarded(main: Callable[[], None]) -> int:
     return 0
 
 
+def quiet_libraries() -> None:
+    """Warnings only from libraries that tell how they found their credentials and endpoints."""
+    for name in ("botocore", "boto3", "s3transfer", "alembic", "mlflow", "httpx", "ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def _quiet() -> None:
     """Progress and results on the terminal, nothing else; must come before libraries read their environment."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("botocore", "boto3", "s3transfer", "alembic", "mlflow", "httpx", "ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet_libraries()
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name, value in {
         "HF_HUB_OFFLINE": "1",

@@ -18,6 +18,7 @@ from raystill.models import artifact
 from raystill.models.card import AdapterCard, Base, model_card
 from raystill.models.lora import adapter_state, add_adapter, load_adapter, peft_config
 from raystill.models.pipeline import load_pipeline, revision
+from raystill.models.student import start_law
 from raystill.orchestration.evaluate import Evaluated, as_card, evaluate
 from raystill.orchestration.launcher import Launcher
 from raystill.orchestration.run import Run
@@ -129,13 +130,14 @@ def export(run: Run, checkpoints: Store, evaluated: Evaluated, directory: Path) 
         str(n): tuple(round(float(t) * schedule.steps) - 1 for t in trailing_times(schedule, n)[:-1]) for n in steps
     }
     card = AdapterCard(
-        base=Base(id=Path(run.teacher).name, revision=teacher.revision),
+        base=Base(id=run.teacher, revision=teacher.revision),
         method="rayflow",
         path=canonical(run.method.path),
         steps=steps,
         default_steps=4,
         timesteps=timesteps,
         guidance_scale=1.0,
+        start=start_law(run.method.path),
         recipe=canonical(run),
         recipe_digest=digest(canonical(run)),
         commit=code_commit(),
