@@ -38,7 +38,7 @@ PLAIN = """
 import sys, torch, numpy as np
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 assert not any(name.startswith("raystill") for name in sys.modules)
-pipe = StableDiffusionPipeline.from_pretrained("teachers/tiny", torch_dtype=torch.float32, safety_checker=None)
+pipe = StableDiffusionPipeline.from_pretrained("teachers/tiny", dtype=torch.float32, safety_checker=None)
 pipe.scheduler = DDIMScheduler.from_pretrained("adapter", subfolder="scheduler")
 pipe.load_lora_weights("adapter")
 for steps in (1, 2, 4, 8):
@@ -78,6 +78,10 @@ def command(*changes: str, **more: str) -> list[str]:
         **SMALL,
         **{k.replace("__", "."): v for k, v in more.items()},
     }
+    for name, value in zip(changes[::2], changes[1::2], strict=True):
+        if name == "--set":
+            settings.update([tuple(value.split("=", 1))])
+    changes = tuple(c for pair in zip(changes[::2], changes[1::2], strict=True) if pair[0] != "--set" for c in pair)
     flags = [flag for name, value in settings.items() for flag in ("--set", f"{name}={value}")]
     return [sys.executable, str(ROOT / "jobs" / "distill.py"), "--recipe", "nano", *flags, *changes]
 

@@ -162,7 +162,7 @@ def _sampling_lines(card: AdapterCard, scheduler: str, here: str) -> list[str]:
     return [
         "import torch",
         f"from diffusers import {scheduler}, DiffusionPipeline",
-        f"pipeline = DiffusionPipeline.from_pretrained({card.base.id!r}{revision}, torch_dtype=torch.float32)",
+        f"pipeline = DiffusionPipeline.from_pretrained({card.base.id!r}{revision}, dtype=torch.float32)",
         f"pipeline.scheduler = {scheduler}.from_pretrained({here!r}, subfolder='scheduler')",
         f"pipeline.load_lora_weights({here!r}, weight_name='pytorch_lora_weights.safetensors')",
         f"picture = pipeline('a red apple', {settings}).images[0]",

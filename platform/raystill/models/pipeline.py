@@ -119,9 +119,7 @@ def load_pipeline(directory: str | Path, dtype: torch.dtype = torch.float32) -> 
     quiet()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole = StableDiffusionPipeline.from_pretrained(
-            path, safety_checker=None, torch_dtype=dtype, local_files_only=True
-        )
+        whole = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, dtype=dtype, local_files_only=True)
     scheduler = DDIMScheduler.from_config(
         whole.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
     )

@@ -41,7 +41,7 @@ def pull(model_uri: str, destination: Path | None = None, *, tracking_uri: str) 
     client = MlflowClient(tracking_uri=tracking_uri)
     try:
         version = _resolve(client, parts["name"], parts["alias"], parts["version"])
-        cached = _cached(client, version, tracking_uri)
+        cached = _cached(version, tracking_uri)
     except AWAY as error:
         raise unreachable(tracking_uri, error) from error
     if destination is None:
@@ -71,7 +71,7 @@ def _resolve(client: MlflowClient, name: str, alias: str | None, number: str | N
     return versions[number]
 
 
-def _cached(client: MlflowClient, version: ModelVersion, tracking_uri: str) -> Path:
+def _cached(version: ModelVersion, tracking_uri: str) -> Path:
     digest = version.tags.get(DIGEST_TAG)
     if digest is None:
         raise PullError(
@@ -80,7 +80,7 @@ def _cached(client: MlflowClient, version: ModelVersion, tracking_uri: str) -> P
     # The digest is in the name because two servers may number different adapters alike.
     place = cache_directory() / version.name / f"{version.version}-{digest[:16]}"
     if not _intact(place, digest):
-        _download(client, version, tracking_uri, place, digest)
+        _download(version, tracking_uri, place, digest)
     return place
 
 
@@ -94,9 +94,8 @@ def _intact(place: Path, digest: str) -> bool:
     return True
 
 
-def _download(client: MlflowClient, version: ModelVersion, tracking_uri: str, place: Path, digest: str) -> None:
-    assert version.model_id is not None  # the tag is set together with it
-    root = client.get_logged_model(version.model_id).artifact_location
+def _download(version: ModelVersion, tracking_uri: str, place: Path, digest: str) -> None:
+    root = version.source  # where `register` put the files; the registry forgets the logged model's id
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetching-") as scratch:
         fetched = Path(

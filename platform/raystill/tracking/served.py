@@ -34,7 +34,7 @@ class FewStepModel(PythonModel):
         # A base that has moved is named at loading: model_config={"base": "/new/place"}, which has no revision.
         moved = config.get("base") or base["id"]
         revision = base["revision"] if moved == base["id"] and not Path(moved).is_dir() else None
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(moved, revision=revision, torch_dtype=torch.float32)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(moved, revision=revision, dtype=torch.float32)
         pipeline.scheduler = _scheduler(directory)
         pipeline.load_lora_weights(directory, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
         pipeline.set_progress_bar_config(disable=True)

@@ -194,5 +194,5 @@ def test_the_model_card_says_how_to_sample(directory: Path) -> None:
     text = (directory / "README.md").read_text()
     assert "license: apache-2.0" in text
     assert "| 2 | 999, 499 | 17 |" in text
-    assert "from_pretrained('someone/base', revision='abc123')" in text
+    assert "from_pretrained('someone/base', revision='abc123', dtype=torch.float32)" in text
     assert "num_inference_steps=2, guidance_scale=1.0" in text

@@ -152,7 +152,7 @@ def test_only_a_comparable_and_better_version_becomes_champion(
 
     unmeasured = register(uri, experiment, export(None, seed=9), run_id)
     assert not unmeasured.promotion.promoted
-    assert "evaluate it" in unmeasured.promotion.reason
+    assert "evaluate before" in unmeasured.promotion.reason
     assert register(uri, experiment, export(20.0, seed=1), run_id).promotion.promoted
     assert champion() == "2"
     worse = register(uri, experiment, export(21.0, seed=2), run_id)
@@ -201,9 +201,7 @@ def test_nothing_that_is_registered_is_a_pickle(
     uri: str, client: MlflowClient, run_id: str, export: Export, experiment: str
 ) -> None:
     made = register(uri, experiment, export(), run_id)
-    model_id = client.get_model_version(experiment, str(made.version)).model_id
-    assert model_id is not None
-    root = Path(client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
+    root = Path(client.get_model_version(experiment, str(made.version)).source.removeprefix("file://"))
     suffixes = {p.suffix for p in root.rglob("*") if p.is_file() and p.name != "MLmodel"}
     assert suffixes == {".json", ".md", ".png", ".py", ".safetensors", ".txt", ".yaml"}
 
