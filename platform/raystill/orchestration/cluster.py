@@ -99,7 +99,8 @@ class RayLauncher:
         """Train on the cluster's workers; they restore the newest checkpoint by themselves."""
         if last_step(checkpoints) == task.training.steps:
             return
-        work = _Work(task, data, index, checkpoints, recorder, self.cluster.zero_stage, Path.cwd())
+        threads = max(1, round(self.cluster.worker_cpus))
+        work = _Work(task, data, index, checkpoints, recorder, self.cluster.zero_stage, threads, Path.cwd())
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config={"work": work},
@@ -161,6 +162,7 @@ class _Work:
     checkpoints: Store
     recorder: MakeRecorder | None
     zero_stage: int
+    threads: int  # of each worker; more than its CPUs would make threads wait for each other at every operation
     directory: Path  # the driver's, for relative paths in the settings
 
 
@@ -170,6 +172,7 @@ def _train_worker(config: dict[str, Any]) -> None:
 
     work: _Work = config["work"]
     quiet_libraries()
+    torch.set_num_threads(work.threads)
     if work.directory.is_dir():  # Ray Train starts workers in a scratch directory of its own
         os.chdir(work.directory)
     context = ray.train.get_context()

@@ -85,11 +85,4 @@ def _quiet() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     quiet_libraries()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for name, value in {
-        "HF_HUB_OFFLINE": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "DIFFUSERS_VERBOSITY": "error",
-    }.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
