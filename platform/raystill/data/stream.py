@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +19,7 @@ from raystill.data.derive import Index, Shard, Source, Transform, derive_shard, 
 from raystill.data.plan import Group, Plan, groups
 from raystill.data.store import Store
 
+PART_SAMPLES = 8192  # read into the object store at a time, per worker; the next part is read meanwhile
 READ_CPUS = 0.05  # logical; readers wait for the store most of the time
 
 
@@ -88,21 +90,43 @@ def stream_batches(
     Every rank reads its own part of one plan, as many samples as its steps need: ranks get equally many batches of one
     size, and the order is a function of the plan alone.
     """
-    items = [asdict(group) for group in groups(plan, start * batch_size, steps * batch_size)]
     _quiet()
+    per_part = max(1, PART_SAMPLES // batch_size)
+    parts = [(i, min(per_part, start + steps - i)) for i in range(start, start + steps, per_part)]
+    # The next part is read while this one is consumed. Ray Data's executor polls without rest, on the training's own
+    # cores, as long as its output waits to be taken; a part that has been read whole has no executor any more.
+    with ThreadPoolExecutor(1) as ahead:
+        waiting = ahead.submit(_part, store, plan, batch_size, *parts[0])
+        for following in [*parts[1:], None]:
+            dataset = _result(waiting)
+            if following is not None:
+                waiting = ahead.submit(_part, store, plan, batch_size, *following)
+            for batch in dataset.iter_torch_batches(
+                batch_size=batch_size, prefetch_batches=2, drop_last=True, collate_fn=_Collate()
+            ):
+                yield to_device(batch, device)
+
+
+def _part(store: Store, plan: Plan, batch_size: int, start: int, steps: int) -> ray.data.Dataset:
+    """Read the samples of some steps into the object store, in the plan's order."""
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _read,  # type: ignore[arg-type]
-        fn_args=(store,),
-        batch_size=1,
-        num_cpus=READ_CPUS,
+    items = [asdict(group) for group in groups(plan, start * batch_size, steps * batch_size)]
+    return (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(
+            _read,  # type: ignore[arg-type]
+            fn_args=(store,),
+            batch_size=1,
+            num_cpus=READ_CPUS,
+        )
+        .materialize()
     )
-    batches = dataset.iter_torch_batches(
-        batch_size=batch_size, prefetch_batches=4, drop_last=True, collate_fn=_Collate()
-    )
+
+
+def _result(part: "Future[ray.data.Dataset]") -> ray.data.Dataset:
+    """Wait for a part; the error of a reader that is meant for people comes without Ray's wrapping."""
     try:
-        for batch in batches:
-            yield to_device(batch, device)
+        return part.result()
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from error

@@ -41,11 +41,16 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes on stderr are for developers of Ray
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    local: dict[str, Any] = (
-        {}
-        if os.environ.get("RAY_ADDRESS")
-        else {"address": "local", "_node_ip_address": LOOPBACK, "include_dashboard": False, "num_cpus": os.cpu_count()}
-    )
+    local: dict[str, Any] = {
+        "address": "local",
+        "_node_ip_address": LOOPBACK,
+        "include_dashboard": False,
+        "num_cpus": os.cpu_count(),
+        # Readers come and go; a new process for each of them costs seconds of imports.
+        "_system_config": {"idle_worker_killing_time_threshold_ms": 60_000},
+    }
+    if os.environ.get("RAY_ADDRESS"):
+        local = {}
     ray.init(logging_level=logging.WARNING, configure_logging=False, **local)
     try:
         check_resources(cluster)
