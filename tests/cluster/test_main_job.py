@@ -80,7 +80,8 @@ def command(*changes: str, **more: str) -> list[str]:
     }
     for name, value in zip(changes[::2], changes[1::2], strict=True):
         if name == "--set":
-            settings.update([tuple(value.split("=", 1))])
+            path, _, given = value.partition("=")
+            settings[path] = given
     changes = tuple(c for pair in zip(changes[::2], changes[1::2], strict=True) if pair[0] != "--set" for c in pair)
     flags = [flag for name, value in settings.items() for flag in ("--set", f"{name}={value}")]
     return [sys.executable, str(ROOT / "jobs" / "distill.py"), "--recipe", "nano", *flags, *changes]

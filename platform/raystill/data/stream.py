@@ -111,16 +111,14 @@ def _part(store: Store, plan: Plan, batch_size: int, start: int, steps: int) -> 
     """Read the samples of some steps into the object store, in the plan's order."""
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     items = [asdict(group) for group in groups(plan, start * batch_size, steps * batch_size)]
-    return (
-        ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(
-            _read,  # type: ignore[arg-type]
-            fn_args=(store,),
-            batch_size=1,
-            num_cpus=READ_CPUS,
-        )
-        .materialize()
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _read,  # type: ignore[arg-type]
+        fn_args=(store,),
+        batch_size=1,
+        num_cpus=READ_CPUS,
     )
+    read: ray.data.Dataset = dataset.materialize()
+    return read
 
 
 def _result(part: "Future[ray.data.Dataset]") -> ray.data.Dataset:

@@ -95,6 +95,7 @@ def _intact(place: Path, digest: str) -> bool:
 
 
 def _download(version: ModelVersion, tracking_uri: str, place: Path, digest: str) -> None:
+    assert version.source is not None  # `register` gives one
     root = version.source  # where `register` put the files; the registry forgets the logged model's id
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetching-") as scratch:

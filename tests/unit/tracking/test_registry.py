@@ -201,7 +201,9 @@ def test_nothing_that_is_registered_is_a_pickle(
     uri: str, client: MlflowClient, run_id: str, export: Export, experiment: str
 ) -> None:
     made = register(uri, experiment, export(), run_id)
-    root = Path(client.get_model_version(experiment, str(made.version)).source.removeprefix("file://"))
+    source = client.get_model_version(experiment, str(made.version)).source
+    assert source is not None
+    root = Path(source.removeprefix("file://"))
     suffixes = {p.suffix for p in root.rglob("*") if p.is_file() and p.name != "MLmodel"}
     assert suffixes == {".json", ".md", ".png", ".py", ".safetensors", ".txt", ".yaml"}
 
