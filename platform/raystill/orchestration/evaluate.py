@@ -65,11 +65,10 @@ def _read(store: Store, index: Index) -> list[Row]:
 
 def _measure(run: Run, identity: str, teacher: list[Row], student: list[Row]) -> Evaluated:
     settings = run.evaluation
-    reference = f"features_{settings.reference_steps}"
-    real, best = _stack(teacher, "features_real"), _stack(teacher, reference)
-    drawn = _stack(teacher, reference)
-    of_teacher = {str(n): _figures(teacher, n, real, best) for n in settings.teacher_steps}
-    of_student = {str(n): _figures(student, n, real, drawn) for n in settings.student_steps}
+    real = _stack(teacher, "features_real")
+    reference = _stack(teacher, f"features_{settings.reference_steps}")
+    of_teacher = {str(n): _figures(teacher, n, real, reference) for n in settings.teacher_steps}
+    of_student = {str(n): _figures(student, n, real, reference) for n in settings.student_steps}
     return Evaluated(identity, settings.features, of_teacher, of_student, _picture(run, teacher, student))
 
 
