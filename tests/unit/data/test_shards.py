@@ -1,5 +1,6 @@
 """Shards: packed and read back, readable by webdataset itself, and every kind of damage named."""
 
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -91,7 +92,10 @@ def test_the_message_names_the_member_where_a_shard_breaks() -> None:
     with pytest.raises(ShardError, match=rf"header after member 'animals/cat\.webp', at byte {header}, is damaged"):
         list(unpack(bytes(damaged), "a.tar"))
     with pytest.raises(ShardError, match="Expected an uncompressed tar"):
+        list(unpack(b"\x1f\x8b" * 600, "a.tar"))
+    with pytest.raises(ShardError, match=r"a\.tar\.gz: its gzip compression is damaged"):
         list(unpack(b"\x1f\x8b" * 600, "a.tar.gz"))
+    assert list(unpack(gzip.compress(whole), "a.tar.gz")) == list(unpack(whole, "a.tar"))
 
 
 def test_samples_that_could_not_be_read_back_are_not_packed() -> None:
