@@ -94,7 +94,7 @@ def bench(run: Run, blocks: int = 8) -> str:
         targets, index = compute_targets(run, launcher)
         checkpoints = open_store(run.work).join(f"bench/{name}")
         launcher.train(task, targets, index, checkpoints, partial(TrackedRun, tracking, run))
-    names = ("bench/loop_s", "bench/bare_s", "time/data_wait_s", "time/step_s")
+    names = ("bench/loop_s", "bench/bare_s", "time/data_wait_s")
     # The first two blocks hold the start of the stream and of every kernel.
     figures = {metric: history(tracking, run, metric)[2:] for metric in names}
     return _text(run, training, figures)

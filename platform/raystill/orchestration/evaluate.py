@@ -85,7 +85,7 @@ def _figures(rows: list[Row], steps: int, real: torch.Tensor, reference: torch.T
     if f"agreement_{steps}" in rows[0]:
         figures["lpips_teacher"] = float(np.mean([row[f"agreement_{steps}"] for row in rows]))
     # Linear algebra differs in its last bits from run to run, and the adapter's digest must not.
-    return {name: float(f"{round(value, 5):.6g}") for name, value in figures.items()}
+    return {name: float(f"{round(value, 5):.6g}") + 0.0 for name, value in figures.items()}  # + 0.0: no minus zero
 
 
 def _stack(rows: list[Row], name: str) -> torch.Tensor:
