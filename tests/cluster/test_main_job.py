@@ -152,10 +152,10 @@ def test_a_fresh_process_draws_with_the_registered_adapter(workplace: Path, dist
     assert "trained for 1, 2, 4, 8 steps, found 3" in refused.stderr
 
 
-def test_a_second_run_finds_everything_and_computes_nothing(workplace: Path, distilled: str) -> None:
+def test_a_second_run_finds_everything_and_registers_nothing_new(workplace: Path, distilled: str) -> None:
     again = run(command(), workplace)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "models:/nano-rayflow/" in again.stdout
+    assert "models:/nano-rayflow/1: version 1 is the champion already" in again.stdout
     for stage in ("targets:", "teacher-samples:", "student-samples:", "student:"):
         assert stage not in again.stderr  # no progress bar, because nothing was computed
 

@@ -63,7 +63,9 @@ def write(
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
         draft = Path(scratch) / "adapter"
         (draft / SCHEDULER_NAME).parent.mkdir(parents=True)
-        metadata = {"format": "pt", "lora_adapter_metadata": _lora_metadata(lora_config, component)}
+        # One entry only: safetensors writes several in an order that differs from process to process, and the file's
+        # digest decides whether an adapter has been registered already.
+        metadata = {"lora_adapter_metadata": _lora_metadata(lora_config, component)}
         save_file(weights, draft / WEIGHTS_NAME, metadata=metadata)
         # diffusers keeps private notes under a leading underscore, among them the path of the machine it was read on
         public = {
@@ -189,10 +191,8 @@ def _check_weights_file(path: Path) -> None:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ArtifactError(f"{path} is not a safetensors file ({error}); fetch the adapter again") from error
-    if metadata.get("format") != "pt":
-        raise ArtifactError(
-            f"{path} has format {metadata.get('format')!r} in its header, expected 'pt'; export it again"
-        )
+    if "lora_adapter_metadata" not in metadata:
+        raise ArtifactError(f"{path} has no LoRA settings in its header, so its strength is unknown; export it again")
 
 
 def _dump(value: Any) -> str:
