@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Generator, nn
 
 from raystill.data.store import open_store
@@ -45,7 +46,7 @@ class Interleaved:
     def losses(self, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
         """The inner method's losses, with the seconds per step of the last two blocks as metrics."""
         if self.calls % BLOCK == 0:
-            now = time.perf_counter()
+            now = _together()
             if self.calls:
                 self.loop_s = torch.tensor((now - self.mark) / BLOCK)
             self.bare_s = torch.tensor(self._bare(batch))
@@ -63,7 +64,14 @@ class Interleaved:
             losses = self.inner.losses({"student": self.bare}, batch, torch.Generator().manual_seed(i), i)
             losses["student"].value.backward()
             self.bare.zero_grad(set_to_none=True)
-        return (time.perf_counter() - began) / BLOCK
+        return (_together() - began) / BLOCK
+
+
+def _together() -> float:
+    """The time when all workers have come here: both kinds of block end with the slowest of them."""
+    if dist.is_initialized():
+        dist.barrier()  # COLLECTIVE
+    return time.perf_counter()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

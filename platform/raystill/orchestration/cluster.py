@@ -83,6 +83,11 @@ class RayLauncher:
     cluster: Cluster
     directory: Path  # local: Ray Train's own small files
 
+    @property
+    def stage_device(self) -> str:
+        """The actors' own GPU where they have one."""
+        return "cuda" if self.cluster.actor_gpus else "cpu"
+
     def derive(
         self,
         source: Source,

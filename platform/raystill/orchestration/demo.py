@@ -15,8 +15,8 @@ from raystill.orchestration.run import Run
 REPORT = DIRECTORY / "demo" / "report.json"
 
 
-def demo(run: Run) -> None:
-    """Distil, pull the champion in a fresh process, draw with it, and report."""
+def demo(run: Run) -> str:
+    """Distil, pull the champion in a fresh process, draw with it, and report; returns what to tell the newcomer."""
     seconds = Seconds()
     done = launch_distillation(run, seconds=seconds)
     picture = REPORT.parent / "grid.png"
@@ -27,7 +27,7 @@ def demo(run: Run) -> None:
         _cli("pull", f"models:/{run.model}@champion")
         _cli("sample", "a red heart", "--model", f"models:/{run.model}@champion", "--steps", "4", "--out", str(drawn))
     REPORT.write_text(json.dumps(report(run, done, picture, seconds), indent=1) + "\n")
-    print(summary(run, done, picture, drawn, seconds))
+    return summary(run, done, picture, drawn, seconds)
 
 
 def _cli(*arguments: str) -> None:
@@ -51,7 +51,7 @@ def report(run: Run, done: Distilled, picture: Path, seconds: Seconds) -> dict[s
 
 
 def summary(run: Run, done: Distilled, picture: Path, drawn: Path, seconds: Seconds) -> str:
-    """What the demo prints at its end."""
+    """The figures, where everything is, and what to try next."""
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.stages.items())
     champion = "champion" if done.registered.promotion.promoted else f"candidate ({done.registered.promotion.reason})"
     return "\n".join([

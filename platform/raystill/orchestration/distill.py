@@ -19,7 +19,7 @@ from raystill.models.card import AdapterCard, Base, model_card
 from raystill.models.lora import adapter_state, add_adapter, load_adapter, peft_config
 from raystill.models.pipeline import load_pipeline, revision
 from raystill.models.student import start_law
-from raystill.orchestration.evaluate import Evaluated, as_card, evaluate
+from raystill.orchestration.evaluate import Evaluated, as_card, evaluate, table
 from raystill.orchestration.launcher import Launcher
 from raystill.orchestration.run import Run
 from raystill.tracking.commit import code_commit
@@ -56,6 +56,10 @@ class Distilled:
     adapter: Path
     picture: Path
 
+    def __str__(self) -> str:
+        """Figures, place in the registry and files, for people."""
+        return f"{table(self.evaluated)}\n{self.registered.uri}: {self.registered.promotion.reason}\n{self.adapter}"
+
 
 def check_inputs(run: Run) -> None:
     """Find what can be wrong with the stores and shards before a worker is started."""
@@ -78,7 +82,7 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
         checkpoints = checkpoints_of(run, targets)
         launcher.train(run.task, targets, index, checkpoints, partial(TrackedRun, tracking, run))
     with seconds.stage("evaluation"):
-        evaluated = evaluate(run, launcher, checkpoints, _device(run))
+        evaluated = evaluate(run, launcher, checkpoints)
     with seconds.stage("registry"), TrackedRun(tracking, run) as tracked:
         adapter = export(run, checkpoints, evaluated, directory / "adapters" / digest(run))
         for steps, figures in evaluated.student.items():
@@ -111,7 +115,7 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
         settings.seed,
         settings.batch_size,
         settings.precision,
-        _device(run),
+        launcher.stage_device,
     )
     index = launcher.derive(source, store, make, identity, run.reading.max_bad_fraction)
     log.info("%d targets at %s, %d teacher calls each", index.count, store.uri, settings.estimator.calls)
@@ -148,8 +152,3 @@ def export(run: Run, checkpoints: Store, evaluated: Evaluated, directory: Path) 
     state = adapter_state(teacher.unet)
     artifact.write(directory, card, state, config, evaluated.picture, readme, lora_config=peft_config(run.lora))
     return directory
-
-
-def _device(run: Run) -> str:
-    """Where the actor pool's networks live."""
-    return "cuda" if run.cluster.actor_gpus else "cpu"

@@ -36,7 +36,7 @@ class Evaluated:
     picture: Image
 
 
-def evaluate(run: Run, launcher: Launcher, checkpoints: Store, device: str = "cpu") -> Evaluated:
+def evaluate(run: Run, launcher: Launcher, checkpoints: Store) -> Evaluated:
     """Draw with teacher and student from the same captions and starts, and measure; what an earlier run drew is found,
     not drawn again.
     """
@@ -46,13 +46,13 @@ def evaluate(run: Run, launcher: Launcher, checkpoints: Store, device: str = "cp
         stage="teacher samples", teacher=revision(Path(run.teacher)), reading=run.reading, settings=settings
     )
     drawn = place(work, "teacher-samples", identity)
-    make = partial(TeacherSamples, Path(run.teacher), settings, run.reading, device)
+    make = partial(TeacherSamples, Path(run.teacher), settings, run.reading, launcher.stage_device)
     teacher = launcher.derive(source, drawn, make, identity, run.reading.max_bad_fraction)
     final = next(e for e in checkpoints.list(FINAL))
     stage = Source.of(drawn)
     student_identity = stage.identity(stage="student samples", adapter=final.etag, task=run.task)
     by_student = place(work, "student-samples", student_identity)
-    make_student = partial(StudentSamples, run.task, checkpoints, settings, device)
+    make_student = partial(StudentSamples, run.task, checkpoints, settings, launcher.stage_device)
     student = launcher.derive(stage, by_student, make_student, student_identity, run.reading.max_bad_fraction)
     return _measure(run, digest(identity), _read(drawn, teacher), _read(by_student, student))
 

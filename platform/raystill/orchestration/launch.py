@@ -1,7 +1,7 @@
 """Whole jobs on their surroundings: object store, cluster or this process alone, then the stages."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 from raystill.config.errors import UserError
 from raystill.models.pipeline import check_pipeline
 from raystill.orchestration.distill import Distilled, Seconds, check_inputs, checkpoints_of, compute_targets, distil
-from raystill.orchestration.evaluate import Evaluated, evaluate
+from raystill.orchestration.evaluate import evaluate, spread, table
 from raystill.orchestration.launcher import Launcher, LocalLauncher
 from raystill.orchestration.pretrain import Pretraining, pretrain
 from raystill.orchestration.run import Cluster, Run
@@ -48,16 +48,20 @@ def launch_targets(run: Run, *, local: bool = False) -> str:
         return compute_targets(run, launcher)[0].uri
 
 
-def launch_evaluation(run: Run, seeds: Sequence[int], *, local: bool = False) -> list[Evaluated]:
-    """Evaluate a finished training once per seed; UserError where it has not been finished."""
+def launch_evaluation(run: Run, *, local: bool = False) -> str:
+    """Evaluate a finished training with three seeds of the starts, from the recipe's on; returns figures and spread.
+    UserError where it has not been finished.
+    """
     with surroundings(run, local=local) as launcher:
         checkpoints = checkpoints_of(run, compute_targets(run, launcher)[0])
         if final_averages(checkpoints) is None:
             raise UserError(
                 f"{run.name} has not been trained to its end yet; run jobs/distill.py with the same settings first"
             )
+        seeds = range(run.evaluation.seed, run.evaluation.seed + 3)
         changed = [replace(run, evaluation=replace(run.evaluation, seed=seed)) for seed in seeds]
-        return [evaluate(one, launcher, checkpoints) for one in changed]
+        evaluated = [evaluate(one, launcher, checkpoints) for one in changed]
+    return "\n\n".join([*(table(one) for one in evaluated), spread(evaluated)])
 
 
 def launch_pretraining(run: Pretraining, *, local: bool = False) -> Path:

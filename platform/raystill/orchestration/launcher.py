@@ -22,6 +22,10 @@ MakeRecorder = Callable[[], AbstractContextManager[Recorder]]  # picklable: it i
 class Launcher(Protocol):
     """Runs the two kinds of work there are."""
 
+    @property
+    def stage_device(self) -> str:
+        """Device of the networks that compute derived shards."""
+
     def derive(
         self,
         source: Source,
@@ -41,6 +45,11 @@ class LocalLauncher:
     """One process, plain torch, no Ray: a laptop, or a machine with one GPU."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @property
+    def stage_device(self) -> str:
+        """This process's device."""
+        return str(self.device)
 
     def derive(
         self,
