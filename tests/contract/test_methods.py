@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raystill import methods
 from raystill.flow.paths import PairedDiffusionPath, RayPath
 from raystill.flow.predictions import Kind
-from raystill.flow.schedules import Schedule
+from raystill.flow.schedules import DiffusionSchedule
 from raystill.flow.times import SamplingTimes, UniformTimes
 from raystill.methods.autoencoder import Autoencoder, AutoencoderPass
 from raystill.methods.denoising import Denoising, TextToImage
@@ -22,7 +22,7 @@ from raystill.models.fresh import AutoencoderShape, DenoiserShape, Tokens, stabl
 from raystill.models.lora import Lora, add_adapter
 from raystill.training.loop import generator
 
-SCHEDULE = Schedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
+SCHEDULE = DiffusionSchedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
 SIZES = {"distinct": (3, 4, 6, 10), "square": (4, 4, 4, 4)}  # batch, channels, height, width of a latent
 TEXT = 4  # width and length of the text, so that the square case is square here too
 SHAPE = DenoiserShape(

@@ -12,7 +12,6 @@ from torch import Tensor
 from raystill.data.records import Reading, Row, caption_of, picture_of
 from raystill.data.shards import Sample
 from raystill.flow.predictions import Latent
-from raystill.flow.schedules import trailing_times
 from raystill.flow.solvers import dpm_solver_2m
 from raystill.models.denoiser import Denoiser, GuidedDenoiser
 from raystill.models.pipeline import Pipeline, load_pipeline
@@ -43,11 +42,9 @@ class Generated:
         """Sample the teacher from `start` and solve for the target mean."""
         schedule = teacher.schedule
         denoise = GuidedDenoiser(Denoiser(teacher.unet, schedule, teacher.kind), teacher.condition([""]), self.guidance)
-        x_0 = dpm_solver_2m(
-            lambda x, t: denoise(x, t, condition), schedule, start, trailing_times(schedule, self.steps)
-        )
+        x_0 = dpm_solver_2m(lambda x, t: denoise(x, t, condition), schedule, start, schedule.sampling_times(self.steps))
         one = torch.ones(1, dtype=torch.float64)
-        signal, noise = float(schedule.signal(one)), float(schedule.noise(one))
+        signal, noise = float(schedule.angle(one).cos()), float(schedule.angle(one).sin())
         return x_0, (start - signal * x_0) / noise
 
 

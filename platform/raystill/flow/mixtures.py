@@ -76,5 +76,10 @@ class MixtureDenoiser:
         signal, noise = column(angle.cos(), x), column(angle.sin(), x)
         data = self.mixture.posterior_mean(x, signal, noise)
         epsilon = (x - signal * data) / noise
-        value = {"sample": data, "epsilon": epsilon, "v_prediction": signal * epsilon - noise * data}[self.kind]
+        value = {
+            "sample": data,
+            "epsilon": epsilon,
+            "v_prediction": signal * epsilon - noise * data,
+            "flow_prediction": epsilon - data,
+        }[self.kind]
         return Prediction(self.kind, value, x, signal, noise)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 Latent = Float[Tensor, "batch channels height width"]
 Coefficient = Float[Tensor, "batch 1 1 1"]
-Kind = Literal["epsilon", "v_prediction", "sample"]
+Kind = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Prediction:
                 return self.signal * self.x - self.noise * self.value
             case "epsilon":
                 return (self.x - self.noise * self.value) / self.signal
+            case "flow_prediction":  # e - x_0 (Liu et al. 2209.03003)
+                return (self.x - self.noise * self.value) / (self.signal + self.noise)
 
     @property
     def epsilon(self) -> Latent:
@@ -42,6 +44,8 @@ class Prediction:
                 return self.noise * self.x + self.signal * self.value
             case "sample":
                 return (self.x - self.signal * self.value) / self.noise
+            case "flow_prediction":
+                return (self.x + self.signal * self.value) / (self.signal + self.noise)
 
 
 def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:

@@ -1,20 +1,62 @@
-"""Noise schedules of variance-preserving teachers as continuous functions of time.
+"""Noise schedules of teachers as continuous functions of time.
 
-Glossary: `signal` is s_t = sqrt(A_t) with A_t the cumulative alpha, `noise` is n_t = sqrt(1 - A_t), `angle` is
-arctan(n_t / s_t). None of them is RayFlow's variance coefficient sigma, which belongs to a path (`flow.paths`).
+Glossary: `signal` is s_t and `noise` is n_t, the teacher's own coefficients of x_t = s_t x_0 + n_t e; `angle` is
+arctan(n_t / s_t), which is all that a schedule says about a point once it is scaled to unit length. Everything between
+networks (solvers, jumps, predictions) works on that unit circle. None of them is RayFlow's variance coefficient sigma,
+which belongs to a path (`flow.paths`).
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import pi
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Times = Float[Tensor, " batch"]
+Grid = Float[Tensor, " steps_and_end"]  # decreasing times from the start of sampling to 0, float64
+
+
+class Schedule(ABC):
+    """A teacher's schedule: data at t = 0, the start of sampling at t = 1."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Number K of the teacher's discrete steps."""
+
+    @abstractmethod
+    def angle(self, t: Times) -> Times:
+        """Angle at times in [0, 1], radians; ValueError outside."""
+
+    @abstractmethod
+    def signal(self, t: Times) -> Times:
+        """Signal level s_t, dimensionless."""
+
+    @abstractmethod
+    def noise(self, t: Times) -> Times:
+        """Noise level n_t, dimensionless."""
+
+    @abstractmethod
+    def time_of(self, angle: Times) -> Times:
+        """Invert `angle`: the time at which the schedule has the given angle, clamped to [0, 1]."""
+
+    @abstractmethod
+    def timestep(self, t: Times) -> Times:
+        """What a network is told in place of the time t, real-valued."""
+
+    @abstractmethod
+    def input_scale(self, angle: Times) -> Times:
+        """Factor from a point of unit length to the network's own input, at angles in radians."""
+
+    @abstractmethod
+    def sampling_times(self, steps: int) -> Grid:
+        """Times of `steps` jumps as the stock scheduler spaces them, from the start to 0, `steps + 1` values."""
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class DiffusionSchedule(Schedule):
     """A variance-preserving schedule through the teacher's K discrete steps; step k sits at time t = (k + 1) / K and
     data at t = 0.
 
@@ -25,7 +67,7 @@ class Schedule:
     angles: Float[Tensor, " knots"]  # radians, float64, increasing, K + 1 values, the first one 0
 
     @classmethod
-    def from_alphas(cls, alphas_cumprod: Float[Tensor, " steps"]) -> "Schedule":
+    def from_alphas(cls, alphas_cumprod: Float[Tensor, " steps"]) -> "DiffusionSchedule":
         """Build the schedule from cumulative alphas in decreasing order; ValueError where they are not in [0, 1) or do
         not decrease.
         """
@@ -42,39 +84,89 @@ class Schedule:
 
     def angle(self, t: Times) -> Times:
         """Angle at times in [0, 1], radians; ValueError outside."""
-        # Times are drawn on the CPU: this waits for no device.
-        if t.dtype != torch.float64 or bool(((t < 0) | (t > 1)).any()):
-            raise ValueError("times are float64 and lie in [0, 1]")
+        _check(t)
         return _interpolate(t * self.steps, torch.arange(self.steps + 1, dtype=torch.float64), self.angles)
 
     def signal(self, t: Times) -> Times:
-        """Signal level s_t, dimensionless."""
+        """Signal level s_t = sqrt(A_t) with A_t the cumulative alpha."""
         return self.angle(t).cos()
 
     def noise(self, t: Times) -> Times:
-        """Noise level n_t, dimensionless."""
+        """Noise level n_t = sqrt(1 - A_t)."""
         return self.angle(t).sin()
 
     def time_of(self, angle: Times) -> Times:
-        """Invert `angle`: the time at which the schedule has the given angle, clamped to [0, 1]."""
+        """Invert `angle`, clamped to [0, 1]."""
         return _interpolate(angle, self.angles, torch.arange(self.steps + 1, dtype=torch.float64)) / self.steps
 
     def timestep(self, t: Times) -> Times:
-        """Real-valued timestep k = t K - 1 that a network trained on the discrete steps is asked with; times before the
-        first step give 0.
-        """
+        """Timestep k = t K - 1; times before the first step give 0."""
         return (t * self.steps - 1).clamp(min=0)
 
+    def input_scale(self, angle: Times) -> Times:
+        """1: the network's inputs have unit length."""
+        return torch.ones_like(angle)
 
-def trailing_times(schedule: Schedule, steps: int) -> Float[Tensor, " steps_and_end"]:
-    """Times of `steps` jumps with trailing spacing (diffusers' `timestep_spacing="trailing"`), from 1 to 0, `steps + 1`
-    values.
+    def sampling_times(self, steps: int) -> Grid:
+        """Trailing spacing (diffusers' `timestep_spacing="trailing"`)."""
+        _check_steps(steps, self.steps)
+        stride = (self.steps - self.steps / steps) - self.steps  # rounds as numpy.arange, hence diffusers, does
+        knots = [round(self.steps + i * stride) for i in range(steps)]
+        return torch.tensor([*knots, 0], dtype=torch.float64) / self.steps
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSchedule(Schedule):
+    """The straight schedule s_t = 1 - t, n_t = t of flow-matching teachers (2209.03003; SD3, Flux).
+
+    The static `shift` moves the times at which samplers ask (2403.03206, equation 23), not the schedule.
     """
-    if not 1 <= steps <= schedule.steps:
-        raise ValueError(f"a sampler takes 1 to {schedule.steps} steps, found {steps}")
-    stride = (schedule.steps - schedule.steps / steps) - schedule.steps  # rounds as numpy.arange, hence diffusers, does
-    knots = [round(schedule.steps + i * stride) for i in range(steps)]
-    return torch.tensor([*knots, 0], dtype=torch.float64) / schedule.steps
+
+    steps: int = 1000
+    shift: float = 1.0
+
+    def angle(self, t: Times) -> Times:
+        """Angle arctan(t / (1 - t)) at times in [0, 1], radians; ValueError outside."""
+        _check(t)
+        return torch.atan2(t, 1 - t)
+
+    def signal(self, t: Times) -> Times:
+        """Signal level 1 - t."""
+        return 1 - t
+
+    def noise(self, t: Times) -> Times:
+        """Noise level t."""
+        return t
+
+    def time_of(self, angle: Times) -> Times:
+        """Invert `angle`, clamped to [0, 1]."""
+        angle = angle.clamp(0, pi / 2)
+        return angle.sin() / (angle.sin() + angle.cos())
+
+    def timestep(self, t: Times) -> Times:
+        """t K, as diffusers' flow-matching schedulers count."""
+        return t * self.steps
+
+    def input_scale(self, angle: Times) -> Times:
+        """1 / (sin + cos): the length of the network's input (1 - t) x_0 + t e."""
+        return 1 / (angle.sin() + angle.cos())
+
+    def sampling_times(self, steps: int) -> Grid:
+        """Evenly spaced from 1, shifted: shift t / (1 + (shift - 1) t)."""
+        _check_steps(steps, self.steps)
+        t = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+
+def _check(t: Times) -> None:
+    # Times are drawn on the CPU: this waits for no device.
+    if t.dtype != torch.float64 or bool(((t < 0) | (t > 1)).any()):
+        raise ValueError("times are float64 and lie in [0, 1]")
+
+
+def _check_steps(steps: int, most: int) -> None:
+    if not 1 <= steps <= most:
+        raise ValueError(f"a sampler takes 1 to {most} steps, found {steps}")
 
 
 def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:

@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raystill.flow.predictions import Latent, Prediction
-from raystill.flow.schedules import Schedule
+from raystill.flow.schedules import Grid, Schedule
 
 VPDenoise = Callable[[Latent, Float[Tensor, " batch"]], Prediction]  # (x_t, times of shape (batch,)) -> prediction
-Grid = Float[Tensor, " steps_and_end"]  # decreasing times, float64
 
 
 def ddim(denoise: VPDenoise, schedule: Schedule, x: Latent, times: Grid) -> Latent:
@@ -20,7 +19,8 @@ def ddim(denoise: VPDenoise, schedule: Schedule, x: Latent, times: Grid) -> Late
     """
     for t, r in pairwise(times):
         prediction = denoise(x, t.expand(len(x)))
-        s_r, n_r = (float(f(r.view(1))) for f in (schedule.signal, schedule.noise))
+        angle = schedule.angle(r.view(1))
+        s_r, n_r = float(angle.cos()), float(angle.sin())
         x = s_r * prediction.data + n_r * prediction.epsilon if r > 0 else prediction.data
     return x
 

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from raystill.flow.paths import Path, times_at
-from raystill.flow.schedules import Schedule, Times, trailing_times
+from raystill.flow.schedules import Schedule, Times
 
 
 class TimeDraw(NamedTuple):
@@ -53,7 +53,7 @@ class SamplingTimes:
 
     def draw(self, count: int, path: Path, schedule: Schedule, rng: Generator) -> TimeDraw:
         """Draw times with weight 1."""
-        angles = schedule.angle(trailing_times(schedule, self.steps)[:-1])
+        angles = schedule.angle(schedule.sampling_times(self.steps)[:-1])
         grid = times_at(path, schedule, angles)
         rest = torch.full((self.steps,), (1 - self.start_share) / max(self.steps - 1, 1), dtype=torch.float64)
         rest[0] = self.start_share if self.steps > 1 else 1.0

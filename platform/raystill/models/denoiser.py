@@ -17,24 +17,27 @@ Network = Callable[..., tuple[Tensor, ...]]  # a UNet2DConditionModel, or an eng
 
 @dataclass(frozen=True, slots=True)
 class Denoiser:
-    """A UNet trained on a variance-preserving schedule; `calls` to it are one network evaluation per sample."""
+    """A UNet trained on a schedule, asked about points of unit length x = cos(angle) x_0 + sin(angle) e; one network
+    evaluation per sample and call.
+    """
 
     network: Network
     schedule: Schedule
     kind: Kind
 
     def __call__(self, x: Latent, t: Times, condition: Condition) -> Prediction:
-        """Predict at variance-preserving points x of the teacher's times t, float64 on the CPU, shape (batch,)."""
+        """Predict at points x of unit length at the teacher's times t, float64 on the CPU, shape (batch,)."""
         return self.at_angle(x, self.schedule.angle(t), condition)
 
     def at_angle(self, x: Latent, angle: Times, condition: Condition) -> Prediction:
-        """Predict at variance-preserving points given by their angles, radians, shape (batch,); ValueError where a
+        """Predict at points of unit length given by their angles, radians, shape (batch,); ValueError where a
         noise prediction is asked about pure noise, since it says nothing of the data there.
         """
         if self.kind == "epsilon" and bool((angle.cos() < 1e-6).any()):  # angles are on the CPU: no device sync
             raise ValueError("an epsilon prediction has no x_0 at zero signal; a zero-SNR schedule needs v_prediction")
         timestep = self.schedule.timestep(self.schedule.time_of(angle)).to(x.device, torch.float32, non_blocking=True)
-        value = self.network(x, timestep, condition, return_dict=False)[0]
+        scaled = x * column(self.schedule.input_scale(angle), x)
+        value = self.network(scaled, timestep, condition, return_dict=False)[0]
         return Prediction(self.kind, value, x, column(angle.cos(), x), column(angle.sin(), x))
 
     def on_path(self, x: Latent, c: Coefficients, condition: Condition) -> Prediction:

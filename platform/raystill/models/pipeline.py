@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from raystill.config.errors import UserError
 from raystill.flow.predictions import Kind, Latent
-from raystill.flow.schedules import Schedule
+from raystill.flow.schedules import DiffusionSchedule, Schedule
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 Pictures = Float[Tensor, "batch colours rows columns"]  # in [-1, 1]
@@ -37,7 +37,7 @@ class Pipeline:
     @property
     def schedule(self) -> Schedule:
         """The noise schedule that the network was trained on."""
-        return Schedule.from_alphas(self.scheduler.alphas_cumprod)
+        return DiffusionSchedule.from_alphas(self.scheduler.alphas_cumprod)
 
     @property
     def kind(self) -> Kind:

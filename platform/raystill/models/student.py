@@ -11,7 +11,6 @@ from torch import Tensor
 
 from raystill.flow.paths import PairedDiffusionPath, RayPath, times_at
 from raystill.flow.predictions import Latent, column
-from raystill.flow.schedules import trailing_times
 from raystill.flow.solvers import ddim
 from raystill.models.denoiser import Denoiser
 from raystill.models.lora import Lora, add_adapter, load_adapter
@@ -58,7 +57,7 @@ def sample_student(
     noise the start is the target mean, the end of the path N(mu, sigma^2 I) is drawn deterministically from it, and the
     jumps are anchored at mu, at the path's times of the stock signal-to-noise ratios (`flow.times.SamplingTimes`).
     """
-    times = trailing_times(student.schedule, steps)
+    times = student.schedule.sampling_times(steps)
     if isinstance(path, PairedDiffusionPath) or path.sigma == 0:
         return ddim(lambda x, t: student(x, t, condition), student.schedule, start, times)
     own = times_at(path, student.schedule, student.schedule.angle(times[:-1]))

@@ -13,7 +13,6 @@ from raystill.config.digest import canonical, digest
 from raystill.data.derive import Index, Source, place
 from raystill.data.store import Store, check, open_store
 from raystill.data.targets import TargetTransform
-from raystill.flow.schedules import trailing_times
 from raystill.models import artifact
 from raystill.models.card import AdapterCard, Base, model_card
 from raystill.models.lora import adapter_state, add_adapter, load_adapter, peft_config
@@ -131,7 +130,7 @@ def export(run: Run, checkpoints: Store, evaluated: Evaluated, directory: Path) 
     schedule, scheduler = teacher.schedule, teacher.scheduler
     steps = run.evaluation.student_steps
     timesteps = {
-        str(n): tuple(round(float(t) * schedule.steps) - 1 for t in trailing_times(schedule, n)[:-1]) for n in steps
+        str(n): tuple(round(float(t) * schedule.steps) - 1 for t in schedule.sampling_times(n)[:-1]) for n in steps
     }
     card = AdapterCard(
         base=Base(id=run.teacher, revision=teacher.revision),

@@ -19,7 +19,6 @@ from raystill.data.targets import start_of
 from raystill.evaluation.alexnet import load_alexnet
 from raystill.evaluation.features import FeatureNetwork, Lpips, extract, feature_network, pairwise
 from raystill.flow.predictions import Latent
-from raystill.flow.schedules import trailing_times
 from raystill.flow.solvers import ddim
 from raystill.models.denoiser import Denoiser, GuidedDenoiser
 from raystill.models.pipeline import Pipeline, load_pipeline
@@ -77,7 +76,7 @@ class TeacherSamples:
         self.reading, self.settings = reading, settings
         self.drawing = Drawing(
             pipeline,
-            lambda z, c, n: ddim(lambda x, t: guided(x, t, c), schedule, z, trailing_times(schedule, n)),
+            lambda z, c, n: ddim(lambda x, t: guided(x, t, c), schedule, z, schedule.sampling_times(n)),
             settings,
             feature_network(settings.features),
         )

@@ -6,7 +6,7 @@ import torch
 
 from raystill.engine.protocol import Optimizer
 from raystill.flow.predictions import Kind
-from raystill.flow.schedules import Schedule
+from raystill.flow.schedules import DiffusionSchedule
 from raystill.methods.autoencoder import Autoencoder, AutoencoderPass
 from raystill.methods.denoising import Denoising, TextToImage
 from raystill.models.fresh import AutoencoderShape, DenoiserShape, Tokens, stable_diffusion_scheduler
@@ -50,7 +50,7 @@ class DenoiserTask:
 
     def build(self, device: torch.device) -> Assembly:
         """UNet and text encoder as one forward."""
-        schedule = Schedule.from_alphas(stable_diffusion_scheduler(self.kind).alphas_cumprod)
+        schedule = DiffusionSchedule.from_alphas(stable_diffusion_scheduler(self.kind).alphas_cumprod)
         method = Denoising(
             schedule=schedule, kind=self.kind, empty_tokens=self.tokens.empty, caption_dropout=self.caption_dropout
         )

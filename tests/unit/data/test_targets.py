@@ -14,7 +14,6 @@ from raystill.data.pictures import encode_webp
 from raystill.data.records import Reading, RejectedSampleError, Row, unpack_row
 from raystill.data.shards import Sample, pack, unpack
 from raystill.data.targets import Generated, Independent, TargetTransform, start_of
-from raystill.flow.schedules import trailing_times
 from raystill.flow.solvers import dpm_solver_2m
 from raystill.models.denoiser import Denoiser
 from raystill.models.pipeline import load_pipeline
@@ -78,7 +77,7 @@ def test_generated_data_is_the_teachers_own_sample(tiny_pipeline: Path) -> None:
     denoiser = Denoiser(teacher.unet, teacher.schedule, teacher.kind)
     with torch.inference_mode():
         expected = dpm_solver_2m(
-            lambda x, t: denoiser(x, t, condition), teacher.schedule, start, trailing_times(teacher.schedule, 4)
+            lambda x, t: denoiser(x, t, condition), teacher.schedule, start, teacher.schedule.sampling_times(4)
         )
     np.testing.assert_allclose(np.stack([row["x_0"] for row in rows]), expected.numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.stack([row["condition"] for row in rows]), condition.numpy(), atol=1e-6)

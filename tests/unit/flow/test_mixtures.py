@@ -5,10 +5,10 @@ import torch
 
 from raystill.flow.mixtures import Mixture, MixtureDenoiser
 from raystill.flow.predictions import Kind, column
-from raystill.flow.schedules import Schedule
+from raystill.flow.schedules import DiffusionSchedule
 from raystill.models.fresh import stable_diffusion_scheduler
 
-SCHEDULE = Schedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
+SCHEDULE = DiffusionSchedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
 SHAPES = [(2, 3, 4), (2, 2, 2)]
 
 

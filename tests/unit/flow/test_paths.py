@@ -7,11 +7,11 @@ from torch import Tensor
 from raystill.config.errors import UserError
 from raystill.flow.paths import Coefficients, PairedDiffusionPath, Path, RayPath, interpolate, times_at
 from raystill.flow.predictions import column
-from raystill.flow.schedules import Schedule
+from raystill.flow.schedules import DiffusionSchedule
 from raystill.models.fresh import stable_diffusion_scheduler
 
 ALPHAS = stable_diffusion_scheduler("epsilon").alphas_cumprod.double()
-SCHEDULE = Schedule.from_alphas(ALPHAS)
+SCHEDULE = DiffusionSchedule.from_alphas(ALPHAS)
 PATHS: list[Path] = [RayPath(), RayPath(sigma=0.3), RayPath(sigma=1.0), PairedDiffusionPath()]
 SHAPES = [(3, 2, 5, 7), (4, 4, 4, 4)]
 
@@ -42,7 +42,7 @@ def test_ray_path_is_the_composition_of_the_one_step_kernel(sigma: float) -> Non
 def test_ray_chain_of_drawn_noise_has_the_mean_and_variance_of_the_closed_form() -> None:
     sigma, x_0, mu, count = 0.7, 1.5, -0.4, 200_000
     rng = torch.Generator().manual_seed(0)
-    coarse = Schedule.from_alphas(ALPHAS[99::100])
+    coarse = DiffusionSchedule.from_alphas(ALPHAS[99::100])
     alphas = torch.cat([ALPHAS[99:100], ALPHAS[199::100] / ALPHAS[99:-100:100]])
     x = torch.full((count,), x_0, dtype=torch.float64)
     for alpha in alphas:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from raystill.flow.mixtures import Mixture, MixtureDenoiser
 from raystill.flow.predictions import Kind, Prediction
-from raystill.flow.schedules import Schedule, trailing_times
+from raystill.flow.schedules import DiffusionSchedule
 from raystill.flow.solvers import ddim, dpm_solver_2m
 from raystill.models.fresh import stable_diffusion_scheduler
 
-SCHEDULE = Schedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
+SCHEDULE = DiffusionSchedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
 SHAPES = [(2, 3, 4), (2, 2, 2)]
 Solver = Callable[..., Tensor]
 
@@ -72,7 +72,7 @@ def test_one_gaussian_is_carried_along_its_closed_form_solution(solver: Solver, 
 @pytest.mark.parametrize("solver", [ddim, dpm_solver_2m])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_samples_do_not_depend_on_their_batch(solver: Solver, shape: tuple[int, int, int]) -> None:
-    teacher, times = MixtureDenoiser(Mixture.random(2, shape, rng()), SCHEDULE), trailing_times(SCHEDULE, 6)
+    teacher, times = MixtureDenoiser(Mixture.random(2, shape, rng()), SCHEDULE), SCHEDULE.sampling_times(6)
     x = start(shape, 3)
     alone = torch.cat([solver(teacher, SCHEDULE, one, times) for one in x.split(1)])
     torch.testing.assert_close(solver(teacher, SCHEDULE, x, times), alone)
@@ -81,7 +81,7 @@ def test_samples_do_not_depend_on_their_batch(solver: Solver, shape: tuple[int, 
 @pytest.mark.parametrize("solver", [ddim, dpm_solver_2m])
 def test_one_step_to_data_is_the_denoiser_s_answer(solver: Solver) -> None:
     teacher, x = MixtureDenoiser(Mixture.random(3, (2, 3, 4), rng()), SCHEDULE), start((2, 3, 4))
-    found = solver(teacher, SCHEDULE, x, trailing_times(SCHEDULE, 1))
+    found = solver(teacher, SCHEDULE, x, SCHEDULE.sampling_times(1))
     torch.testing.assert_close(found, teacher(x, torch.ones(2, dtype=torch.float64)).data)
 
 
@@ -94,23 +94,23 @@ def test_each_step_asks_once() -> None:
 
     for solver in (ddim, dpm_solver_2m):
         asked.clear()
-        solver(counted, SCHEDULE, start((1, 2, 3)), trailing_times(SCHEDULE, 4))
+        solver(counted, SCHEDULE, start((1, 2, 3)), SCHEDULE.sampling_times(4))
         assert asked == [[1.0] * 2, [0.75] * 2, [0.5] * 2, [0.25] * 2]
 
 
 @pytest.mark.parametrize("solver", [ddim, dpm_solver_2m])
 def test_zero_terminal_snr_is_sampled_without_infinities(solver: Solver) -> None:
     stock = DDIMScheduler.from_config(stable_diffusion_scheduler("v_prediction").config, rescale_betas_zero_snr=True)
-    schedule = Schedule.from_alphas(stock.alphas_cumprod)
+    schedule = DiffusionSchedule.from_alphas(stock.alphas_cumprod)
     teacher = MixtureDenoiser(Mixture.random(3, (2, 3, 4), rng()), schedule, "v_prediction")
-    few, many = (solver(teacher, schedule, start((2, 3, 4)), trailing_times(schedule, n)) for n in (100, 400))
+    few, many = (solver(teacher, schedule, start((2, 3, 4)), schedule.sampling_times(n)) for n in (100, 400))
     torch.testing.assert_close(few, many, rtol=0, atol=0.1)
 
 
 def test_the_kappa_weighted_mean_noise_is_the_target_mean_of_a_single_step() -> None:
     # d(x / s) / d kappa = eps along the teacher's ODE, hence z / s_1 = x_0 + kappa_1 eps_bar; DDIM keeps this exactly.
     teacher, z = MixtureDenoiser(Mixture.random(3, (2, 3, 4), rng()), SCHEDULE), start((2, 3, 4))
-    times = trailing_times(SCHEDULE, 250)
+    times = SCHEDULE.sampling_times(250)
     kappa = torch.tan(SCHEDULE.angle(times))
     x, total = z, torch.zeros_like(z)
     for i in range(250):
@@ -121,7 +121,7 @@ def test_the_kappa_weighted_mean_noise_is_the_target_mean_of_a_single_step() -> 
     torch.testing.assert_close(total / kappa[0], mu)
     one = torch.ones(2, 1, 1, 1, dtype=torch.float64)
     constant = lambda at, t: Prediction("epsilon", mu, at, signal * one, noise * one)  # noqa: E731
-    torch.testing.assert_close(ddim(constant, SCHEDULE, z, trailing_times(SCHEDULE, 1)), x)
+    torch.testing.assert_close(ddim(constant, SCHEDULE, z, SCHEDULE.sampling_times(1)), x)
 
 
 def stock_loop(scheduler: DDIMScheduler | DPMSolverMultistepScheduler, teacher: MixtureDenoiser, steps: int) -> Tensor:
@@ -139,7 +139,7 @@ def stock_loop(scheduler: DDIMScheduler | DPMSolverMultistepScheduler, teacher: 
 def test_ddim_is_diffusers_ddim(kind: Kind, steps: int) -> None:
     teacher = MixtureDenoiser(Mixture.random(3, (2, 3, 4), rng()), SCHEDULE, kind)
     expected = stock_loop(stable_diffusion_scheduler(kind), teacher, steps)
-    found = ddim(teacher, SCHEDULE, start((2, 3, 4)), trailing_times(SCHEDULE, steps))
+    found = ddim(teacher, SCHEDULE, start((2, 3, 4)), SCHEDULE.sampling_times(steps))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # its alphas are single precision
 
 
@@ -152,5 +152,5 @@ def test_dpm_solver_2m_is_diffusers_dpm_solver_multistep(kind: Kind, steps: int)
         final_sigmas_type="zero",
     )  # fmt: skip
     expected = stock_loop(scheduler, teacher, steps)
-    found = dpm_solver_2m(teacher, SCHEDULE, start((2, 3, 4)), trailing_times(SCHEDULE, steps))
+    found = dpm_solver_2m(teacher, SCHEDULE, start((2, 3, 4)), SCHEDULE.sampling_times(steps))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

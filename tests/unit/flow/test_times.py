@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from raystill.flow.paths import PairedDiffusionPath, Path, RayPath
-from raystill.flow.schedules import Schedule, trailing_times
+from raystill.flow.schedules import DiffusionSchedule
 from raystill.flow.times import SamplingTimes, TimeSampler, UniformTimes
 from raystill.models.fresh import stable_diffusion_scheduler
 
-SCHEDULE = Schedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
+SCHEDULE = DiffusionSchedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
 PATHS: list[Path] = [RayPath(), RayPath(sigma=0.3), PairedDiffusionPath()]
 SAMPLERS: list[TimeSampler] = [UniformTimes(), SamplingTimes(), SamplingTimes(steps=1), SamplingTimes(steps=4)]
 
@@ -48,7 +48,7 @@ def test_every_place_of_a_uniform_batch_is_uniform() -> None:
 def test_sampling_times_have_only_the_stock_signal_to_noise_ratios(path: Path, steps: int) -> None:
     draw = SamplingTimes(steps=steps).draw(2000, path, SCHEDULE, rng())
     angles = path.coefficients(SCHEDULE, draw.t.unique()).angle
-    stock = SCHEDULE.angle(trailing_times(SCHEDULE, steps)[:-1]).flip(0)
+    stock = SCHEDULE.angle(SCHEDULE.sampling_times(steps)[:-1]).flip(0)
     end = path.coefficients(SCHEDULE, torch.ones(1, dtype=torch.float64)).angle
     # The ray path ends a little before the teacher's start (s_1 is not 0): its end stands for what lies beyond.
     torch.testing.assert_close(angles, torch.minimum(stock, end), rtol=0, atol=1e-9)

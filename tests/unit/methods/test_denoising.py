@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from raystill.flow.predictions import Kind
-from raystill.flow.schedules import Schedule
+from raystill.flow.schedules import DiffusionSchedule
 from raystill.methods.denoising import Denoising, TextToImage
 from raystill.models.fresh import DenoiserShape, Tokens, stable_diffusion_scheduler
 
 STOCK = stable_diffusion_scheduler("v_prediction")
-SCHEDULE = Schedule.from_alphas(STOCK.alphas_cumprod)
+SCHEDULE = DiffusionSchedule.from_alphas(STOCK.alphas_cumprod)
 EMPTY = (1, 0, 0, 0, 0)
 SHAPES = [(6, 4, 2, 3), (4, 4, 4, 4)]
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from raystill.flow.mixtures import Mixture
 from raystill.flow.paths import PairedDiffusionPath, RayPath
 from raystill.flow.predictions import Kind, column
-from raystill.flow.schedules import Schedule
+from raystill.flow.schedules import DiffusionSchedule
 from raystill.flow.times import SamplingTimes, UniformTimes
 from raystill.methods.rayflow import RayFlow
 from raystill.models.fresh import stable_diffusion_scheduler
 
-SCHEDULE = Schedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
+SCHEDULE = DiffusionSchedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
 PATHS = [RayPath(), RayPath(sigma=0.3), PairedDiffusionPath()]
 SHAPES = [(3, 2, 5, 7), (4, 4, 4, 4)]
 KINDS: list[Kind] = ["epsilon", "v_prediction", "sample"]

@@ -9,12 +9,12 @@ from torch import Tensor
 from raystill.flow.mixtures import Mixture, MixtureDenoiser
 from raystill.flow.paths import PairedDiffusionPath, RayPath, interpolate
 from raystill.flow.predictions import Kind, column
-from raystill.flow.schedules import Schedule
+from raystill.flow.schedules import DiffusionSchedule
 from raystill.models.denoiser import Denoiser, GuidedDenoiser
 from raystill.models.fresh import DenoiserShape, stable_diffusion_scheduler
 
 STOCK = stable_diffusion_scheduler("epsilon")
-SCHEDULE = Schedule.from_alphas(STOCK.alphas_cumprod)
+SCHEDULE = DiffusionSchedule.from_alphas(STOCK.alphas_cumprod)
 KINDS: list[Kind] = ["epsilon", "v_prediction", "sample"]
 PATHS = [RayPath(), RayPath(sigma=0.3), RayPath(sigma=1.0), PairedDiffusionPath()]
 
@@ -96,7 +96,8 @@ def test_each_sample_has_its_own_time() -> None:
 
 def test_pure_noise_is_refused_for_epsilon_and_fine_for_v() -> None:
     config = stable_diffusion_scheduler("v_prediction").config
-    schedule = Schedule.from_alphas(type(STOCK).from_config(config, rescale_betas_zero_snr=True).alphas_cumprod)
+    zero_snr = type(STOCK).from_config(config, rescale_betas_zero_snr=True)
+    schedule = DiffusionSchedule.from_alphas(zero_snr.alphas_cumprod)
     x, one = torch.randn(2, 3, 2, 2, generator=rng()), torch.ones(2, dtype=torch.float64)
     with pytest.raises(ValueError, match="needs v_prediction"):
         Denoiser(lambda *_, **__: (x,), schedule, "epsilon")(x, one, condition(2))

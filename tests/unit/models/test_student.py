@@ -9,14 +9,14 @@ from torch import Tensor
 
 from raystill.flow.paths import PairedDiffusionPath, RayPath, interpolate, times_at
 from raystill.flow.predictions import Kind, column
-from raystill.flow.schedules import Schedule, trailing_times
+from raystill.flow.schedules import DiffusionSchedule
 from raystill.models.denoiser import Denoiser
 from raystill.models.fresh import DenoiserShape, stable_diffusion_scheduler
 from raystill.models.lora import Lora, add_adapter
 from raystill.models.pipeline import load_pipeline
 from raystill.models.student import Student, sample_student
 
-SCHEDULE = Schedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
+SCHEDULE = DiffusionSchedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
 LORA = Lora(rank=2, alpha=4.0)
 STILL = [RayPath(), PairedDiffusionPath()]
 PATHS = [*STILL, RayPath(sigma=0.3), RayPath(sigma=1.0)]
@@ -109,7 +109,7 @@ def test_anchored_jumps_stay_on_the_path_of_the_start_and_end_at_the_data(sigma:
     network, text = Knows(x_0), torch.zeros(3, 1, 1)
     found = sample_student(Denoiser(network, SCHEDULE, "sample"), path, mu, text, steps)
     assert torch.equal(found, x_0)
-    times = times_at(path, SCHEDULE, SCHEDULE.angle(trailing_times(SCHEDULE, steps)[:-1]))
+    times = times_at(path, SCHEDULE, SCHEDULE.angle(SCHEDULE.sampling_times(steps)[:-1]))
     assert len(network.asked) == steps
     noises = []
     for t, (x, timestep) in zip(times, network.asked, strict=True):
