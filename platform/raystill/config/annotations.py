@@ -24,10 +24,27 @@ def fit(value: Any, hint: Any) -> Any:
         return value
     if is_group(value):
         return _fit_group(value, hint)
+    if isinstance(value, str) and value in group_names(hint):
+        return _groups(hint)[value]()
     origin = get_origin(hint)
     if origin is not None:
         return _GENERICS.get(origin, _fit_nothing)(value, get_args(hint))
     return _SCALARS.get(hint, _fit_nothing)(value, ())
+
+
+def group_names(hint: Any) -> list[str]:
+    """Names of the groups of settings that an annotation accepts and that need no argument: text can choose them."""
+    return [name for name, group in _groups(hint).items() if not _required(group)]
+
+
+def _groups(hint: Any) -> dict[str, type]:
+    return {m.__name__: m for m in (hint, *get_args(hint)) if isinstance(m, type) and dataclasses.is_dataclass(m)}
+
+
+def _required(group: Any) -> list[str]:
+    absent = dataclasses.MISSING
+    fields = (f for f in dataclasses.fields(group) if f.init)
+    return [f.name for f in fields if f.default is absent and f.default_factory is absent]
 
 
 def _fit_group(value: Any, hint: Any) -> Any:

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_type_hints
 
-from raystill.config.annotations import MisfitError, described, example, fit, is_group
+from raystill.config.annotations import MisfitError, described, example, fit, group_names, is_group
 from raystill.config.errors import UserError
 
 Settings = TypeVar("Settings")
@@ -20,9 +20,14 @@ Settings = TypeVar("Settings")
 def override(run: Settings, changes: Mapping[str, Any]) -> Settings:
     """Return a copy of nested settings with new values at dotted paths; `UserError` for an unknown path or wrong type.
 
-    All changes are applied at once, so that a check over several fields (`__post_init__`) sees the final values.
+    A group of settings is replaced by another that its field accepts, or by its name (`method.times=UniformTimes`),
+    before any field below it is set. All other changes are applied at once, so that a check over several fields
+    (`__post_init__`) sees the final values.
     """
     known = dict(_nodes(run))
+    chosen = {path: value for path, value in changes.items() if isinstance(value, str) and is_group(known.get(path))}
+    if chosen and len(chosen) < len(changes):
+        return override(override(run, chosen), {path: value for path, value in changes.items() if path not in chosen})
     for path in changes:
         if path not in known:
             raise UserError(_unknown(path, known))
@@ -80,8 +85,10 @@ def _checked(path: str, value: Any, hint: Any, present: Any) -> Any:
         found = f"{path}: found {_found(value)}, expected"
         if is_group(present):
             below = ", ".join(f"{path}.{name}" for name, _ in _nodes(present) if "." not in name)
+            names = " or ".join(group_names(hint))
             raise UserError(
-                f"{found} {type(present).__name__}, a group of settings; set {below or 'nothing'}"
+                f"{found} {names or type(present).__name__}, a group of settings; for {type(present).__name__} set "
+                f"{below or 'nothing'}"
             ) from None
         typed = shlex.quote(f"{path}={json.dumps(example(hint))}")
         raise UserError(f"{found} {described(hint)}; write for example {typed}") from None

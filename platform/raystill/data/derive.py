@@ -28,7 +28,7 @@ class Transform(Protocol):
         """Read what is needed of one sample; RejectedSampleError where it cannot be used."""
 
     def compute(self, rows: list[Row]) -> list[Row]:
-        """Derive the rows of one shard, in order."""
+        """Derive the rows of one shard, in order; a stage of samples of a shard may give fewer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +116,10 @@ def derive_shard(source: Store, key: str, target: Store, transform: Transform) -
             rows.append(transform.read(sample))
         except RejectedSampleError as error:
             rejected.append(str(error))
-    if rows:
-        target.write(name, pack(pack_row(row) for row in transform.compute(rows)))
-    shard = Shard(key=name, count=len(rows), rejected=tuple(rejected))
+    derived = transform.compute(rows) if rows else []
+    if derived:
+        target.write(name, pack(pack_row(row) for row in derived))
+    shard = Shard(key=name, count=len(derived), rejected=tuple(rejected))
     target.write(note, json.dumps({"count": shard.count, "rejected": rejected}).encode())
     return shard
 

@@ -1,66 +1,31 @@
 """Instance targets (x_0, target mean) computed by the frozen teacher, once per sample and for every later run."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raystill.data.records import Reading, Row, caption_of, picture_of
-from raystill.data.shards import Sample
-from raystill.flow.predictions import Latent
-from raystill.flow.solvers import dpm_solver_2m
-from raystill.models.denoiser import Denoiser, GuidedDenoiser
-from raystill.models.pipeline import Pipeline, load_pipeline
+from raystill.config.errors import UserError
+from raystill.data.derive import Index
+from raystill.data.estimators import Assigned, Estimator, Independent, Teacher
+from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
+from raystill.data.shards import Sample, unpack
+from raystill.data.solved import Expectation, Generated, Inverted
+from raystill.data.store import Store
+from raystill.flow.starts import StartLaw
+from raystill.models.pipeline import load_pipeline
 
+__all__ = [
+    "Assigned", "Expectation", "Generated", "Independent", "Inverted", "TargetTransform",
+    "check_identity", "fit_start", "start_law_of", "start_of",
+]  # fmt: skip
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generated:
-    """x_0 is the teacher's guided sample from z, and mu = (z - s_1 x_0) / n_1.
-
-    mu is the one constant noise whose single DDIM step from z lands on x_0: the mean of the teacher's noise predictions
-    over kappa along its own trajectory. At inference mu's law is that of z up to the small s_1 x_0, so sampling starts
-    from N(0, I).
-    """
-
-    steps: int = 12  # of DPM-Solver++(2M)
-    guidance: float = 3.0  # w; 1 is none
-
-    reads_picture: ClassVar[bool] = False
-
-    @property
-    def calls(self) -> int:
-        """Evaluations of the teacher's network per sample."""
-        return self.steps * (1 if self.guidance == 1 else 2)
-
-    def targets(
-        self, teacher: Pipeline, start: Latent, condition: Tensor, picture: Tensor | None
-    ) -> tuple[Latent, Latent]:
-        """Sample the teacher from `start` and solve for the target mean."""
-        schedule = teacher.schedule
-        denoise = GuidedDenoiser(Denoiser(teacher.unet, schedule, teacher.kind), teacher.condition([""]), self.guidance)
-        x_0 = dpm_solver_2m(lambda x, t: denoise(x, t, condition), schedule, start, schedule.sampling_times(self.steps))
-        one = torch.ones(1, dtype=torch.float64)
-        signal, noise = float(schedule.angle(one).cos()), float(schedule.angle(one).sin())
-        return x_0, (start - signal * x_0) / noise
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Independent:
-    """The control: x_0 is the real latent and mu a fresh N(0, I) draw that knows nothing of it."""
-
-    reads_picture: ClassVar[bool] = True
-    calls: ClassVar[int] = 0
-
-    def targets(
-        self, teacher: Pipeline, start: Latent, condition: Tensor, picture: Tensor | None
-    ) -> tuple[Latent, Latent]:
-        """Encode the picture; the start is the target mean."""
-        assert picture is not None
-        return teacher.encode(picture), start
+FITTED_SAMPLES = 1024  # target means that a start law is fitted to, at most
 
 
 class TargetTransform:
@@ -69,14 +34,14 @@ class TargetTransform:
     def __init__(
         self,
         teacher: Path,
-        estimator: Generated | Independent,
+        estimator: Estimator,
         reading: Reading,
         seed: int,
         batch_size: int,
         precision: str,
         device: str = "cpu",
     ) -> None:
-        self.teacher = load_pipeline(teacher).to(torch.device(device))
+        self.teacher = Teacher.of(load_pipeline(teacher).to(torch.device(device)))
         self.estimator, self.reading, self.seed, self.batch_size = estimator, reading, seed, batch_size
         self.precision, self.device = precision, torch.device(device)
 
@@ -92,20 +57,20 @@ class TargetTransform:
         """Targets of a shard, in batches; a sample's start depends on its key and the seed alone, however shards are
         cut.
         """
-        return [row for i in range(0, len(rows), self.batch_size) for row in self._batch(rows[i : i + self.batch_size])]
+        parts = (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
+        return self.estimator.arranged([row for part in parts for row in self._batch(part)])
 
     def _batch(self, rows: list[Row]) -> list[Row]:
-        start = torch.stack([start_of(row["key"], self.seed, self.teacher.latent_shape) for row in rows]).to(
-            self.device
-        )
-        condition = self.teacher.condition([row["caption"] for row in rows])
+        pipeline = self.teacher.pipeline
+        start = torch.stack([start_of(row["key"], self.seed, pipeline.latent_shape) for row in rows]).to(self.device)
+        condition = pipeline.condition([row["caption"] for row in rows])
         picture = None
         if self.estimator.reads_picture:
             stacked = torch.from_numpy(np.stack([row["image"] for row in rows])).to(self.device)
             picture = stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             x_0, mean = self.estimator.targets(self.teacher, start, condition, picture)
-        arrays = [t.float().cpu().numpy() for t in (x_0, mean, condition)]
+        arrays = [t.float().cpu().numpy() for t in (x_0, mean, condition)]  # HOST SYNC: one per batch
         return [
             {"key": row["key"], "caption": row["caption"], "x_0": a, "target_mean": b, "condition": c}
             for row, a, b, c in zip(rows, *arrays, strict=True)
@@ -116,3 +81,49 @@ def start_of(key: str, seed: int, shape: tuple[int, int, int]) -> Tensor:
     """The N(0, I) start of one sample, a function of its key and the seed."""
     number = int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") % 2**63
     return torch.randn(shape, generator=torch.Generator().manual_seed(number))
+
+
+def start_law_of(estimator: Estimator, store: Store, index: Index) -> StartLaw:
+    """The law of an estimator's target means at inference, from which its students start.
+
+    A fitted one is fitted wherever this is called, to the first `FITTED_SAMPLES` targets of the index at most: whole
+    shards are read until there are as many, so that the driver never streams the data set. The index sorts shards by
+    name, hence shards should be as alike as shuffled ones are.
+    """
+    return estimator.start or fit_start(islice(_means(store, index), FITTED_SAMPLES))
+
+
+def fit_start(targets: Iterable[np.ndarray]) -> StartLaw:
+    """The normal law per channel of target means of shape (channels, height, width), over samples and pixels; six
+    digits of it, so that it does not depend on the order of a sum. UserError where there is nothing to fit.
+    """
+    found = list(targets)
+    if not found:
+        raise UserError("there are no targets to fit a start law to; compute them first: jobs/targets.py")
+    mean = np.mean([t.mean(axis=(1, 2), dtype=np.float64) for t in found], axis=0)
+    square = np.mean([np.square(t - mean[:, None, None]).mean(axis=(1, 2)) for t in found], axis=0)
+    return StartLaw(law="channel_normal", mean=_rounded(mean), std=_rounded(np.sqrt(square)))
+
+
+def _rounded(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(f"{value:.6g}") for value in values)
+
+
+def _means(store: Store, index: Index) -> Iterator[np.ndarray]:
+    for shard in index.shards:
+        if shard.count:
+            yield from (unpack_row(s)["target_mean"] for s in unpack(store.read(shard.key), shard.key))
+
+
+def check_identity(index: Index, identity: Mapping[str, Any], uri: str) -> None:
+    """Refuse, with UserError, targets that were made from something else than a run's own: another revision of the
+    teacher, other settings, other source shards. Their address says so already, unless somebody moved them.
+    """
+    names = sorted({*index.identity, *identity})
+    other = [name for name in names if index.identity.get(name) != identity.get(name)]
+    if other:
+        found = "; ".join(f"{n} is {index.identity.get(n)!r}, this run's {identity.get(n)!r}" for n in other)
+        raise UserError(
+            f"the targets at {uri} were computed for something else: {found}. Move them away from there, or let this "
+            "run compute its own elsewhere: --set work=s3://BUCKET/PREFIX"
+        )

@@ -1,4 +1,4 @@
-"""A labelled grid of pictures: what a person looks at before believing a figure."""
+"""A labelled grid of pictures, and curves: what a person looks at before believing a figure."""
 
 from collections.abc import Sequence
 
@@ -13,6 +13,8 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 GAP = 6  # pixels between pictures
+FIRST, LAST, RULE = (170, 205, 235), (160, 20, 60), (225, 225, 225)  # colours of a first and a last curve, and of lines
+PLOT = (420, 220)  # pixels between the axes of curves
 
 
 def grid(
@@ -51,6 +53,56 @@ def grid(
             canvas.paste(_enlarged(picture, scale, smooth), at)
         y += row_height + GAP
     return canvas
+
+
+def curves(
+    x: Sequence[float], lines: Sequence[Sequence[float]], labels: Sequence[str], title: str, font_size: int = 12
+) -> Image.Image:
+    """Draw curves over one axis x, from 0 upwards, coloured from the first to the last and labelled beside.
+
+    Raises UserError where a curve has not one finite value, 0 or more, per x."""
+    _check_curves(x, lines, labels)
+    font = ImageFont.load_default(font_size)
+    top_value = max(1e-9, *(max(line) for line in lines)) * 1.05
+    left, top, (width, height) = 5 * GAP + font_size * 2, 3 * GAP + font_size, PLOT
+    side = max(int(font.getlength(label)) for label in labels) + 2 * GAP
+    tall = max(height, (font_size + 4) * len(labels))
+    canvas = Image.new("RGB", (left + width + side + GAP, top + tall + font_size + 3 * GAP), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((left, GAP), title, fill=INK, font=font)
+    for i in range(5):
+        y, across = top + height - height * i / 4, left + width * i / 4
+        draw.line([(left, y), (left + width, y)], fill=RULE)
+        draw.text((left - GAP, y), f"{top_value * i / 4:.2g}", fill=INK, font=font, anchor="rm")
+        at = min(x) + (max(x) - min(x)) * i / 4
+        draw.text((across, top + height + GAP), f"{at:.2g}", fill=INK, font=font, anchor="ma")
+    span = max(x) - min(x)
+    for i, (line, label) in enumerate(zip(lines, labels, strict=True)):
+        points = [
+            (left + width * (a - min(x)) / span, top + height * (1 - b / top_value))
+            for a, b in zip(x, line, strict=True)
+        ]
+        draw.line(points, fill=_shade(i, len(lines)), width=2)
+        draw.text((left + width + GAP, top + i * (font_size + 4)), label, fill=_shade(i, len(lines)), font=font)
+    return canvas
+
+
+def _shade(i: int, count: int) -> tuple[int, int, int]:
+    """Colour of curve i, from the first one's to the last one's, which a single curve has."""
+    part = i / (count - 1) if count > 1 else 1.0
+    red, green, blue = (round(a + part * (b - a)) for a, b in zip(FIRST, LAST, strict=True))
+    return red, green, blue
+
+
+def _check_curves(x: Sequence[float], lines: Sequence[Sequence[float]], labels: Sequence[str]) -> None:
+    """UserError where curves cannot be drawn."""
+    if len(x) < 2 or not lines or len(lines) != len(labels) or any(len(line) != len(x) for line in lines):
+        raise UserError(
+            f"found {len(x)} places x, curves of {[len(line) for line in lines]} values and {len(labels)} labels; "
+            "expected two places or more, a value of every curve at each, and one label per curve"
+        )
+    if max(x) <= min(x) or not all(np.isfinite(line).all() and min(line) >= 0 for line in lines):
+        raise UserError("curves are drawn over increasing x and from 0 upwards: found values below 0 or not finite")
 
 
 def wrap(text: str, width: int, font: Font) -> str:

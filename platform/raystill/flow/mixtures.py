@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from raystill.flow.predictions import Coefficient, Kind, Latent, Prediction, column
+from raystill.flow.paths import Coefficients
+from raystill.flow.predictions import Coefficient, Kind, Latent, Prediction, check_data, column
 from raystill.flow.schedules import Schedule, Times
 
 
@@ -51,6 +52,26 @@ class Mixture:
         means = self.means + gain * (x[:, None] - s * self.means)
         return (share[:, :, None, None, None] * means).sum(dim=1)
 
+    def score(self, x: Latent, signal: Coefficient, noise: Coefficient) -> Latent:
+        """Gradient of `log_density` in x; finite at noise = 0 where every variance is positive."""
+        share = torch.softmax(self._log_joint(x, signal, noise), dim=1)
+        s, n = signal[:, None], noise[:, None]
+        pulls = (s * self.means - x[:, None]) / (s**2 * self.variances + n**2)
+        return (share[:, :, None, None, None] * pulls).sum(dim=1)
+
+    def data_on(self, x: Latent, c: Coefficients, target_mean: Latent | None = None) -> Latent:
+        """Mean E[x_0 | x_t], or E[x_0 | x_t, mu] where the target mean is given, at points of any path.
+
+        Without it mu ~ N(0, I) is independent of x_0 and one noise with the path's own, of size hypot(mean, noise).
+        """
+        return self.posterior_mean(*_as_diffusion(x, c, target_mean))
+
+    def score_on(self, x: Latent, c: Coefficients, target_mean: Latent | None = None) -> Latent:
+        """Gradient in x_t of log p(x_t), or of log p(x_t | mu) where the target mean is given, at points of any
+        path.
+        """
+        return self.score(*_as_diffusion(x, c, target_mean))
+
     def _log_joint(self, x: Latent, signal: Coefficient, noise: Coefficient) -> Float[Tensor, "batch components"]:
         """Log of w_k N(x; s m_k, s^2 v_k + n^2)."""
         s, n = signal[:, None], noise[:, None]
@@ -61,7 +82,9 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True)
 class MixtureDenoiser:
-    """The perfect denoiser of a mixture on a schedule; answers in the given kind."""
+    """The perfect denoiser of a mixture on a schedule: of x_0 paired with independent noise; answers in the given
+    kind.
+    """
 
     mixture: Mixture
     schedule: Schedule
@@ -72,10 +95,15 @@ class MixtureDenoiser:
         return self.at_angle(x, self.schedule.angle(t))
 
     def at_angle(self, x: Latent, angle: Times) -> Prediction:
-        """Predict at variance-preserving points given by their angles, radians, shape (batch,)."""
+        """Predict at variance-preserving points given by their angles, radians, shape (batch,); ValueError where a
+        noise prediction is asked about pure noise.
+
+        The noise is -n times the score (Tweedie), which stays finite at clean data.
+        """
+        check_data(self.kind, angle)
         signal, noise = column(angle.cos(), x), column(angle.sin(), x)
         data = self.mixture.posterior_mean(x, signal, noise)
-        epsilon = (x - signal * data) / noise
+        epsilon = -noise * self.mixture.score(x, signal, noise)
         value = {
             "sample": data,
             "epsilon": epsilon,
@@ -83,3 +111,14 @@ class MixtureDenoiser:
             "flow_prediction": epsilon - data,
         }[self.kind]
         return Prediction(self.kind, value, x, signal, noise)
+
+    def on_path(self, x: Latent, c: Coefficients) -> Prediction:
+        """Predict at points of any path by asking at the same signal-to-noise ratio, as `models.denoiser` does."""
+        return self.at_angle(x / column(c.norm, x), c.angle)
+
+
+def _as_diffusion(x: Latent, c: Coefficients, target_mean: Latent | None) -> tuple[Latent, Coefficient, Coefficient]:
+    """Point, signal and noise of the equivalent x = signal x_0 + noise e: mu counts as noise, or is taken away."""
+    if target_mean is None:
+        return x, column(c.data, x), column(torch.hypot(c.mean, c.noise), x)
+    return x - column(c.mean, x) * target_mean, column(c.data, x), column(c.noise, x)

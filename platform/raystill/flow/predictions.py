@@ -10,6 +10,8 @@ Latent = Float[Tensor, "batch channels height width"]
 Coefficient = Float[Tensor, "batch 1 1 1"]
 Kind = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 
+VANISHING = 1e-6  # of a coefficient on the unit circle: below it, nothing can be divided by it
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -23,7 +25,7 @@ class Prediction:
 
     @property
     def data(self) -> Latent:
-        """Estimate of x_0; from a noise prediction only where signal > 0 (`Denoiser` refuses the others)."""
+        """Estimate of x_0; from a noise prediction only where signal > 0 (`check_data` refuses the others)."""
         match self.kind:
             case "sample":
                 return self.value
@@ -36,7 +38,9 @@ class Prediction:
 
     @property
     def epsilon(self) -> Latent:
-        """Estimate of the unit noise e; meaningful only where noise > 0."""
+        """Estimate of the unit noise e; from a data prediction only where noise > 0 (`check_noise` refuses the
+        others).
+        """
         match self.kind:
             case "epsilon":
                 return self.value
@@ -47,6 +51,29 @@ class Prediction:
             case "flow_prediction":
                 return (self.x + self.signal * self.value) / (self.signal + self.noise)
 
+    @property
+    def flow(self) -> Latent:
+        """Estimate of e - x_0, the velocity of the straight path (2209.03003); where data and noise exist."""
+        return self.value if self.kind == "flow_prediction" else self.epsilon - self.data
+
+
+def check_data(kind: Kind, angle: Float[Tensor, " batch"]) -> None:
+    """Refuse, with ValueError, to ask a noise prediction for x_0 at pure noise; angles in radians, on the CPU."""
+    if kind == "epsilon" and bool((angle.cos().abs() < VANISHING).any()):
+        raise ValueError(
+            "an epsilon prediction has no x_0 at zero signal; a zero-SNR schedule needs v_prediction, a flow schedule "
+            "flow_prediction. Otherwise ask at times before the one where the signal vanishes"
+        )
+
+
+def check_noise(kind: Kind, angle: Float[Tensor, " batch"]) -> None:
+    """Refuse, with ValueError, to ask a data prediction for the noise at clean data; angles in radians, on the CPU."""
+    if kind == "sample" and bool((angle.sin().abs() < VANISHING).any()):
+        raise ValueError(
+            "a sample prediction has no noise where the noise coefficient is 0; ask at times t > 0, such as 1 / K "
+            "for a schedule of K steps, or use its data there"
+        )
+
 
 def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance e_w = e_u + w (e_c - e_u); w = 1 is no guidance (Ho & Salimans 2207.12598, in the
@@ -56,5 +83,12 @@ def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
 
 
 def column(values: Float[Tensor, " batch"], like: Latent) -> Coefficient:
-    """Shape one number per sample for broadcasting over a latent, in the latent's dtype and on its device."""
+    """Shape one number per sample for broadcasting over a latent, in the latent's dtype and on its device; ValueError
+    where there are more or fewer of them than samples.
+    """
+    if values.shape != like.shape[:1]:
+        raise ValueError(
+            f"expected one number per sample, shape ({len(like)},), found shape {tuple(values.shape)}: "
+            f"write value.expand({len(like)}) to give every sample the same"
+        )
     return values.to(like.device, like.dtype, non_blocking=True).view(-1, 1, 1, 1)

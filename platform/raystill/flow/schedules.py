@@ -1,4 +1,4 @@
-"""Noise schedules of teachers as continuous functions of time.
+"""Noise schedules of teachers as continuous functions of time, and the formulas of the usual discrete ones.
 
 Glossary: `signal` is s_t and `noise` is n_t, the teacher's own coefficients of x_t = s_t x_0 + n_t e; `angle` is
 arctan(n_t / s_t), which is all that a schedule says about a point once it is scaled to unit length. Everything between
@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Times = Float[Tensor, " batch"]
-Grid = Float[Tensor, " steps_and_end"]  # decreasing times from the start of sampling to 0, float64
+Grid = Float[Tensor, " steps_and_end"]  # times in the order of solving, float64: sampling falls from the start to 0
+Alphas = Float[Tensor, " steps"]  # cumulative alphas A_t of K discrete steps, decreasing, float64
 
 
 class Schedule(ABC):
@@ -67,7 +68,7 @@ class DiffusionSchedule(Schedule):
     angles: Float[Tensor, " knots"]  # radians, float64, increasing, K + 1 values, the first one 0
 
     @classmethod
-    def from_alphas(cls, alphas_cumprod: Float[Tensor, " steps"]) -> "DiffusionSchedule":
+    def from_alphas(cls, alphas_cumprod: Alphas) -> "DiffusionSchedule":
         """Build the schedule from cumulative alphas in decreasing order; ValueError where they are not in [0, 1) or do
         not decrease.
         """
@@ -123,7 +124,11 @@ class FlowSchedule(Schedule):
     """
 
     steps: int = 1000
-    shift: float = 1.0
+    shift: float = 1.0  # greater than 0; 1 is none
+
+    def __post_init__(self) -> None:
+        if not self.shift > 0:
+            raise ValueError(f"the shift of a flow-matching schedule is greater than 0, found {self.shift}")
 
     def angle(self, t: Times) -> Times:
         """Angle arctan(t / (1 - t)) at times in [0, 1], radians; ValueError outside."""
@@ -132,10 +137,12 @@ class FlowSchedule(Schedule):
 
     def signal(self, t: Times) -> Times:
         """Signal level 1 - t."""
+        _check(t)
         return 1 - t
 
     def noise(self, t: Times) -> Times:
         """Noise level t."""
+        _check(t)
         return t
 
     def time_of(self, angle: Times) -> Times:
@@ -158,10 +165,48 @@ class FlowSchedule(Schedule):
         return self.shift * t / (1 + (self.shift - 1) * t)
 
 
+def cumulative_alphas(betas: Alphas) -> Alphas:
+    """A_t, the product of 1 - beta up to and including each step (2006.11239)."""
+    return (1 - betas.double()).cumprod(0)
+
+
+def linear_alphas(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Alphas:
+    """Cumulative alphas of betas evenly spaced from `start` to `end` (Ho et al. 2006.11239)."""
+    return cumulative_alphas(torch.linspace(start, end, steps, dtype=torch.float64))
+
+
+def scaled_linear_alphas(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Alphas:
+    """Cumulative alphas of betas whose roots are evenly spaced (Rombach et al. 2112.10752); the defaults are Stable
+    Diffusion's.
+    """
+    return cumulative_alphas(torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2)
+
+
+def cosine_alphas(steps: int = 1000) -> Alphas:
+    """Cumulative alphas cos^2((t + 0.008) / 1.008 * pi / 2) with betas of at most 0.999 (Nichol & Dhariwal 2102.09672,
+    equation 17); diffusers calls it `squaredcos_cap_v2`.
+    """
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    level = torch.cos((t + 0.008) / 1.008 * pi / 2) ** 2
+    return cumulative_alphas((1 - level[1:] / level[:-1]).clamp(max=0.999))
+
+
+def zero_terminal_snr(alphas: Alphas) -> Alphas:
+    """Shift and scale the signal levels sqrt(A_t) so that the last one is 0 and the first one stays (Lin et al.
+    2305.08891, algorithm 1).
+    """
+    signal = alphas.double().sqrt()
+    return ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+
+
 def _check(t: Times) -> None:
     # Times are drawn on the CPU: this waits for no device.
-    if t.dtype != torch.float64 or bool(((t < 0) | (t > 1)).any()):
-        raise ValueError("times are float64 and lie in [0, 1]")
+    if t.dtype != torch.float64 or t.ndim != 1 or not bool(((t >= 0) & (t <= 1)).all()):
+        raise ValueError(
+            "times are float64, of shape (batch,), and lie in [0, 1]; "
+            f"found {t.dtype}, shape {tuple(t.shape)}, values {t.flatten()[:4].tolist()}: "
+            "write for example torch.full((batch,), 0.5, dtype=torch.float64)"
+        )
 
 
 def _check_steps(steps: int, most: int) -> None:

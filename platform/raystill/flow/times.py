@@ -1,49 +1,147 @@
-"""Where on its path a training step looks: samplers of times with the weights that keep the loss unbiased."""
+"""Where on its path a training step looks: laws of times, with the weights that keep the loss unbiased.
 
+Every fixed law is given by its quantile function, from which a batch is drawn with one stratified uniform per sample.
+A law is used in one of two ways, which a field of it says:
+
+- as the *objective*: the loss is an integral over this law, weights are 1 (what the papers named below do);
+- as an *importance law* for the uniform objective: its draws are weighted by p / q, so that in expectation the loss is
+  the uniform one, whatever the law. A share `importance` of the draws is uniform, which bounds the weights.
+
+Learned laws (`flow.importance`, `flow.stein`) are always importance laws, for whichever fixed law is their `base`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 
+from raystill.config.errors import UserError
 from raystill.flow.paths import Path, times_at
 from raystill.flow.schedules import Schedule, Times
 
 
 class TimeDraw(NamedTuple):
-    """Times in [0, 1] and importance weights, float64, shape (batch,) each."""
+    """A batch of times, float64, shape (batch,) each; on the CPU but for learned laws, whose draws are where they are.
+
+    `quantile` is the time's place v = F_p(t) in the objective's law p, in [0, 1]; with uniform times it is t itself.
+    """
 
     t: Times
     weight: Tensor
+    quantile: Tensor
 
 
 @runtime_checkable  # so that tests can check annotations
 class TimeSampler(Protocol):
-    """Draws times for a batch; an implementation is its own settings."""
+    """Draws times for a batch."""
 
     def draw(self, count: int, path: Path, schedule: Schedule, rng: Generator) -> TimeDraw:
         """Draw `count` times with weights of mean 1 under the sampler's own law; `rng` is a CPU generator."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UniformTimes:
-    """Stratified uniform times: one in each of `count` equal bins, so that every batch covers the path."""
+class FixedTimes(ABC):
+    """A law of times that does not learn; an implementation is its own settings."""
+
+    @abstractmethod
+    def quantile(self, v: Times, path: Path, schedule: Schedule) -> Times:
+        """Time below which a share v of the law lies, for v in [0, 1], on v's device."""
 
     def draw(self, count: int, path: Path, schedule: Schedule, rng: Generator) -> TimeDraw:
-        """Draw times with weight 1."""
-        jitter = torch.rand(count, generator=rng, dtype=torch.float64)
-        t = (torch.randperm(count, generator=rng) + jitter) / count
-        return TimeDraw(t, torch.ones_like(t))
+        """Draw stratified times with weight 1."""
+        v = stratified(count, rng)
+        return TimeDraw(self.quantile(v, path, schedule), torch.ones_like(v), v)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingTimes:
+class UniformTimes(FixedTimes):
+    """Uniform times: with weight 1, the objective of the others' importance laws."""
+
+    def quantile(self, v: Times, path: Path, schedule: Schedule) -> Times:
+        """v itself."""
+        return v
+
+
+class DensityTimes(FixedTimes):
+    """A fixed law with a density on (0, 1), which can also serve as an importance law for uniform times."""
+
+    importance: (
+        float | None
+    )  # None: this law is the objective; delta in (0, 1): an importance law with that uniform share
+
+    @abstractmethod
+    def density(self, t: Tensor) -> Tensor:
+        """Density at times in [0, 1], of any shape."""
+
+    def draw(self, count: int, path: Path, schedule: Schedule, rng: Generator) -> TimeDraw:
+        """Draw stratified times, with weight 1 or, as an importance law, 1 / q at most 1 / delta."""
+        if self.importance is None:
+            return FixedTimes.draw(self, count, path, schedule, rng)
+        shares = stratified(count, rng)
+        t, weight = defended(shares, self.importance, lambda v: self.quantile(v, path, schedule), self.density)
+        return TimeDraw(t, weight, t)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitNormalTimes(DensityTimes):
+    """logit(t) ~ N(mean, std^2): the middle of the path, as Stable Diffusion 3 is trained (Esser et al. 2403.03206)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    importance: float | None = None  # see DensityTimes
+
+    def __post_init__(self) -> None:
+        check_share("importance", self.importance)
+        if not self.std > 0:
+            raise UserError(f"the std of logit-normal times is {self.std}; it is greater than 0, for example 1")
+
+    def quantile(self, v: Times, path: Path, schedule: Schedule) -> Times:
+        """sigmoid(mean + std Phi^-1(v))."""
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(v))
+
+    def density(self, t: Tensor) -> Tensor:
+        """N(logit t; mean, std^2) / (t (1 - t))."""
+        t = inside(t)
+        z = (torch.logit(t) - self.mean) / self.std
+        return torch.exp(-0.5 * z.square()) / (math.sqrt(2 * math.pi) * self.std * t * (1 - t))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UShapedTimes(DensityTimes):
+    """Density proportional to exp(a t) + exp(a (1 - t)): both ends of the path (Lee et al. 2405.20320).
+
+    The paper squeezes its times into [1e-5, 1 - 1e-5]; the loss here is finite at both ends, and nothing is squeezed.
+    """
+
+    steepness: float = 4.0  # a
+    importance: float | None = None  # see DensityTimes
+
+    def __post_init__(self) -> None:
+        check_share("importance", self.importance)
+        if not 0 < self.steepness <= 100:
+            raise UserError(f"the steepness of U-shaped times is {self.steepness}; it lies in (0, 100], for example 4")
+
+    def quantile(self, v: Times, path: Path, schedule: Schedule) -> Times:
+        """1/2 + asinh((2 v - 1) sinh(a / 2)) / a."""
+        t = 0.5 + torch.asinh((2 * v - 1) * math.sinh(self.steepness / 2)) / self.steepness
+        return t.clamp(0, 1)
+
+    def density(self, t: Tensor) -> Tensor:
+        """a cosh(a (t - 1/2)) / (2 sinh(a / 2))."""
+        return self.steepness * torch.cosh(self.steepness * (t - 0.5)) / (2 * math.sinh(self.steepness / 2))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingTimes(FixedTimes):
     """Only the times at which a sampler of `steps` steps (and of every divisor of it) asks the student, trailing
     spacing.
 
     The times are those whose signal-to-noise ratio is the stock timestep's; the start gets `start_share` of the draws,
-    the others share the rest. Weights are 1: this is a choice of objective (the sampler's own times), not an importance
-    law for another one.
+    the others share the rest. This is a choice of objective, the sampler's own times: weights are 1.
     """
 
     steps: int = 8
@@ -51,11 +149,57 @@ class SamplingTimes:
         0.3  # share of draws at the start of sampling, the only point that a one-step sample depends on
     )
 
-    def draw(self, count: int, path: Path, schedule: Schedule, rng: Generator) -> TimeDraw:
-        """Draw times with weight 1."""
-        angles = schedule.angle(schedule.sampling_times(self.steps)[:-1])
-        grid = times_at(path, schedule, angles)
-        rest = torch.full((self.steps,), (1 - self.start_share) / max(self.steps - 1, 1), dtype=torch.float64)
-        rest[0] = self.start_share if self.steps > 1 else 1.0
-        t = grid[torch.multinomial(rest, count, replacement=True, generator=rng)]
-        return TimeDraw(t, torch.ones_like(t))
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 <= self.start_share <= 1:
+            raise UserError(
+                f"sampling times have {self.steps} steps and start_share {self.start_share}; write 1 step or more and "
+                "a share in [0, 1], for example --set method.times.steps=8 --set method.times.start_share=0.3"
+            )
+
+    def quantile(self, v: Times, path: Path, schedule: Schedule) -> Times:
+        """The sampler's times in increasing order, each over an interval as long as its share."""
+        shares = torch.full((self.steps,), (1 - self.start_share) / max(self.steps - 1, 1), dtype=torch.float64)
+        shares[-1] = self.start_share if self.steps > 1 else 1.0
+        ends = shares.cumsum(0)[:-1].to(v.device, non_blocking=True)
+        # mypy does not see that implementations of a protocol can be hashed; these are frozen values.
+        times = _asked(self.steps, path, schedule).to(v.device, non_blocking=True)  # type: ignore[arg-type]
+        return times[torch.searchsorted(ends, v, right=True)]
+
+
+@lru_cache(maxsize=16)  # paths and schedules are values, and finding times on a path takes longer than a draw
+def _asked(steps: int, path: Path, schedule: Schedule) -> Times:
+    """Times of a path, in increasing order, at which a sampler of so many steps asks the student."""
+    return times_at(path, schedule, schedule.angle(schedule.sampling_times(steps)[:-1])).flip(0)
+
+
+def stratified(count: int, rng: Generator) -> Times:
+    """One uniform number in each of `count` equal bins of [0, 1), in random order: each is uniform by itself, and
+    together they cover the whole.
+    """
+    jitter = torch.rand(count, generator=rng, dtype=torch.float64)
+    return (torch.randperm(count, generator=rng) + jitter) / count
+
+
+def defended(
+    shares: Times, delta: float, quantile: Callable[[Times], Times], density: Callable[[Times], Tensor]
+) -> tuple[Times, Tensor]:
+    """Draws v of the defensive mixture (1 - delta) q + delta U(0, 1) and weights 1 / density, at most 1 / delta
+    (Owen & Zhou 2000), from one uniform number per sample.
+    """
+    own = ((shares - delta) / (1 - delta)).clamp(0, 1)
+    v = torch.where(shares < delta, shares / delta, quantile(own))
+    return v, 1 / ((1 - delta) * density(v) + delta)
+
+
+def inside(v: Tensor) -> Tensor:
+    """Keep float64 numbers off 0 and 1, by one part in 10^15, where a logit would be infinite."""
+    return v.clamp(1e-15, 1 - 1e-15)
+
+
+def check_share(name: str, delta: float | None) -> None:
+    """UserError where a uniform share does not lie in (0, 1); None is no share."""
+    if delta is not None and not 0 < delta < 1:
+        raise UserError(
+            f"{name} is {delta}, the share of draws that bounds the weights by its inverse; it lies between 0 and 1: "
+            f"--set method.times.{name}=0.1"
+        )

@@ -1,5 +1,5 @@
-"""Ordinary conditional diffusion training of a UNet together with its text encoder (2006.11239; v-prediction
-2202.00512).
+"""Ordinary conditional diffusion or flow-matching training of a UNet together with its text encoder (2006.11239;
+v-prediction 2202.00512; flow matching 2209.03003).
 """
 
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from raystill.flow.predictions import Kind, column
-from raystill.flow.schedules import Schedule
+from raystill.flow.predictions import Kind, Latent, column
+from raystill.flow.schedules import Schedule, Times
 from raystill.methods.method import Batch, Loss, Networks
 
 
@@ -52,8 +52,19 @@ class Denoising:
         eps = torch.randn(latent.shape, generator=rng).to(latent.device)
         empty = tokens.new_tensor(self.empty_tokens)
         s, n = column(self.schedule.signal(t), latent), column(self.schedule.noise(t), latent)
-        value = networks["denoiser"](
-            s * latent + n * eps, k.to(latent.device), torch.where(drop[:, None], empty, tokens)
-        )
-        target = {"epsilon": eps, "v_prediction": s * eps - n * latent, "sample": latent}[self.kind]
+        asked = self.schedule.timestep(t).round().long().to(latent.device)
+        value = networks["denoiser"](s * latent + n * eps, asked, torch.where(drop[:, None], empty, tokens))
+        target = self._target(latent, eps, self.schedule.angle(t))
         return {"denoiser": Loss((value.float() - target).square().mean())}
+
+    def _target(self, latent: Latent, eps: Latent, angle: Times) -> Latent:
+        """What the network is to say of the point at unit length, x = cos(angle) x_0 + sin(angle) e."""
+        match self.kind:
+            case "epsilon":
+                return eps
+            case "sample":
+                return latent
+            case "v_prediction":
+                return column(angle.cos(), latent) * eps - column(angle.sin(), latent) * latent
+            case "flow_prediction":
+                return eps - latent

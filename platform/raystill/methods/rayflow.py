@@ -6,28 +6,33 @@ equals the teacher whatever the path.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
-from torch import Generator
+from jaxtyping import Float
+from torch import Generator, Tensor
 
-from raystill.flow.paths import PairedDiffusionPath, RayPath, interpolate
-from raystill.flow.predictions import Kind, column
+from raystill.flow.importance import BatchLaw, GridTimes, LearnedTimes, SecondMomentTimes
+from raystill.flow.objectives import Objective, effective_noise
+from raystill.flow.paths import DiffusionPath, PairedDiffusionPath, RayPath, StraightPath, interpolate
+from raystill.flow.predictions import Kind, Latent
 from raystill.flow.schedules import Schedule
-from raystill.flow.times import SamplingTimes, UniformTimes
+from raystill.flow.stein import SteinTimes
+from raystill.flow.times import LogitNormalTimes, SamplingTimes, TimeDraw, TimeSampler, UniformTimes, UShapedTimes
 from raystill.methods.method import Batch, Loss, Networks
 from raystill.models.denoiser import Denoiser
+
+TIME_SAMPLER = "time_sampler"  # role of a learned law of times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayFlow:
     """Settings of the method."""
 
-    path: RayPath | PairedDiffusionPath = field(default_factory=RayPath)
-    times: SamplingTimes | UniformTimes = field(default_factory=SamplingTimes)
-    loss: Literal["data", "velocity"] = (
-        "velocity"  # squared error of x_0, or of v in the student's coordinates (x_0's over n^2)
-    )
+    path: RayPath | PairedDiffusionPath | StraightPath | DiffusionPath = field(default_factory=RayPath)
+    times: (
+        SamplingTimes | UniformTimes | LogitNormalTimes | UShapedTimes | SecondMomentTimes | GridTimes | SteinTimes
+    ) = field(default_factory=SamplingTimes)
+    objective: Objective = field(default_factory=Objective)
 
     def bind(self, schedule: Schedule, kind: Kind) -> "BoundRayFlow":
         """The method on a teacher's schedule and prediction kind."""
@@ -41,24 +46,53 @@ class BoundRayFlow:
     settings: RayFlow
     schedule: Schedule
     kind: Kind
-    learners: tuple[str, ...] = ("student",)
     needs: tuple[str, ...] = ("x_0", "target_mean", "condition")
 
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """The student, and the law of times where it is learned."""
+        return ("student", TIME_SAMPLER) if isinstance(self.settings.times, LearnedTimes) else ("student",)
+
     def turn(self, step: int) -> tuple[str, ...]:
-        """The student, at every step."""
+        """Every role, at every step."""
         return self.learners
 
     def losses(self, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
-        """Weighted squared error of the student's x_0 at points of the samples' own paths, mean over the batch."""
+        """The objective at points of the samples' own paths, weighted mean over the batch; then the time sampler's own,
+        which sees the samples' losses as numbers.
+        """
         x_0, target_mean = batch["x_0"], batch["target_mean"]
-        t, weight = self.settings.times.draw(len(x_0), self.settings.path, self.schedule, rng)
+        path, sampler = self.settings.path, self._sampler(networks, x_0, target_mean, step)
+        draw = sampler.draw(len(x_0), path, self.schedule, rng)
         eps = torch.randn(x_0.shape, generator=rng).to(x_0.device, non_blocking=True)
-        c = self.settings.path.coefficients(self.schedule, t)
+        c = path.coefficients(self.schedule, draw.t)
         student = Denoiser(networks["student"], self.schedule, self.kind)
         prediction = student.on_path(interpolate(c, x_0, target_mean, eps), c, batch["condition"])
-        error = (prediction.data.float() - x_0).square()
-        mse = error.detach().mean()
-        if self.settings.loss == "velocity":
-            weight = weight / c.angle.sin().square()
-        value = (column(weight, x_0) * error).mean()
-        return {"student": Loss(value, {"loss/student_data_mse": mse}, times=t)}
+        losses = self.settings.objective.per_sample(prediction, x_0, effective_noise(c, target_mean, eps), c)
+        weighted = losses * draw.weight.to(losses, non_blocking=True)
+        metrics = {"loss/student_data_mse": (prediction.data.detach().float() - x_0).square().mean()}
+        found = {"student": Loss(weighted.mean(), metrics | time_metrics(draw, weighted.detach()), times=draw.t)}
+        if isinstance(sampler, BatchLaw):
+            parts = sampler.losses(draw, losses, rng)
+            own = {f"loss/{TIME_SAMPLER}_{name}": part.detach() for name, part in parts.items()}
+            found[TIME_SAMPLER] = Loss(torch.stack(list(parts.values())).sum(), own, times=draw.t)
+        return found
+
+    def _sampler(self, networks: Networks, x_0: Latent, target_mean: Latent, step: int) -> TimeSampler:
+        """The law of this batch's times."""
+        times = self.settings.times
+        if not isinstance(times, LearnedTimes):
+            return times
+        return BatchLaw(times, networks[TIME_SAMPLER](times.features(x_0, target_mean)), step)
+
+
+def time_metrics(draw: TimeDraw, weighted: Float[Tensor, " batch"]) -> dict[str, Tensor]:
+    """What a law of times does to a batch: its effective share of samples (sum w)^2 / (n sum w^2), the mean weight, and
+    the variance of the weighted losses.
+    """
+    w = draw.weight
+    return {
+        "times/effective_share": w.sum() ** 2 / (len(w) * w.square().sum()),
+        "times/weight_mean": w.mean(),
+        "times/weighted_loss_variance": weighted.var(correction=0),
+    }

@@ -10,15 +10,13 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from raystill.config.errors import UserError
-from raystill.flow.paths import PairedDiffusionPath, RayPath
+from raystill.flow.paths import path_of
 from raystill.flow.predictions import Latent
 from raystill.models.artifact import verify
 from raystill.models.card import AdapterCard
 from raystill.models.denoiser import Denoiser
 from raystill.models.pipeline import Pipeline, load_pipeline
-from raystill.models.student import sample_student
-
-PATHS = {"RayPath": RayPath, "PairedDiffusionPath": PairedDiffusionPath}
+from raystill.models.student import read_sampling, sample_student
 
 
 class Adapter:
@@ -30,15 +28,17 @@ class Adapter:
         """
         self.card = verify(directory)
         self.pipeline = _on_base(directory, self.card, base or Path(self.card.base.id))
-        settings = dict(self.card.path)
-        self.path: RayPath | PairedDiffusionPath = PATHS[settings.pop("kind")](**settings)
+        self.path = path_of(self.card.path)
+        self.sampling, self.start = read_sampling(self.card.start)
 
     def latents(self, captions: Sequence[str], steps: int, seed: int) -> Latent:
         """Clean latents from the starts that diffusers draws with `torch.manual_seed(seed)`."""
-        start = torch.randn((len(captions), *self.pipeline.latent_shape), generator=torch.Generator().manual_seed(seed))
+        shape = (len(captions), *self.pipeline.latent_shape)
+        start = self.start.apply(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
         denoiser = Denoiser(self.pipeline.unet, self.pipeline.schedule, self.pipeline.kind)
         with torch.inference_mode():
-            return sample_student(denoiser, self.path, start, self.pipeline.condition(list(captions)), steps)
+            condition = self.pipeline.condition(list(captions))
+            return sample_student(denoiser, self.path, start, condition, steps, self.sampling)
 
     def draw(self, captions: Sequence[str], steps: int | None = None, seed: int = 0) -> Tensor:
         """Pictures of captions, uint8, shape (batch, height, width, channels); UserError for step counts it was not

@@ -119,6 +119,11 @@ def verify(directory: Path) -> AdapterCard:
     return card
 
 
+def scheduler_class(directory: Path) -> str:
+    """Give the name of the scheduler's class of a verified adapter directory."""
+    return str(json.loads((directory / SCHEDULER_NAME).read_text())["_class_name"])
+
+
 def sha256(path: Path) -> str:
     """Give the SHA-256 of a file as 64 hex digits."""
     with path.open("rb") as file:

@@ -11,6 +11,7 @@ from raystill.config.errors import UserError
 
 CARD_NAME = "adapter.json"
 FORMAT = 1
+RAYSTILL_SCHEDULER, SCHEDULER_MODULE = "RayFlowScheduler", "raystill.models.scheduler"
 
 
 class CardError(UserError):
@@ -34,12 +35,12 @@ class AdapterCard:
     path: Mapping[str, Any]  # canonical form of the path it was trained on
     steps: tuple[int, ...]  # step counts it was trained for
     default_steps: int
-    timesteps: Mapping[str, tuple[int, ...]]  # step count -> the teacher's timesteps, noisy end first
+    timesteps: Mapping[str, tuple[int | float, ...]]  # step count -> the teacher's timesteps, noisy end first
     guidance_scale: float  # diffusers' convention: 1 is no guidance
     recipe: Mapping[str, Any]  # canonical form
     recipe_digest: str
     commit: str
-    start: Mapping[str, Any] = field(default_factory=lambda: {"law": "normal"})  # law of the first latents
+    start: Mapping[str, Any] = field(default_factory=lambda: {"law": "normal"})  # law of the start, and the jump
     evaluation: Mapping[str, Any] = field(default_factory=dict)  # {} or {"digest", "frechet": {"4": ...}, ...}
     files: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256, filled in by `artifact.write`
 
@@ -113,9 +114,9 @@ def from_json(text: str, source: str) -> AdapterCard:
 
 
 def model_card(card: AdapterCard, *, scheduler: str, licence: str, here: str = ".") -> str:
-    """Write the README of an adapter: what it is, its figures and the lines of plain diffusers that sample it.
+    """Write the README of an adapter: what it is, its figures and the lines of diffusers that sample it.
 
-    `scheduler` is the diffusers class name, `licence` an SPDX identifier (most often that of the base
+    `scheduler` is the class name, `licence` an SPDX identifier (most often that of the base
     model), `here` the directory or Hub name that the sampling lines load from."""
     header = [
         "---",
@@ -134,7 +135,8 @@ def model_card(card: AdapterCard, *, scheduler: str, licence: str, here: str = "
         "",
         f"Distilled with the method `{card.method}` for {_times(card.steps)} steps; {card.default_steps} by default.",
         f"Sample it with its own scheduler and guidance scale {card.guidance_scale:g}: the base pipeline's",
-        "defaults give wrong pictures and no error.",
+        "defaults give wrong pictures and no error."
+        + (" The scheduler comes with raystill." if scheduler == RAYSTILL_SCHEDULER else ""),
         "",
         "```python",
         *_sampling_lines(card, scheduler, here),
@@ -155,13 +157,14 @@ def model_card(card: AdapterCard, *, scheduler: str, licence: str, here: str = "
 
 
 def _sampling_lines(card: AdapterCard, scheduler: str, here: str) -> list[str]:
-    if card.start != {"law": "normal"}:  # its path has noise of its own, which no stock scheduler knows
-        return ["# on the command line:", f"# raystill sample 'a red apple' --model {here}"]
     settings = f"num_inference_steps={card.default_steps}, guidance_scale={card.guidance_scale}"
     revision = f", revision={card.base.revision!r}" if card.base.revision else ""
+    imports = [f"from diffusers import {scheduler}, DiffusionPipeline"]
+    if scheduler == RAYSTILL_SCHEDULER:  # no stock scheduler jumps as it was trained to; diffusers is imported first
+        imports = ["from diffusers import DiffusionPipeline", f"from {SCHEDULER_MODULE} import {scheduler}"]
     return [
         "import torch",
-        f"from diffusers import {scheduler}, DiffusionPipeline",
+        *imports,
         f"pipeline = DiffusionPipeline.from_pretrained({card.base.id!r}{revision}, dtype=torch.float32)",
         f"pipeline.scheduler = {scheduler}.from_pretrained({here!r}, subfolder='scheduler')",
         f"pipeline.load_lora_weights({here!r}, weight_name='pytorch_lora_weights.safetensors')",
@@ -169,8 +172,8 @@ def _sampling_lines(card: AdapterCard, scheduler: str, here: str) -> list[str]:
     ]
 
 
-def _times(times: tuple[int, ...]) -> str:
-    return ", ".join(str(t) for t in times)
+def _times(times: tuple[int | float, ...]) -> str:
+    return ", ".join(f"{t:g}" for t in times)
 
 
 def _figure(value: float | None) -> str:

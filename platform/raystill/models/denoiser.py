@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raystill.flow.paths import Coefficients
-from raystill.flow.predictions import Kind, Latent, Prediction, column, guided
+from raystill.flow.predictions import Kind, Latent, Prediction, check_data, column, guided
 from raystill.flow.schedules import Schedule, Times
 
 Condition = Float[Tensor, "batch length features"]
@@ -31,10 +31,10 @@ class Denoiser:
 
     def at_angle(self, x: Latent, angle: Times, condition: Condition) -> Prediction:
         """Predict at points of unit length given by their angles, radians, shape (batch,); ValueError where a
-        noise prediction is asked about pure noise, since it says nothing of the data there.
+        noise prediction is asked about pure noise, since it says nothing of the data there, or where there is not one
+        angle per sample.
         """
-        if self.kind == "epsilon" and bool((angle.cos() < 1e-6).any()):  # angles are on the CPU: no device sync
-            raise ValueError("an epsilon prediction has no x_0 at zero signal; a zero-SNR schedule needs v_prediction")
+        check_data(self.kind, angle)  # angles are on the CPU: no device sync
         timestep = self.schedule.timestep(self.schedule.time_of(angle)).to(x.device, torch.float32, non_blocking=True)
         scaled = x * column(self.schedule.input_scale(angle), x)
         value = self.network(scaled, timestep, condition, return_dict=False)[0]

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -119,6 +125,18 @@ def stable_diffusion_scheduler(kind: Kind) -> DDIMScheduler:
     )
 
 
+def fresh_scheduler(kind: Kind) -> DDIMScheduler | UniPCMultistepScheduler:
+    """The scheduler of a fresh pipeline whose network predicts `kind`: Stable Diffusion's schedule, or the straight one
+    (1000 steps, no shift) for flow predictions.
+
+    The straight one is written as UniPC with flow sigmas, since StableDiffusionPipeline cannot sample with
+    FlowMatchEulerDiscreteScheduler (it has no `init_noise_sigma`).
+    """
+    if kind != "flow_prediction":
+        return stable_diffusion_scheduler(kind)
+    return UniPCMultistepScheduler(prediction_type=kind, use_flow_sigmas=True, flow_shift=1.0, steps_offset=1)
+
+
 def save_autoencoder(
     shape: AutoencoderShape, averages: Mapping[str, Tensor], scaling_factor: float, directory: Path
 ) -> AutoencoderKL:
@@ -137,7 +155,7 @@ def save_pipeline(unet: nn.Module, text_encoder: nn.Module, kind: Kind, director
         text_encoder=text_encoder,
         tokenizer=load_tokenizer(directory / "tokenizer"),
         unet=unet,
-        scheduler=stable_diffusion_scheduler(kind),
+        scheduler=fresh_scheduler(kind),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

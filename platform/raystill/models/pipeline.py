@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.schedulers import DDIMScheduler
 from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,7 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from raystill.config.errors import UserError
 from raystill.flow.predictions import Kind, Latent
-from raystill.flow.schedules import DiffusionSchedule, Schedule
+from raystill.flow.schedules import Schedule
+from raystill.models.stock import StockSampler, kind_of, read_scheduler, schedule_of, stock_sampler
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 Pictures = Float[Tensor, "batch colours rows columns"]  # in [-1, 1]
@@ -31,19 +31,18 @@ class Pipeline:
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     unet: UNet2DConditionModel
-    scheduler: DDIMScheduler
+    scheduler: StockSampler  # DDIM, or Euler for a flow-matching teacher
     revision: str  # digest of the files that it was loaded from
 
     @property
     def schedule(self) -> Schedule:
         """The noise schedule that the network was trained on."""
-        return DiffusionSchedule.from_alphas(self.scheduler.alphas_cumprod)
+        return schedule_of(self.scheduler)
 
     @property
     def kind(self) -> Kind:
         """What the UNet predicts."""
-        kind: Kind = self.scheduler.config.prediction_type
-        return kind
+        return kind_of(self.scheduler)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -120,14 +119,12 @@ def load_pipeline(directory: str | Path, dtype: torch.dtype = torch.float32) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         whole = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, dtype=dtype, local_files_only=True)
-    scheduler = DDIMScheduler.from_config(
-        whole.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
-    )
+    scheduler = stock_sampler(whole.scheduler)
     return Pipeline(whole.vae, whole.text_encoder, whole.tokenizer, whole.unet, scheduler, revision(path))
 
 
 def check_pipeline(path: Path) -> None:
-    """Refuse, with UserError, a directory that is not a Stable Diffusion pipeline; reads two small files only."""
+    """Refuse, with UserError, a directory that is not a Stable Diffusion pipeline; reads small files only."""
     index = path / "model_index.json"
     if not index.is_file():
         found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "no such directory"
@@ -145,3 +142,4 @@ def check_pipeline(path: Path) -> None:
             "expected a StableDiffusionPipeline (autoencoder, CLIP text encoder and tokenizer, UNet2DConditionModel, "
             "scheduler)."
         )
+    read_scheduler(path)

@@ -87,7 +87,7 @@ class BenchTask:
         """The distillation's networks, and a bare copy of the student."""
         built = self.inner.build(device)
         bare = add_adapter(load_pipeline(self.inner.teacher).unet, self.inner.lora).to(device).train()
-        return Assembly(Interleaved(built.method, bare), built.modules)
+        return Assembly(Interleaved(built.method, bare), built.modules, optimizers=built.optimizers)
 
 
 def bench(run: Run, blocks: int = 8) -> str:

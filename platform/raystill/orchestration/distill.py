@@ -12,15 +12,18 @@ from pathlib import Path
 from raystill.config.digest import canonical, digest
 from raystill.data.derive import Index, Source, place
 from raystill.data.store import Store, check, open_store
-from raystill.data.targets import TargetTransform
+from raystill.data.targets import TargetTransform, check_identity, start_law_of
+from raystill.flow.starts import StartLaw
 from raystill.models import artifact
 from raystill.models.card import AdapterCard, Base, model_card
 from raystill.models.lora import adapter_state, add_adapter, load_adapter, peft_config
 from raystill.models.pipeline import load_pipeline, revision
-from raystill.models.student import start_law
+from raystill.models.stock import kind_of, read_scheduler, schedule_of
+from raystill.models.student import sampling_json, scheduler_of, timesteps_of
 from raystill.orchestration.evaluate import Evaluated, as_card, evaluate, table
 from raystill.orchestration.launcher import Launcher
 from raystill.orchestration.run import Run
+from raystill.orchestration.samples import Trained
 from raystill.tracking.commit import code_commit
 from raystill.tracking.registry import Registered, register
 from raystill.tracking.runs import TrackedRun, Tracking, open_experiment, tracking_uri
@@ -81,9 +84,10 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
         checkpoints = checkpoints_of(run, targets)
         launcher.train(run.task, targets, index, checkpoints, partial(TrackedRun, tracking, run))
     with seconds.stage("evaluation"):
-        evaluated = evaluate(run, launcher, checkpoints)
+        trained = trained_student(run, checkpoints, start_law_of(run.targets.estimator, targets, index))
+        evaluated = evaluate(run, launcher, trained)
     with seconds.stage("registry"), TrackedRun(tracking, run) as tracked:
-        adapter = export(run, checkpoints, evaluated, directory / "adapters" / digest(run))
+        adapter = export(run, trained, evaluated, directory / "adapters" / digest(run))
         for steps, figures in evaluated.student.items():
             tracked.metrics(
                 run.training.steps, {f"evaluation/{name}_{steps}": value for name, value in figures.items()}
@@ -100,8 +104,9 @@ def checkpoints_of(run: Run, targets: Store) -> Store:
 
 
 def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
-    """The teacher's targets for every source sample, computed or found."""
-    source, settings = Source.of(open_store(run.shards)), run.targets
+    """The teacher's targets for every source sample, computed or found; UserError where those found are another's."""
+    source, settings, scheduler = Source.of(open_store(run.shards)), run.targets, read_scheduler(Path(run.teacher))
+    settings.estimator.check(schedule_of(scheduler), kind_of(scheduler))
     identity = source.identity(
         stage="targets", teacher=revision(Path(run.teacher)), reading=run.reading, targets=settings
     )
@@ -116,31 +121,43 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
         settings.precision,
         launcher.stage_device,
     )
+    before, began = {entry.key for entry in store.list()}, time.monotonic()
     index = launcher.derive(source, store, make, identity, run.reading.max_bad_fraction)
-    log.info("%d targets at %s, %d teacher calls each", index.count, store.uri, settings.estimator.calls)
+    check_identity(index, identity, store.uri)
+    _log_targets(store, index, settings.estimator.calls, before, time.monotonic() - began)
     return store, index
 
 
-def export(run: Run, checkpoints: Store, evaluated: Evaluated, directory: Path) -> Path:
+def _log_targets(store: Store, index: Index, calls: int, before: set[str], seconds: float) -> None:
+    """Say where the targets are, and how fast those were computed that an earlier run had not left (`before`)."""
+    log.info("%d targets at %s, %d teacher calls each", index.count, store.uri, calls)
+    computed = sum(shard.count for shard in index.shards if shard.key not in before)
+    if computed:
+        rate = computed / seconds
+        log.info("computed %d of them at %.1f images/s, %.0f teacher calls/s", computed, rate, rate * calls)
+
+
+def trained_student(run: Run, checkpoints: Store, start: StartLaw) -> Trained:
+    """The run's student, once its training is finished."""
+    return Trained(run.task, checkpoints, run.sampling, start)
+
+
+def export(run: Run, trained: Trained, evaluated: Evaluated, directory: Path) -> Path:
     """Write the adapter's directory: weights, scheduler, card, picture and readme."""
-    averages = final_averages(checkpoints)
+    averages = final_averages(trained.checkpoints)
     assert averages is not None
     teacher = load_pipeline(run.teacher)
     load_adapter(add_adapter(teacher.unet, run.lora), averages["student"])
-    schedule, scheduler = teacher.schedule, teacher.scheduler
-    steps = run.evaluation.student_steps
-    timesteps = {
-        str(n): tuple(round(float(t) * schedule.steps) - 1 for t in schedule.sampling_times(n)[:-1]) for n in steps
-    }
+    scheduler = scheduler_of(teacher, run.method.path, trained.sampling, trained.start)
     card = AdapterCard(
         base=Base(id=run.teacher, revision=teacher.revision),
         method="rayflow",
         path=canonical(run.method.path),
-        steps=steps,
+        steps=run.evaluation.student_steps,
         default_steps=4,
-        timesteps=timesteps,
+        timesteps={str(n): timesteps_of(scheduler, n) for n in run.evaluation.student_steps},
         guidance_scale=1.0,
-        start=start_law(run.method.path),
+        start=sampling_json(trained.sampling, trained.start),
         recipe=canonical(run),
         recipe_digest=digest(canonical(run)),
         commit=code_commit(),

@@ -19,8 +19,7 @@ from raystill.evaluation.pictures import grid
 from raystill.models.pipeline import revision
 from raystill.orchestration.launcher import Launcher
 from raystill.orchestration.run import Run
-from raystill.orchestration.samples import StudentSamples, TeacherSamples
-from raystill.training.task import FINAL
+from raystill.orchestration.samples import StudentSamples, TeacherSamples, Trained
 
 Figures = dict[str, dict[str, float]]  # step count -> name -> value
 
@@ -36,7 +35,7 @@ class Evaluated:
     picture: Image
 
 
-def evaluate(run: Run, launcher: Launcher, checkpoints: Store) -> Evaluated:
+def evaluate(run: Run, launcher: Launcher, trained: Trained) -> Evaluated:
     """Draw with teacher and student from the same captions and starts, and measure; what an earlier run drew is found,
     not drawn again.
     """
@@ -48,11 +47,10 @@ def evaluate(run: Run, launcher: Launcher, checkpoints: Store) -> Evaluated:
     drawn = place(work, "teacher-samples", identity)
     make = partial(TeacherSamples, Path(run.teacher), settings, run.reading, launcher.stage_device)
     teacher = launcher.derive(source, drawn, make, identity, run.reading.max_bad_fraction)
-    final = next(e for e in checkpoints.list(FINAL))
     stage = Source.of(drawn)
-    student_identity = stage.identity(stage="student samples", adapter=final.etag, task=run.task)
+    student_identity = stage.identity(stage="student samples", steps=settings.student_steps, **trained.identity())
     by_student = place(work, "student-samples", student_identity)
-    make_student = partial(StudentSamples, run.task, checkpoints, settings, launcher.stage_device)
+    make_student = partial(StudentSamples, trained, settings, launcher.stage_device)
     student = launcher.derive(stage, by_student, make_student, student_identity, run.reading.max_bad_fraction)
     return _measure(run, digest(identity), _read(drawn, teacher), _read(by_student, student))
 

@@ -7,8 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from raystill.config.errors import UserError
+from raystill.data.targets import start_law_of
 from raystill.models.pipeline import check_pipeline
-from raystill.orchestration.distill import Distilled, Seconds, check_inputs, checkpoints_of, compute_targets, distil
+from raystill.orchestration.distill import (
+    Distilled,
+    Seconds,
+    check_inputs,
+    checkpoints_of,
+    compute_targets,
+    distil,
+    trained_student,
+)
 from raystill.orchestration.evaluate import evaluate, spread, table
 from raystill.orchestration.launcher import Launcher, LocalLauncher
 from raystill.orchestration.pretrain import Pretraining, pretrain
@@ -53,14 +62,16 @@ def launch_evaluation(run: Run, *, local: bool = False) -> str:
     UserError where it has not been finished.
     """
     with surroundings(run, local=local) as launcher:
-        checkpoints = checkpoints_of(run, compute_targets(run, launcher)[0])
+        targets, index = compute_targets(run, launcher)
+        checkpoints = checkpoints_of(run, targets)
         if final_averages(checkpoints) is None:
             raise UserError(
                 f"{run.name} has not been trained to its end yet; run jobs/distill.py with the same settings first"
             )
         seeds = range(run.evaluation.seed, run.evaluation.seed + 3)
         changed = [replace(run, evaluation=replace(run.evaluation, seed=seed)) for seed in seeds]
-        evaluated = [evaluate(one, launcher, checkpoints) for one in changed]
+        trained = trained_student(run, checkpoints, start_law_of(run.targets.estimator, targets, index))
+        evaluated = [evaluate(one, launcher, trained) for one in changed]
     return "\n\n".join([*(table(one) for one in evaluated), spread(evaluated)])
 
 

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass, field
 
+import torch
+
 from raystill.config.errors import UserError
 from raystill.data.records import Reading
-from raystill.data.targets import Generated, Independent
+from raystill.data.targets import Assigned, Expectation, Generated, Independent, Inverted
 from raystill.engine.protocol import Optimizer
 from raystill.evaluation.features import FEATURES
+from raystill.flow.schedules import FlowSchedule
 from raystill.methods.rayflow import RayFlow
 from raystill.models.lora import Lora
+from raystill.models.student import Sampling
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
 
@@ -31,7 +35,7 @@ class Cluster:
 class Targets:
     """How the frozen teacher's targets are computed."""
 
-    estimator: Generated | Independent = field(default_factory=Generated)
+    estimator: Generated | Inverted | Expectation | Independent | Assigned = field(default_factory=Generated)
     seed: int = 0  # of the samples' starts
     batch_size: int = 64  # samples per call of the teacher
     precision: str = "float32"  # of the teacher's activations: "float32" or "bfloat16"
@@ -72,6 +76,7 @@ class Run:
     reading: Reading = field(default_factory=Reading)
     targets: Targets = field(default_factory=Targets)
     method: RayFlow = field(default_factory=RayFlow)
+    sampling: Sampling = field(default_factory=Sampling)
     lora: Lora = field(default_factory=Lora)
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
@@ -101,6 +106,14 @@ class Run:
                 raise UserError(
                     f"{name}.precision is {value!r}; write float32 or bfloat16: --set {name}.precision=float32"
                 )
+        # Teachers' schedules end at pure noise or next to it, where a ray's own noise is smallest beside its mean.
+        end = self.method.path.coefficients(FlowSchedule(), torch.ones(1, dtype=torch.float64))
+        self.method.objective.check(end)
+        if self.targets.batch_size < 1:
+            raise UserError(
+                f"targets.batch_size is {self.targets.batch_size}; write 1 or more: --set targets.batch_size=64"
+            )
+        self.sampling.check(self.method.path)
         if self.evaluation.features not in FEATURES:
             raise UserError(f"evaluation.features is {self.evaluation.features!r}; there are: {', '.join(FEATURES)}")
         if 4 not in self.evaluation.student_steps:

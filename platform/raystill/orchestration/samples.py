@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,10 @@ from raystill.evaluation.alexnet import load_alexnet
 from raystill.evaluation.features import FeatureNetwork, Lpips, extract, feature_network, pairwise
 from raystill.flow.predictions import Latent
 from raystill.flow.solvers import ddim
+from raystill.flow.starts import StartLaw
 from raystill.models.denoiser import Denoiser, GuidedDenoiser
 from raystill.models.pipeline import Pipeline, load_pipeline
-from raystill.models.student import Student
+from raystill.models.student import Sampling, Student
 from raystill.orchestration.run import Evaluation
 from raystill.training.distillation import DistillTask
 from raystill.training.task import FINAL
@@ -64,22 +66,46 @@ class Drawing:
         return columns
 
 
+def teacher_draw(teacher: Path, guidance: float, device: str) -> tuple[Pipeline, Draw]:
+    """A teacher and its guided DDIM sampling at the stock timesteps."""
+    pipeline = load_pipeline(teacher).to(torch.device(device))
+    schedule = pipeline.schedule
+    guided = GuidedDenoiser(Denoiser(pipeline.unet, schedule, pipeline.kind), pipeline.condition([""]), guidance)
+    return pipeline, lambda z, c, n: ddim(lambda x, t: guided(x, t, c), schedule, z, schedule.sampling_times(n))
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A student that a finished training left, and how it is sampled."""
+
+    task: DistillTask
+    checkpoints: Store
+    sampling: Sampling
+    start: StartLaw
+
+    def draw(self, device: str) -> tuple[Pipeline, Draw]:
+        """Load it on a device."""
+        final = load(self.checkpoints.read(FINAL))
+        tensors = {n.removeprefix("student/"): t for n, t in final.items() if n.startswith("student/")}
+        student = Student(
+            Path(self.task.teacher), self.task.lora, self.task.method.path, tensors, torch.device(device),
+            sampling=self.sampling, start=self.start,
+        )  # fmt: skip
+        return student.pipeline, student.latents
+
+    def identity(self) -> dict[str, Any]:
+        """What its samples depend on."""
+        final = next(entry for entry in self.checkpoints.list(FINAL))
+        return {"adapter": final.etag, "path": self.task.method.path, "sampling": self.sampling, "start": self.start}
+
+
 class TeacherSamples:
     """Source samples to the teacher's pictures at every step count, beside the real ones."""
 
     def __init__(self, teacher: Path, settings: Evaluation, reading: Reading, device: str) -> None:
-        pipeline = load_pipeline(teacher).to(torch.device(device))
-        schedule = pipeline.schedule
-        guided = GuidedDenoiser(
-            Denoiser(pipeline.unet, schedule, pipeline.kind), pipeline.condition([""]), settings.guidance
-        )
         self.reading, self.settings = reading, settings
-        self.drawing = Drawing(
-            pipeline,
-            lambda z, c, n: ddim(lambda x, t: guided(x, t, c), schedule, z, schedule.sampling_times(n)),
-            settings,
-            feature_network(settings.features),
-        )
+        features = feature_network(settings.features)
+        self.drawing = Drawing(*teacher_draw(teacher, settings.guidance, device), settings, features)
 
     def read(self, sample: Sample) -> Row:
         """Caption and real picture."""
@@ -102,11 +128,10 @@ class StudentSamples:
     teacher's reference.
     """
 
-    def __init__(self, task: DistillTask, checkpoints: Store, settings: Evaluation, device: str) -> None:
-        tensors = {n.removeprefix("student/"): t for n, t in load(checkpoints.read(FINAL)).items()}
-        student = Student(Path(task.teacher), task.lora, task.method.path, tensors, torch.device(device))
+    def __init__(self, trained: Trained, settings: Evaluation, device: str) -> None:
         self.settings = settings
-        self.drawing = Drawing(student.pipeline, student.latents, settings, feature_network(settings.features))
+        features = feature_network(settings.features)
+        self.drawing = Drawing(*trained.draw(device), settings, features)
         self.lpips = Lpips(alexnet=load_alexnet())
 
     def read(self, sample: Sample) -> Row:

@@ -1,6 +1,7 @@
 """Adapters in MLflow's model registry: logged whole, compared with the champion, never as a pickle.
 
-The model is a `python_function` made from code (`served.py` travels with it). MLflow's own diffusers flavour carries
+The model is a `python_function` made from code (`served.py` travels with it, and raystill's scheduler where the adapter
+needs that: `companions`). MLflow's own diffusers flavour carries
 the files, but its loader and its server drop the scheduler, default to 30 steps and guidance 7.5 and pin whatever
 revision of the base is newest: wrong pictures and no error.
 The adapter's own directory, with the README for plain diffusers, lies inside.
@@ -21,7 +22,8 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from raystill.models import artifact
-from raystill.models.card import CARD_NAME, AdapterCard
+from raystill.models.card import CARD_NAME, RAYSTILL_SCHEDULER, SCHEDULER_MODULE, AdapterCard
+from raystill.tracking.companions import pack
 from raystill.tracking.delivery import AWAY
 from raystill.tracking.runs import unreachable
 
@@ -156,6 +158,10 @@ def _create(client: MlflowClient, name: str, directory: Path, run_id: str, versi
 def _packed(directory: Path, scratch: Path, model_id: str, run_id: str) -> Path:
     card = artifact.verify(directory)
     shutil.copytree(directory, scratch / ADAPTER_FOLDER)  # MLflow keeps the folder's name: it must be a known one
+    settings, requirements, code = {"base": card.base.id, "device": ""}, [*_REQUIREMENTS], list[str]()
+    if artifact.scheduler_class(directory) == RAYSTILL_SCHEDULER:
+        folder, settings["scheduler"] = pack(SCHEDULER_MODULE, scratch)
+        requirements, code = [*requirements, "jaxtyping"], [str(folder)]
     mlflow.pyfunc.save_model(
         path=str(scratch / "model"),
         python_model=str(
@@ -163,8 +169,9 @@ def _packed(directory: Path, scratch: Path, model_id: str, run_id: str) -> Path:
         ),  # a path: the code is copied; an object would be pickled
         artifacts={ADAPTER_FOLDER: str(scratch / ADAPTER_FOLDER)},
         signature=_signature(card),
-        pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in _REQUIREMENTS],
-        model_config={"base": card.base.id, "device": ""},
+        pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in requirements],
+        code_paths=code or None,
+        model_config=settings,
         mlflow_model=Model(model_id=model_id, run_id=run_id),
     )
     return scratch / "model"

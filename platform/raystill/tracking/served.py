@@ -1,11 +1,12 @@
 """The code that travels inside a registered adapter and draws with it as it was trained to be sampled.
 
 MLflow copies this file into the model and runs it where the model is loaded, so it stands alone: it needs mlflow,
-diffusers, peft and torch, and nothing of raystill. Steps, guidance and scheduler are
+diffusers, peft and torch, and nothing of raystill but what travels in the same model. Steps, guidance and scheduler are
 the adapter's own; a caller may ask for another of its trained step counts.
 """
 
 import hashlib
+import importlib
 import io
 import json
 from pathlib import Path
@@ -27,15 +28,14 @@ class FewStepModel(PythonModel):
         for name, digest in self._card["files"].items():
             if hashlib.sha256((directory / name).read_bytes()).hexdigest() != digest:
                 raise ValueError(f"{name} is not the file that adapter.json describes: fetch the model again")
-        if self._card["start"] != {"law": "normal"}:
-            raise ValueError(f"this loader starts from normal latents, the adapter from {self._card['start']}")
         config = context.model_config or {}
+        scheduler = _scheduler(directory, config.get("scheduler"), self._card["start"])
         base = self._card["base"]
         # A base that has moved is named at loading: model_config={"base": "/new/place"}, which has no revision.
         moved = config.get("base") or base["id"]
         revision = base["revision"] if moved == base["id"] and not Path(moved).is_dir() else None
         pipeline = diffusers.DiffusionPipeline.from_pretrained(moved, revision=revision, dtype=torch.float32)
-        pipeline.scheduler = _scheduler(directory)
+        pipeline.scheduler = scheduler
         pipeline.load_lora_weights(directory, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
         pipeline.set_progress_bar_config(disable=True)
         self._pipeline = pipeline.to(config.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -64,12 +64,16 @@ class FewStepModel(PythonModel):
         return {"timesteps": trained}  # diffusers refuses this, with an error, for a scheduler that cannot follow it
 
 
-def _scheduler(directory: Path) -> Any:
+def _scheduler(directory: Path, module: str | None, start: dict[str, Any]) -> Any:
+    """The adapter's scheduler: one of diffusers, or the one in the module that travels with the model."""
     name = json.loads((directory / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
-    kind: Any = getattr(diffusers, name, None)
+    kind: Any = getattr(importlib.import_module(module) if module else diffusers, name, None)
     known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
     if not known:
-        raise ValueError(f"the adapter's scheduler is {name!r}, which diffusers {diffusers.__version__} does not have")
+        place = module or f"diffusers {diffusers.__version__}"
+        raise ValueError(f"the adapter's scheduler is {name!r}, which {place} does not have")
+    if module is None and start != {"law": "normal"}:
+        raise ValueError(f"{name} starts from normal latents, the adapter from {start}")
     return kind.from_pretrained(directory, subfolder="scheduler")
 
 

@@ -6,10 +6,10 @@ import torch
 
 from raystill.engine.protocol import Optimizer
 from raystill.flow.predictions import Kind
-from raystill.flow.schedules import DiffusionSchedule
 from raystill.methods.autoencoder import Autoencoder, AutoencoderPass
 from raystill.methods.denoising import Denoising, TextToImage
-from raystill.models.fresh import AutoencoderShape, DenoiserShape, Tokens, stable_diffusion_scheduler
+from raystill.models.fresh import AutoencoderShape, DenoiserShape, Tokens, fresh_scheduler
+from raystill.models.stock import schedule_of
 from raystill.training.loop import Training
 from raystill.training.task import Assembly
 
@@ -36,7 +36,7 @@ class DenoiserTask:
     tokens: Tokens
     latent_channels: int
     latent_size: int
-    kind: Kind
+    kind: Kind  # flow_prediction trains on the straight schedule, the others on Stable Diffusion's
     caption_dropout: float = 0.1
     shape: DenoiserShape = field(default_factory=DenoiserShape)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -50,7 +50,7 @@ class DenoiserTask:
 
     def build(self, device: torch.device) -> Assembly:
         """UNet and text encoder as one forward."""
-        schedule = DiffusionSchedule.from_alphas(stable_diffusion_scheduler(self.kind).alphas_cumprod)
+        schedule = schedule_of(fresh_scheduler(self.kind))
         method = Denoising(
             schedule=schedule, kind=self.kind, empty_tokens=self.tokens.empty, caption_dropout=self.caption_dropout
         )

@@ -19,6 +19,7 @@ from raystill.models.averaging import Average
 from raystill.training.loop import Learner, Observers, Training, train
 
 FINAL = "final.safetensors"
+Picture = Callable[[Mapping[str, Average], int], Image]  # (present averages by role, step) -> what is logged
 
 
 @dataclass(slots=True)
@@ -28,7 +29,8 @@ class Assembly:
     method: Method
     modules: dict[str, nn.Module]  # role -> the module that an engine wraps
     frozen: dict[str, nn.Module] = field(default_factory=dict)
-    picture: Callable[[Mapping[str, Average]], Image] | None = None  # samples of the present averages; rank 0 draws
+    optimizers: dict[str, Optimizer] = field(default_factory=dict)  # of the roles that have not the task's
+    pictures: dict[str, Picture] = field(default_factory=dict)  # by their names for the recorder; rank 0 draws
 
 
 @runtime_checkable  # so that tests can check annotations
@@ -45,7 +47,7 @@ class Task(Protocol):
 
     @property
     def optimizer(self) -> Optimizer:
-        """How it is updated."""
+        """How its roles are updated, but for those of which the assembly says otherwise."""
 
     def build(self, device: torch.device) -> Assembly:
         """Build method and networks; every rank builds the same ones."""
@@ -82,12 +84,15 @@ def run_task(task: Task, place: Place) -> None:
     """
     torch.manual_seed(task.training.seed)
     built = task.build(place.device)
-    learners = {role: _learner(module, task, place) for role, module in built.modules.items()}
+    learners = {
+        role: _learner(module, built.optimizers.get(role, task.optimizer), task, place)
+        for role, module in built.modules.items()
+    }
     start = _restore(learners, place)
     observers = Observers(
         metrics=lambda step, values: _report(place, step, values),
         checkpoint=lambda step: _save(learners, place, step, last=step == task.training.steps),
-        picture=lambda step: _draw(built, learners, place, task.name, step),
+        picture=lambda step: _draw(built, learners, place, step),
     )
     frozen = {role: network.to(place.device).eval() for role, network in built.frozen.items()}
     batches = place.batches(start)
@@ -109,11 +114,11 @@ def last_step(checkpoints: Store) -> int:
     return int(json.loads(checkpoints.read("latest.json"))["step"]) if checkpoints.exists("latest.json") else 0
 
 
-def _learner(module: nn.Module, task: Task, place: Place) -> Learner:
-    engine = place.engine(module, task.optimizer)
+def _learner(module: nn.Module, optimizer: Optimizer, task: Task, place: Place) -> Learner:
+    engine = place.engine(module, optimizer)
     with engine.trainable() as tensors:
         average = Average(tensors, task.training.average_decay)
-    return Learner(engine, task.optimizer, average)
+    return Learner(engine, optimizer, average)
 
 
 def _report(place: Place, step: int, values: dict[str, float]) -> None:
@@ -122,10 +127,11 @@ def _report(place: Place, step: int, values: dict[str, float]) -> None:
     place.on_step(step)
 
 
-def _draw(built: Assembly, learners: Mapping[str, Learner], place: Place, name: str, step: int) -> None:
-    if place.recorder is not None and built.picture is not None:
+def _draw(built: Assembly, learners: Mapping[str, Learner], place: Place, step: int) -> None:
+    if place.recorder is not None:
         averages = {role: learner.average for role, learner in learners.items()}
-        place.recorder.picture(f"samples/{name}", built.picture(averages), step)
+        for name, picture in built.pictures.items():
+            place.recorder.picture(name, picture(averages, step), step)
 
 
 def _save(learners: Mapping[str, Learner], place: Place, step: int, *, last: bool) -> None:

@@ -96,6 +96,8 @@ def refusal(changes: dict[str, Any]) -> str:
         ("method.sampler", Fixed(at=0.9), Fixed(at=0.9)),
         ("method.sampler.at", 0.9, 0.9),
         ("method.average", Uniform(), Uniform()),
+        ("method.times", "Uniform", Uniform()),
+        ("method.average", "Uniform", Uniform()),
         ("name", 123, "123"),
         ("folder", "elsewhere", Path("elsewhere")),
         ("limit", None, None),
@@ -159,10 +161,24 @@ def test_the_message_says_what_to_write() -> None:
     assert refusal({"limit": 0.5}) == "limit: found 0.5 (float), expected int or null; write for example limit=8"
 
 
+def test_a_named_group_is_chosen_before_its_fields_are_set() -> None:
+    changed = override(Run(), {"method.times.low": 0.25, "method.times": "Uniform", "seed": 3})
+    assert changed.method.times == Uniform(low=0.25)
+    assert changed.seed == 3
+    assert "method.times.low" in refusal({"method.times.low": 0.25})
+
+
+def test_a_group_of_an_unknown_name_lists_those_that_fit() -> None:
+    assert refusal({"method.times": "Unifrom"}) == (
+        "method.times: found 'Unifrom' (str), expected Uniform or Grid, a group of settings; "
+        "for Grid set method.times.steps, method.times.offsets"
+    )
+
+
 def test_a_group_of_settings_is_not_replaced_by_a_plain_value() -> None:
     assert refusal({"method.path": 0.1}) == (
         "method.path: found 0.1 (float), expected RayPath, a group of settings; "
-        "set method.path.sigma, method.path.scale, method.path.kind"
+        "for RayPath set method.path.sigma, method.path.scale, method.path.kind"
     )
 
 

@@ -4,7 +4,7 @@ from jaxtyping import UInt8
 from PIL import ImageFont
 
 from raystill.config.errors import UserError
-from raystill.evaluation.pictures import GAP, grid, wrap
+from raystill.evaluation.pictures import FIRST, GAP, LAST, PLOT, curves, grid, wrap
 
 RED, BLUE = (200, 10, 20), (0, 30, 250)
 
@@ -93,3 +93,40 @@ def test_a_grid_that_cannot_be_drawn_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         grid(rows, row_labels, column_labels, scale)
+
+
+def test_curves_are_drawn_in_their_colours_from_zero_upwards() -> None:
+    x = [i / 10 for i in range(11)]
+    drawn = curves(x, [[1.0] * 11, [2.0] * 11, x], ["step 1", "step 2", "step 300"], title="a law")
+    pixels = np.asarray(drawn)
+    assert drawn.width > PLOT[0]
+    assert drawn.height > PLOT[1]
+
+    def rows(colour: tuple[int, int, int]) -> list[int]:
+        left = pixels[:, : PLOT[0] + 5 * GAP + 24]  # without the labels
+        found: list[int] = np.flatnonzero((left == np.array(colour, np.uint8)).all(axis=2).any(axis=1)).tolist()
+        return found
+
+    flat_rows, rising = rows(FIRST), rows(LAST)
+    assert len(flat_rows) <= 3  # one level
+    assert rising[-1] - rising[0] == pytest.approx(PLOT[1] / 2 / 1.05, abs=12)  # from 0 to 1, where the top is 2.1
+    assert abs(rising[0] - flat_rows[0]) < 12  # it ends at the height of the first one
+
+
+@pytest.mark.parametrize(
+    ("x", "lines", "labels", "message"),
+    [
+        ([0.0], [[1.0]], ["a"], "1 places"),
+        ([0.0, 1.0], [], [], "two places or more"),
+        ([0.0, 1.0], [[1.0, 2.0], [1.0]], ["a", "b"], r"curves of \[2, 1\] values"),
+        ([0.0, 1.0], [[1.0, 2.0]], ["a", "b"], "2 labels"),
+        ([0.0, 1.0], [[1.0, -2.0]], ["a"], "below 0"),
+        ([0.0, 1.0], [[1.0, float("nan")]], ["a"], "not finite"),
+        ([1.0, 1.0], [[1.0, 2.0]], ["a"], "increasing x"),
+    ],
+)
+def test_curves_that_cannot_be_drawn_are_refused(
+    x: list[float], lines: list[list[float]], labels: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        curves(x, lines, labels, title="a law")

@@ -1,10 +1,22 @@
-"""Continuous schedules against diffusers' discrete ones."""
+"""Continuous schedules and their formulas against diffusers' discrete ones."""
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 
-from raystill.flow.schedules import DiffusionSchedule, Schedule
+from raystill.flow.schedules import (
+    DiffusionSchedule,
+    FlowSchedule,
+    Schedule,
+    _check,
+    cosine_alphas,
+    cumulative_alphas,
+    linear_alphas,
+    scaled_linear_alphas,
+    zero_terminal_snr,
+)
 from raystill.models.fresh import stable_diffusion_scheduler
 
 
@@ -84,3 +96,83 @@ def test_times_outside_the_unit_interval_are_refused(t: list[float]) -> None:
 def test_single_precision_times_are_refused() -> None:
     with pytest.raises(ValueError, match="float64"):
         DiffusionSchedule.from_alphas(stock().alphas_cumprod).angle(torch.tensor([0.5]))
+
+
+def near_diffusers(found: torch.Tensor, scheduler: DDIMScheduler) -> None:
+    torch.testing.assert_close(found, scheduler.alphas_cumprod.double(), rtol=2e-4, atol=2e-7)  # theirs are float32
+
+
+@pytest.mark.parametrize("steps", [10, 1000])
+def test_formulas_are_diffusers_own(zero_snr: bool, steps: int) -> None:
+    finish = zero_terminal_snr if zero_snr else torch.Tensor.clone
+    settings = {"num_train_timesteps": steps, "rescale_betas_zero_snr": zero_snr}
+    linear = DDIMScheduler(beta_schedule="linear", beta_start=0.002, beta_end=0.03, **settings)
+    near_diffusers(finish(linear_alphas(steps, 0.002, 0.03)), linear)
+    scaled = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.001, beta_end=0.02, **settings)
+    near_diffusers(finish(scaled_linear_alphas(steps, 0.001, 0.02)), scaled)
+    near_diffusers(finish(cosine_alphas(steps)), DDIMScheduler(beta_schedule="squaredcos_cap_v2", **settings))
+    betas = [0.01 + 0.9 * i / steps for i in range(10)]
+    trained = DDIMScheduler(**{**settings, "num_train_timesteps": 10}, trained_betas=betas)
+    near_diffusers(finish(cumulative_alphas(torch.tensor(betas, dtype=torch.float64))), trained)
+
+
+def test_formulas_have_the_defaults_of_their_papers() -> None:
+    near_diffusers(linear_alphas(), DDIMScheduler())
+    near_diffusers(scaled_linear_alphas(), stock())
+
+
+def test_zero_terminal_snr_keeps_the_first_level_and_ends_at_pure_noise() -> None:
+    alphas = scaled_linear_alphas()
+    rescaled = zero_terminal_snr(alphas)
+    assert float(rescaled[-1]) == 0
+    assert float(rescaled[0]) == pytest.approx(float(alphas[0]), rel=1e-14)
+    assert bool((rescaled.diff() < 0).all())
+    end = DiffusionSchedule.from_alphas(rescaled).angle(torch.ones(1, dtype=torch.float64))
+    assert float(end) == pytest.approx(torch.pi / 2, abs=1e-15)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
+@pytest.mark.parametrize("steps", [1, 2, 5, 1000])
+def test_a_flow_schedule_s_sampling_times_are_those_of_its_stock_scheduler(steps: int, shift: float) -> None:
+    # As the flow pipelines of diffusers ask it: with evenly spaced sigmas from 1 that the scheduler shifts.
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
+    schedule = FlowSchedule(1000, shift)
+    times = schedule.sampling_times(steps)
+    torch.testing.assert_close(times, scheduler.sigmas.double(), rtol=0, atol=2e-7)
+    torch.testing.assert_close(schedule.timestep(times[:-1]), scheduler.timesteps.double(), rtol=0, atol=2e-4)
+    assert (float(times[0]), float(times[-1])) == (1, 0)
+
+
+@given(st.floats(0, 1))
+def test_a_flow_schedule_is_the_straight_line_scaled_to_unit_length(t: float) -> None:
+    schedule, time = FlowSchedule(), torch.tensor([t], dtype=torch.float64)
+    angle = schedule.angle(time)
+    scale = float(schedule.input_scale(angle))
+    assert float(angle.cos()) * scale == pytest.approx(1 - t, abs=1e-15)
+    assert float(angle.sin()) * scale == pytest.approx(t, abs=1e-15)
+    assert float(schedule.time_of(angle)) == pytest.approx(t, abs=1e-15)
+    assert (float(schedule.signal(time)), float(schedule.noise(time))) == (1 - t, t)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan")])
+def test_a_shift_that_is_not_positive_is_refused(shift: float) -> None:
+    with pytest.raises(ValueError, match="greater than 0"):
+        FlowSchedule(shift=shift)
+
+
+@pytest.mark.parametrize("t", [[-1e-9], [1.0000001], [0.5, 2.0], [float("nan")]])
+@pytest.mark.parametrize("ask", ["angle", "signal", "noise"])
+@pytest.mark.parametrize(
+    "schedule", [FlowSchedule(), DiffusionSchedule.from_alphas(cosine_alphas(9))], ids=["fm", "vp"]
+)
+def test_bad_times_are_refused_with_what_to_write(schedule: Schedule, ask: str, t: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"lie in \[0, 1\]; found torch\.float64.*write for example torch\.full"):
+        getattr(schedule, ask)(torch.tensor(t, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(), (2, 1), (3, 1, 1, 1)])
+def test_times_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    # Their annotation says so as well, but only while tests run: here, as for users, the check itself.
+    with pytest.raises(ValueError, match=r"of shape \(batch,\)"):
+        _check.__wrapped__(torch.zeros(shape, dtype=torch.float64))  # type: ignore[attr-defined]

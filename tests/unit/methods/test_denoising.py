@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from raystill.flow.predictions import Kind
-from raystill.flow.schedules import DiffusionSchedule
+from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule
 from raystill.methods.denoising import Denoising, TextToImage
 from raystill.models.fresh import DenoiserShape, Tokens, stable_diffusion_scheduler
 
@@ -31,8 +32,8 @@ def batch_of(shape: tuple[int, ...]) -> dict[str, Tensor]:
     return {"latent": torch.randn(shape, generator=rng(1)), "tokens": torch.full((shape[0], 5), 7)}
 
 
-def method(kind: Kind, dropout: float = 0.0) -> Denoising:
-    return Denoising(schedule=SCHEDULE, kind=kind, empty_tokens=EMPTY, caption_dropout=dropout)
+def method(kind: Kind, dropout: float = 0.0, schedule: Schedule = SCHEDULE) -> Denoising:
+    return Denoising(schedule=schedule, kind=kind, empty_tokens=EMPTY, caption_dropout=dropout)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=["distinct", "square"])
@@ -52,6 +53,43 @@ def test_points_and_targets_are_diffusers_own(kind: Kind, shape: tuple[int, ...]
     assert loss == pytest.approx(float(target.square().mean()), rel=1e-4)
     assert torch.equal(tokens, batch["tokens"])
     assert 0.5 < float(eps.std()) < 1.5
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["distinct", "square"])
+def test_flow_points_and_targets_are_diffusers_own(shape: tuple[int, ...]) -> None:
+    network, batch, stock = Recording(), batch_of(shape), FlowMatchEulerDiscreteScheduler()
+    flow = method("flow_prediction", schedule=FlowSchedule())
+    loss = float(flow.losses({"denoiser": network}, batch, rng(3), 0)["denoiser"].value)
+    x, k, _ = network.asked
+    assert k.dtype == torch.int64
+    t = (k / 1000).view(-1, 1, 1, 1)
+    assert bool(((t > 0) & (t <= 1)).all())
+    eps = (x - (1 - t) * batch["latent"]) / t
+    torch.testing.assert_close(x, stock.scale_noise(batch["latent"], k.float(), eps), rtol=0, atol=1e-5)
+    assert loss == pytest.approx(float((eps - batch["latent"]).square().mean()), rel=1e-4)
+    assert 0.5 < float(eps.std()) < 1.5
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow_prediction"])
+@pytest.mark.parametrize("schedule", [SCHEDULE, FlowSchedule()], ids=["vp", "flow"])
+def test_a_network_that_learned_its_target_is_read_as_the_pair_it_was_shown(schedule: Schedule, kind: Kind) -> None:
+    batch = batch_of((6, 4, 2, 3))
+    latent = batch["latent"]
+
+    class Perfect(Recording):
+        """Knows the latent, and answers as a denoiser that says so would."""
+
+        def forward(self, x: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
+            k = timestep if isinstance(schedule, FlowSchedule) else timestep + 1
+            t = k.double() / 1000
+            s, n = (level.view(-1, 1, 1, 1) for level in (schedule.signal(t), schedule.noise(t)))
+            self.eps = (x - s * latent) / n
+            c, d = (f(schedule.angle(t)).view(-1, 1, 1, 1) for f in (torch.cos, torch.sin))
+            v, flow = c * self.eps - d * latent, self.eps - latent
+            return {"epsilon": self.eps, "v_prediction": v, "sample": latent, "flow_prediction": flow}[kind].float()
+
+    loss = method(kind, schedule=schedule).losses({"denoiser": Perfect()}, batch, rng(3), 0)["denoiser"]
+    assert float(loss.value) < 1e-6
 
 
 def test_times_are_discrete_steps_one_in_each_of_equal_bins() -> None:

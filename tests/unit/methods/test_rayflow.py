@@ -2,22 +2,31 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from raystill.flow.importance import GridTimes, SecondMomentTimes
 from raystill.flow.mixtures import Mixture
+from raystill.flow.objectives import Objective, Target
 from raystill.flow.paths import PairedDiffusionPath, RayPath
 from raystill.flow.predictions import Kind, column
 from raystill.flow.schedules import DiffusionSchedule
-from raystill.flow.times import SamplingTimes, UniformTimes
-from raystill.methods.rayflow import RayFlow
+from raystill.flow.stein import SteinTimes
+from raystill.flow.times import LogitNormalTimes, SamplingTimes, TimeSampler, UniformTimes, UShapedTimes
+from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
 from raystill.models.fresh import stable_diffusion_scheduler
 
 SCHEDULE = DiffusionSchedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
 PATHS = [RayPath(), RayPath(sigma=0.3), PairedDiffusionPath()]
+LOSSES: list[tuple[Target, UniformTimes | SamplingTimes]] = [
+    ("data", UniformTimes()), ("velocity", SamplingTimes(steps=4)),
+]  # fmt: skip
 SHAPES = [(3, 2, 5, 7), (4, 4, 4, 4)]
+Learned = SecondMomentTimes | GridTimes | SteinTimes
+LEARNED: list[Learned] = [SecondMomentTimes(), GridTimes(), SteinTimes()]
 KINDS: list[Kind] = ["epsilon", "v_prediction", "sample"]
 
 
@@ -84,8 +93,8 @@ def test_losses_are_those_of_a_loop_over_the_samples(
     path: RayPath | PairedDiffusionPath, kind: Kind, shape: tuple[int, ...]
 ) -> None:
     batch = batch_of(shape)
-    for loss, sampler in (("data", UniformTimes()), ("velocity", SamplingTimes(steps=4))):
-        method = RayFlow(path=path, times=sampler, loss=loss)  # type: ignore[arg-type]
+    for loss, sampler in LOSSES:
+        method = RayFlow(path=path, times=sampler, objective=Objective(target=loss))
         found = method.bind(SCHEDULE, kind).losses({"student": Network()}, batch, rng(5), 0)["student"]
         same = rng(5)
         t = sampler.draw(shape[0], path, SCHEDULE, same).t
@@ -106,15 +115,15 @@ def test_a_student_that_knows_the_data_has_no_loss(path: RayPath | PairedDiffusi
         def forward(self, x: Tensor, timestep: Tensor, condition: Tensor, return_dict: bool) -> tuple[Tensor]:
             return (batch["x_0"] + 0 * x,)
 
-    for loss in ("data", "velocity"):
-        method = RayFlow(path=path, loss=loss).bind(SCHEDULE, "sample")
+    for loss, _ in LOSSES:
+        method = RayFlow(path=path, objective=Objective(target=loss)).bind(SCHEDULE, "sample")
         assert float(method.losses({"student": Knows()}, batch, rng(), 0)["student"].value) < 1e-9
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("loss", ["data", "velocity"])
 def test_with_unrelated_target_means_the_minimum_is_the_posterior_mean(
-    path: RayPath | PairedDiffusionPath, loss: str
+    path: RayPath | PairedDiffusionPath, loss: Target
 ) -> None:
     # mu and eps are then one Gaussian noise of size b, and the best answer is E[x_0 | x]: proof, too, that a point is
     # asked about at the right time and scale.
@@ -124,7 +133,7 @@ def test_with_unrelated_target_means_the_minimum_is_the_posterior_mean(
         "x_0": mixture.draw(count, rng(1)), "target_mean": torch.randn(count, 2, 2, 3, generator=rng(2)).double(),
         "condition": torch.zeros(count, 1, 1),
     }  # fmt: skip
-    method = replace(RayFlow(path=path, times=UniformTimes()), loss=loss).bind(SCHEDULE, "v_prediction")  # type: ignore[arg-type]
+    method = RayFlow(path=path, times=UniformTimes(), objective=Objective(target=loss)).bind(SCHEDULE, "v_prediction")
     gradient = curvature = 0.0
     for gain in (0.9, 1.1):
         oracle.gain.data.fill_(gain)
@@ -136,3 +145,84 @@ def test_with_unrelated_target_means_the_minimum_is_the_posterior_mean(
     assert (
         abs(gradient / curvature) < 0.01
     )  # the loss is quadratic in the gain: its minimum lies at 1 - gradient / curvature
+
+
+def networks_of(times: Learned, channels: int) -> dict[str, nn.Module]:
+    """A student, and a law that has learned something."""
+    law = times.network(channels)
+    with torch.no_grad():
+        for i, p in enumerate(law.parameters()):
+            p.add_(0.5 * torch.randn(p.shape, generator=rng(i)))
+    return {"student": Network(), TIME_SAMPLER: law}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["distinct", "square"])
+@pytest.mark.parametrize("times", LEARNED, ids=lambda times: type(times).__name__)
+def test_a_learned_law_is_a_role_whose_weights_keep_the_loss_unbiased(times: Learned, shape: tuple[int, ...]) -> None:
+    batch, networks = batch_of(shape), networks_of(times, shape[1])
+    batch = {name: value.repeat(200, *[1] * (value.ndim - 1)) for name, value in batch.items()}
+    uniform = RayFlow(times=UniformTimes()).bind(SCHEDULE, "v_prediction")
+    learned = RayFlow(times=replace(times, warmup_steps=0)).bind(SCHEDULE, "v_prediction")
+    assert uniform.learners == uniform.turn(3) == ("student",)
+    assert learned.learners == learned.turn(3) == ("student", TIME_SAMPLER)
+
+    def mean_of(method: Any, seeds: int) -> tuple[float, float, float]:
+        found = [method.losses(networks, batch, rng(seed), 7)["student"] for seed in range(seeds)]
+        shares = [float(loss.metrics["times/effective_share"]) for loss in found]
+        weights = [float(loss.metrics["times/weight_mean"]) for loss in found]
+        return tuple(float(torch.tensor(x).mean()) for x in ([float(f.value) for f in found], shares, weights))  # type: ignore[return-value]
+
+    with torch.no_grad():
+        plain, share_plain, weight_plain = mean_of(uniform, 2)
+        drawn, share, weight = mean_of(learned, 5)
+    assert drawn == pytest.approx(plain, rel=0.06)
+    assert (share_plain, weight_plain) == (1.0, 1.0)
+    assert weight == pytest.approx(1.0, abs=0.03)
+    assert 0.3 < share < 0.999
+
+
+@pytest.mark.parametrize("times", LEARNED, ids=lambda times: type(times).__name__)
+def test_the_law_is_taught_the_samples_losses_as_numbers(times: Learned) -> None:
+    batch, networks = batch_of((4, 2, 5, 7)), networks_of(times, 2)
+    method = RayFlow(times=times).bind(SCHEDULE, "v_prediction")
+    found = method.losses(networks, batch, rng(1), 500)
+    own = found[TIME_SAMPLER]
+    assert list(found) == ["student", TIME_SAMPLER]  # the student's numbers are checked before the law learns them
+    assert float(own.value.detach()) == pytest.approx(sum(float(part) for part in own.metrics.values()), rel=1e-6)
+    assert (
+        {"loss/time_sampler_deviance"} <= set(own.metrics) <= {"loss/time_sampler_deviance", "loss/time_sampler_stein"}
+    )
+    own.value.backward()
+    assert all(p.grad is None for p in networks["student"].parameters())
+    found["student"].value.backward()
+    assert all(p.grad is not None for module in networks.values() for p in module.parameters())
+    # The warm-up's times are those of the base, whatever the law has learned.
+    plain = RayFlow(times=UniformTimes()).bind(SCHEDULE, "v_prediction").losses(networks, batch, rng(1), 0)
+    warm = method.losses(networks, batch, rng(1), 0)
+    assert torch.equal(warm["student"].value, plain["student"].value)
+
+
+def test_the_variance_of_weighted_losses_is_recorded_for_every_law() -> None:
+    batch = batch_of((4, 4, 4, 4))
+    samplers: list[TimeSampler] = [UniformTimes(), LogitNormalTimes(importance=0.1), UShapedTimes(), SamplingTimes()]
+    for sampler in samplers:
+        method = RayFlow(times=sampler).bind(SCHEDULE, "v_prediction")  # type: ignore[arg-type]
+        metrics = method.losses({"student": Network()}, batch, rng(), 0)["student"].metrics
+        assert float(metrics["times/weighted_loss_variance"]) > 0
+        unweighted = float(metrics["times/effective_share"]) == 1
+        assert unweighted == (sampler != LogitNormalTimes(importance=0.1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("times", LEARNED, ids=lambda times: type(times).__name__)
+def test_a_step_with_a_learned_law_waits_for_no_device(times: Learned) -> None:
+    batch = {name: value.cuda() for name, value in batch_of((4, 4, 4, 4), torch.float32).items()}
+    networks = {role: network.float().cuda() for role, network in networks_of(times, 4).items()}
+    method = RayFlow(times=replace(times, warmup_steps=0)).bind(SCHEDULE, "v_prediction")
+    method.losses(networks, batch, rng(), 0)  # kernels and constants are loaded
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for loss in method.losses(networks, batch, rng(), 1).values():
+            loss.value.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -196,3 +196,22 @@ def test_the_model_card_says_how_to_sample(directory: Path) -> None:
     assert "| 2 | 999, 499 | 17 |" in text
     assert "from_pretrained('someone/base', revision='abc123', dtype=torch.float32)" in text
     assert "num_inference_steps=2, guidance_scale=1.0" in text
+
+
+def test_the_model_card_of_raystill_s_own_scheduler_imports_it_after_diffusers() -> None:
+    card = a_card(
+        start={"law": "normal", "jump": "anchored", "eta": 0.0}, timesteps={"1": (999,), "2": (1000.0, 750.5)}
+    )
+    text = model_card(card, scheduler="RayFlowScheduler", licence="Apache-2.0")
+    lines = text.split("```python\n")[1].splitlines()
+    assert lines.index("from raystill.models.scheduler import RayFlowScheduler") > lines.index(
+        "from diffusers import DiffusionPipeline"
+    )
+    assert "pipeline.scheduler = RayFlowScheduler.from_pretrained('.', subfolder='scheduler')" in lines
+    assert "The scheduler comes with raystill." in text
+    assert "| 2 | 1000, 750.5 | 17 |" in text
+    assert '- start: {"law": "normal", "jump": "anchored", "eta": 0.0}' in text
+
+
+def test_the_class_of_the_scheduler_is_known(directory: Path) -> None:
+    assert artifact.scheduler_class(directory) == "DDIMScheduler"

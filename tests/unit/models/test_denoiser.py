@@ -1,21 +1,28 @@
 """Networks asked at the right time, scale and condition, by a mixture's posterior mean and by diffusers' own calls."""
 
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from raystill.flow.mixtures import Mixture, MixtureDenoiser
-from raystill.flow.paths import PairedDiffusionPath, RayPath, interpolate
+from raystill.flow.paths import Coefficients, PairedDiffusionPath, Path, RayPath, interpolate
 from raystill.flow.predictions import Kind, column
-from raystill.flow.schedules import DiffusionSchedule
+from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule
 from raystill.models.denoiser import Denoiser, GuidedDenoiser
 from raystill.models.fresh import DenoiserShape, stable_diffusion_scheduler
+from raystill.models.lora import Lora, add_adapter
 
 STOCK = stable_diffusion_scheduler("epsilon")
 SCHEDULE = DiffusionSchedule.from_alphas(STOCK.alphas_cumprod)
-KINDS: list[Kind] = ["epsilon", "v_prediction", "sample"]
+FLOW = FlowSchedule()
+KINDS: list[Kind] = ["epsilon", "v_prediction", "sample", "flow_prediction"]
 PATHS = [RayPath(), RayPath(sigma=0.3), RayPath(sigma=1.0), PairedDiffusionPath()]
 
 
@@ -24,15 +31,18 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 class Recorded:
-    """A perfect network in the place of a UNet: it is told a timestep, not an angle."""
+    """A perfect network in the place of a UNet: it is told a timestep, not an angle, and shown its own input."""
 
-    def __init__(self, kind: Kind, mixture: Mixture) -> None:
-        self.truth, self.asked = MixtureDenoiser(mixture, SCHEDULE, kind), list[tuple[Tensor, Tensor, Tensor]]()
+    def __init__(self, kind: Kind, mixture: Mixture, schedule: Schedule = SCHEDULE) -> None:
+        self.truth, self.schedule = MixtureDenoiser(mixture, schedule, kind), schedule
+        self.asked = list[tuple[Tensor, Tensor, Tensor]]()
 
     def __call__(self, x: Tensor, timestep: Tensor, condition: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
         assert not return_dict
         self.asked.append((x, timestep, condition))
-        return (self.truth(x, ((timestep.double() + 1) / 1000).clamp(0, 1)).value,)
+        t = (timestep.double() + (0 if isinstance(self.schedule, FlowSchedule) else 1)) / 1000
+        own = self.schedule.input_scale(self.schedule.angle(t.clamp(0, 1)))
+        return (self.truth(x / column(own, x), t.clamp(0, 1)).value,)
 
 
 def condition(count: int) -> Tensor:
@@ -42,18 +52,19 @@ def condition(count: int) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 4), (4, 4, 4)], ids=["distinct", "square"])
+@pytest.mark.parametrize("schedule", [SCHEDULE, FLOW], ids=["vp", "flow"])
 def test_a_point_of_any_path_gets_its_posterior_mean(
-    path: RayPath | PairedDiffusionPath, kind: Kind, shape: tuple[int, int, int]
+    schedule: Schedule, path: RayPath | PairedDiffusionPath, kind: Kind, shape: tuple[int, int, int]
 ) -> None:
     # With mu ~ N(0, I) the point is data * x_0 plus a Gaussian of size hypot(mean, noise); no rescaling in the truth.
     mixture = Mixture.random(3, shape, rng())
-    c = path.coefficients(SCHEDULE, torch.linspace(0.3, 0.9, 4, dtype=torch.float64))
+    c = path.coefficients(schedule, torch.linspace(0.3, 0.9, 4, dtype=torch.float64))
     assert float(c.angle.max()) < float(SCHEDULE.angles[-1])  # beyond it the teacher can only be asked at its last step
     mu, eps = (torch.randn(4, *shape, generator=rng(i), dtype=torch.float64) for i in (1, 2))
     x_0 = mixture.draw(4, rng(3))
     x = interpolate(c, x_0, mu, eps)
-    network = Recorded(kind, mixture)
-    prediction = Denoiser(network, SCHEDULE, kind).on_path(x, c, condition(4))
+    network = Recorded(kind, mixture, schedule)
+    prediction = Denoiser(network, schedule, kind).on_path(x, c, condition(4))
     b = torch.hypot(c.mean, c.noise)
     truth = mixture.posterior_mean(x, column(c.data, x), column(b, x))
     torch.testing.assert_close(prediction.data, truth, rtol=0, atol=2e-5)  # timesteps are told in single precision
@@ -134,3 +145,69 @@ def test_guidance_is_that_of_diffusers_pipelines(scale: float, kind: Kind) -> No
     torch.testing.assert_close(
         found.epsilon, empty.epsilon + scale * (alone.epsilon - empty.epsilon), rtol=1e-4, atol=1e-4
     )
+
+
+def test_one_angle_for_several_samples_is_refused() -> None:
+    x, angle = torch.randn(3, 2, 4, 4, generator=rng()), torch.tensor([0.5], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"shape \(3,\), found shape \(1,\)"):
+        column.__wrapped__(angle, x)  # type: ignore[attr-defined]
+
+
+UNET = DenoiserShape(widths=(8, 16), groups=4, heads=2, text_width=6)
+
+
+@cache
+def teacher_and_student() -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
+    torch.manual_seed(0)
+    unet = UNET.unet(4, 8).eval()
+    return unet, add_adapter(deepcopy(unet), Lora(rank=2, targets=("to_q", "to_v"))).eval()
+
+
+def told(schedule: Schedule, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Timestep, signal and noise level at which a teacher of a schedule meets a signal-to-noise ratio, by bisection."""
+    low, high = torch.zeros_like(angle), torch.ones_like(angle)
+    for _ in range(80):
+        t = (low + high) / 2
+        before = schedule.noise(t) * angle.cos() < schedule.signal(t) * angle.sin()
+        low, high = torch.where(before, t, low), torch.where(before, high, t)
+    timestep = low * 1000 - (0 if isinstance(schedule, FlowSchedule) else 1)
+    return timestep.clamp(min=0).float(), schedule.signal(low), schedule.noise(low)
+
+
+def in_diffusers_words(kind: Kind, value: Tensor, own: Tensor, s: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """x_0 and noise as diffusers' schedulers read a network's value at its own input s x_0 + n e."""
+    match kind:
+        case "epsilon":
+            return (own - n * value) / s, value
+        case "v_prediction":
+            return s * own - n * value, s * value + n * own
+        case _:
+            return own - n * value, own + (1 - n) * value
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    time=st.floats(0.05, 0.9),  # beyond the teacher's last angle it can only be asked at its last step
+    path=st.one_of(st.builds(RayPath, sigma=st.floats(0, 1)), st.just(PairedDiffusionPath())),
+    teacher=st.sampled_from([(SCHEDULE, "epsilon"), (SCHEDULE, "v_prediction"), (FLOW, "flow_prediction")]),
+    size=st.sampled_from([(8, 4), (8, 8)]),
+)
+def test_a_fresh_student_on_any_path_is_the_teacher_s_own_function(
+    time: float, path: Path, teacher: tuple[Schedule, Kind], size: tuple[int, int]
+) -> None:
+    schedule, kind = teacher
+    unet, student = teacher_and_student()
+    shape = (2, 4, *size)
+    x_0, mu, eps = (torch.randn(shape, generator=rng(i)) for i in range(3))
+    c: Coefficients = path.coefficients(schedule, torch.tensor([time, time / 2], dtype=torch.float64))
+    x, b = interpolate(c, x_0, mu, eps), torch.hypot(c.mean, c.noise)
+    timestep, s, n = told(schedule, torch.atan2(b, c.data))
+    signal, noise = column(s, x), column(n, x)
+    own = x * signal / column(c.data, x)  # the same point on the teacher's own path
+    with torch.no_grad():
+        value = unet(own, timestep, condition(2)).sample
+        data, epsilon = in_diffusers_words(kind, value, own, signal, noise)
+        found = Denoiser(student, schedule, kind).on_path(x, c, condition(2))
+    torch.testing.assert_close(found.value, value, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.data, data, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.epsilon, epsilon, rtol=1e-3, atol=1e-3)

@@ -1,19 +1,23 @@
 """Fresh networks of the sizes that their settings name, written and read back as diffusers' own."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel, UniPCMultistepScheduler
 from safetensors.torch import load_file
 
+from raystill.flow.predictions import Kind
 from raystill.models.fresh import (
     AutoencoderShape,
     DenoiserShape,
     Tokens,
+    fresh_scheduler,
     load_autoencoder,
     load_tokenizer,
     save_autoencoder,
+    save_pipeline,
     stable_diffusion_scheduler,
     tokens_of,
 )
@@ -88,3 +92,24 @@ def test_what_a_text_encoder_must_know_of_its_tokenizer(pipeline_directory: Path
     tokens = tokens_of(tokenizer)
     assert tokens.vocabulary == len(tokenizer) == max(tokenizer.get_vocab().values()) + 1
     assert tokens.empty == (tokens.start, *[tokens.end] * 5)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_a_fresh_diffusion_pipeline_has_stable_diffusions_scheduler(kind: Kind) -> None:
+    assert dict(fresh_scheduler(kind).config) == dict(stable_diffusion_scheduler(kind).config)
+
+
+def test_a_written_flow_pipeline_is_sampled_by_stock_diffusers(pipeline_directory: Path, tmp_path: Path) -> None:
+    for part in ("vae", "tokenizer"):
+        shutil.copytree(pipeline_directory / part, tmp_path / part)
+    made = StableDiffusionPipeline.from_pretrained(pipeline_directory, dtype=torch.float32)
+    save_pipeline(made.unet, made.text_encoder, "flow_prediction", tmp_path)
+    stock = StableDiffusionPipeline.from_pretrained(tmp_path, dtype=torch.float32)
+    assert isinstance(stock.scheduler, UniPCMultistepScheduler)
+    stock.set_progress_bar_config(disable=True)
+    start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = stock("red heart", num_inference_steps=1, guidance_scale=1.0, latents=start, output_type="latent").images
+    with torch.no_grad():
+        condition, _ = stock.encode_prompt(["red heart"], "cpu", 1, do_classifier_free_guidance=False)
+        velocity = stock.unet(start, torch.tensor([999]), condition).sample  # stock rounds its timesteps down
+    torch.testing.assert_close(found, start - velocity, rtol=1e-4, atol=1e-4)

@@ -6,9 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+)
 
 from raystill.config.errors import UserError
+from raystill.flow.schedules import FlowSchedule
+from raystill.flow.solvers import euler
+from raystill.models.denoiser import Denoiser
+from raystill.models.fresh import save_pipeline
 from raystill.models.pipeline import check_pipeline, load_pipeline, revision
 
 
@@ -102,4 +113,74 @@ def test_a_pipeline_without_a_unet_is_refused(copied: Path) -> None:
     del index["unet"]
     (copied / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="without unet"):
+        check_pipeline(copied)
+
+
+def with_scheduler(directory: Path, scheduler: SchedulerMixin) -> Path:
+    """The pipeline in `directory` with another scheduler, as diffusers would have written it."""
+    stock = StableDiffusionPipeline.from_pretrained(directory, dtype=torch.float16)
+    stock.scheduler = scheduler
+    stock.save_pretrained(directory)
+    return directory
+
+
+def test_a_flow_teacher_is_made_saved_loaded_and_sampled(pipeline_directory: Path, copied: Path) -> None:
+    parts = load_pipeline(pipeline_directory)
+    save_pipeline(parts.unet, parts.text_encoder, "flow_prediction", copied)
+    teacher = load_pipeline(copied)
+    assert (teacher.kind, teacher.schedule) == ("flow_prediction", FlowSchedule())
+    assert type(teacher.scheduler) is FlowMatchEulerDiscreteScheduler
+    assert teacher.revision != parts.revision
+    denoiser, condition = Denoiser(teacher.unet, teacher.schedule, teacher.kind), teacher.condition(["red heart"])
+    start = torch.randn(1, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        times = teacher.schedule.sampling_times(3)
+        found = euler(lambda x, t: denoiser(x, t, condition), teacher.schedule, start, times)
+        teacher.scheduler.set_timesteps(sigmas=[1, 2 / 3, 1 / 3])
+        x = start
+        for k in teacher.scheduler.timesteps:
+            x = teacher.scheduler.step(teacher.unet(x, k, condition).sample, k, x).prev_sample
+    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-5)
+
+
+def test_a_flow_teacher_in_the_words_of_flow_matching_is_read_with_its_shift(copied: Path) -> None:
+    teacher = load_pipeline(with_scheduler(copied, FlowMatchEulerDiscreteScheduler(shift=3.0)))
+    assert (teacher.kind, teacher.schedule) == ("flow_prediction", FlowSchedule(1000, 3.0))
+    assert teacher.scheduler.config.shift == 3.0
+
+
+def test_any_diffusion_teacher_gets_stock_ddim_on_its_own_schedule(copied: Path) -> None:
+    teacher = load_pipeline(with_scheduler(copied, PNDMScheduler(beta_schedule="squaredcos_cap_v2")))
+    assert type(teacher.scheduler) is DDIMScheduler
+    assert teacher.kind == "epsilon"
+    knots = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    alphas = teacher.scheduler.alphas_cumprod.double()
+    torch.testing.assert_close(teacher.schedule.signal(knots) ** 2, alphas, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["noise", "flow_prediction", "original_sample"])
+def test_an_unknown_prediction_type_is_refused_before_anything_is_loaded(copied: Path, kind: str) -> None:
+    with_scheduler(copied, EulerDiscreteScheduler(prediction_type=kind))
+    for part in ("unet", "vae", "text_encoder"):
+        (copied / part / "config.json").unlink()
+    expected = (
+        rf"teacher '.*copy': the EulerDiscreteScheduler in scheduler/scheduler_config\.json has prediction_type "
+        rf"'{kind}'; expected, on a diffusion schedule, one of epsilon, v_prediction, sample\."
+    )
+    for refusing in (check_pipeline, load_pipeline):
+        with pytest.raises(UserError, match=expected):
+            refusing(copied)
+
+
+def test_a_scheduler_that_diffusers_does_not_have_is_refused(copied: Path) -> None:
+    index = json.loads((copied / "model_index.json").read_text())
+    for name in ("OurOwnScheduler", "StableDiffusionPipeline"):
+        (copied / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", name]}))
+        with pytest.raises(UserError, match=f"names the scheduler '{name}', which diffusers .* does not have"):
+            check_pipeline(copied)
+
+
+def test_a_scheduler_without_settings_is_refused(copied: Path) -> None:
+    (copied / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(UserError, match=r"has no scheduler/scheduler_config\.json"):
         check_pipeline(copied)

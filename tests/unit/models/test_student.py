@@ -1,4 +1,4 @@
-"""The student: its teacher at first, stock DDIM without path noise, the anchored jumps with it."""
+"""The student: its teacher at first, stock DDIM with the ODE jump, on its path with the anchored one."""
 
 from pathlib import Path
 
@@ -7,19 +7,34 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from raystill.flow.paths import PairedDiffusionPath, RayPath, interpolate, times_at
+from raystill.config.errors import UserError
+from raystill.flow.jumps import own_noise, own_seeds
+from raystill.flow.paths import DiffusionPath, PairedDiffusionPath, RayPath, StraightPath, interpolate, times_at
+from raystill.flow.paths import Path as AnyPath
 from raystill.flow.predictions import Kind, column
-from raystill.flow.schedules import DiffusionSchedule
+from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule
+from raystill.flow.starts import StartLaw
 from raystill.models.denoiser import Denoiser
 from raystill.models.fresh import DenoiserShape, stable_diffusion_scheduler
 from raystill.models.lora import Lora, add_adapter
 from raystill.models.pipeline import load_pipeline
-from raystill.models.student import Student, sample_student
+from raystill.models.scheduler import RayFlowScheduler
+from raystill.models.student import (
+    ODE,
+    Sampling,
+    Student,
+    read_sampling,
+    sample_student,
+    sampling_json,
+    scheduler_of,
+    timesteps_of,
+)
 
 SCHEDULE = DiffusionSchedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
 LORA = Lora(rank=2, alpha=4.0)
-STILL = [RayPath(), PairedDiffusionPath()]
-PATHS = [*STILL, RayPath(sigma=0.3), RayPath(sigma=1.0)]
+STILL: list[AnyPath] = [RayPath(), PairedDiffusionPath(), StraightPath()]
+PATHS = [*STILL, RayPath(sigma=0.3), RayPath(sigma=1.0), DiffusionPath()]
+ANCHORED = Sampling(jump="anchored")
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -34,9 +49,7 @@ def moved(unet: torch.nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_a_fresh_student_is_its_teacher_at_the_same_snr_on_any_path(
-    path: RayPath | PairedDiffusionPath, kind: Kind
-) -> None:
+def test_a_fresh_student_is_its_teacher_at_the_same_snr_on_any_path(path: AnyPath, kind: Kind) -> None:
     shape = DenoiserShape(widths=(8, 16), groups=4, heads=2, text_width=6)
     networks = []
     for _ in range(2):
@@ -55,10 +68,8 @@ def test_a_fresh_student_is_its_teacher_at_the_same_snr_on_any_path(
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
-@pytest.mark.parametrize("path", STILL, ids=str)
-def test_without_path_noise_a_stock_pipeline_draws_the_same(
-    path: RayPath | PairedDiffusionPath, steps: int, pipeline_directory: Path
-) -> None:
+@pytest.mark.parametrize("path", [*STILL, RayPath(sigma=0.3)], ids=str)
+def test_with_the_ode_jump_a_stock_pipeline_draws_the_same(path: AnyPath, steps: int, pipeline_directory: Path) -> None:
     tensors = moved(add_adapter(load_pipeline(pipeline_directory).unet, LORA))
     student = Student(pipeline_directory, LORA, path, tensors, torch.device("cpu"))
     start, captions = torch.randn(3, 4, 8, 8, generator=rng(7)), ["red heart", "cat face", ""]
@@ -100,49 +111,132 @@ class Knows:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
-@pytest.mark.parametrize("sigma", [0.1, 0.7, 1.0])
-def test_anchored_jumps_stay_on_the_path_of_the_start_and_end_at_the_data(sigma: float, steps: int) -> None:
-    path, x_0, mu = (
-        RayPath(sigma=sigma),
-        *(torch.randn(3, 2, 4, 5, generator=rng(i), dtype=torch.float64) for i in (1, 2)),
-    )
+@pytest.mark.parametrize("schedule", [SCHEDULE, FlowSchedule(shift=2.0)], ids=["sd", "flow"])
+@pytest.mark.parametrize(
+    "path", [RayPath(), PairedDiffusionPath(), *(RayPath(sigma=s) for s in (0.1, 0.7, 1.0))], ids=str
+)
+def test_anchored_jumps_stay_on_the_path_of_the_start_and_end_at_the_data(
+    path: AnyPath, schedule: Schedule, steps: int
+) -> None:
+    x_0, start = (torch.randn(3, 2, 4, 5, generator=rng(i), dtype=torch.float64) for i in (1, 2))
     network, text = Knows(x_0), torch.zeros(3, 1, 1)
-    found = sample_student(Denoiser(network, SCHEDULE, "sample"), path, mu, text, steps)
+    found = sample_student(Denoiser(network, schedule, "sample"), path, start, text, steps, ANCHORED)
     assert torch.equal(found, x_0)
-    times = times_at(path, SCHEDULE, SCHEDULE.angle(SCHEDULE.sampling_times(steps)[:-1]))
     assert len(network.asked) == steps
-    noises = []
-    for t, (x, timestep) in zip(times, network.asked, strict=True):
-        c = path.coefficients(SCHEDULE, t.expand(3))
-        on_path = x * column(c.norm, x)
-        data = 0 if t == times[0] else x_0  # at the start the data is not known, and s_1 x_0 is left out
-        noises.append((on_path - column(c.data, x) * data - column(c.mean, x) * mu) / column(c.noise, x))
-        expected = SCHEDULE.timestep(SCHEDULE.time_of(c.angle))
-        torch.testing.assert_close(timestep.double(), expected, rtol=0, atol=1e-3)
-    assert 0.7 < float(noises[0].std()) < 1.3
-    for noise in noises[2:]:  # the one e_hat, found again from every point
-        torch.testing.assert_close(noise, noises[1])
+    grid = schedule.sampling_times(steps)[:-1]
+    end = schedule.angle(torch.ones(3, dtype=torch.float64))
+    mean = (start - column(end.cos(), x_0) * x_0) / column(end.sin(), x_0)  # start = s_1 x_0 + n_1 mu, the teacher's
+    eps = own_noise(own_seeds(start), 0, start)
+    own = times_at(path, schedule, schedule.angle(grid))
+    for i, (x, timestep) in enumerate(network.asked):
+        torch.testing.assert_close(timestep.double(), schedule.timestep(grid[i : i + 1]).expand(3), rtol=0, atol=1e-3)
+        c = path.coefficients(schedule, own[i : i + 1].expand(3))
+        point = interpolate(c, x_0, mean, eps) if i > 0 else interpolate(c, 0 * x_0, start, eps)
+        length = torch.hypot(c.mean, c.noise) if i == 0 else c.norm  # of the noise alone, before x_0 is known
+        expected = (
+            point / column(length, x) * column(schedule.input_scale(schedule.angle(grid[i : i + 1])).expand(3), x)
+        )
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [2, 4, 8])
 def test_students_are_asked_in_sampling_where_they_are_asked_in_training(steps: int) -> None:
-    # Trailing timesteps, but for the ray path's own end where that comes before the teacher's start.
+    # Trailing timesteps; in training the ray path's own end comes a little before the teacher's start.
     stock = [k - 1 for k in range(1000, 0, -1000 // steps)]
     for path in (RayPath(), RayPath(sigma=0.1), RayPath(sigma=1.0)):
-        network = Knows(torch.zeros(1, 1, 2, 2))
-        sample_student(Denoiser(network, SCHEDULE, "sample"), path, torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 1), steps)
-        asked = [float(timestep[0]) for _, timestep in network.asked]
-        assert asked[1:] == pytest.approx(stock[1:], abs=1e-3)
-        assert 985 < asked[0] <= 999
+        for sampling in (ODE, ANCHORED):
+            network = Knows(torch.zeros(1, 1, 2, 2))
+            denoiser = Denoiser(network, SCHEDULE, "sample")
+            sample_student(denoiser, path, torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 1), steps, sampling)
+            asked = [float(timestep[0]) for _, timestep in network.asked]
+            assert asked == pytest.approx(stock, abs=1e-3)
+            trained = times_at(path, SCHEDULE, SCHEDULE.angle(SCHEDULE.sampling_times(steps)[:-1]))
+            angles = path.coefficients(SCHEDULE, trained).angle
+            assert SCHEDULE.timestep(SCHEDULE.time_of(angles)).tolist() == pytest.approx(stock, abs=14)
+            assert SCHEDULE.timestep(SCHEDULE.time_of(angles[1:])).tolist() == pytest.approx(stock[1:], abs=1e-3)
 
 
-@pytest.mark.parametrize("sigma", [0.0, 0.5])
-def test_a_picture_does_not_depend_on_its_batch(sigma: float, pipeline_directory: Path) -> None:
+@pytest.mark.parametrize(
+    ("sigma", "sampling"),
+    [(0.0, ODE), (0.0, ANCHORED), (0.5, ANCHORED), (0.5, Sampling(eta=0.7)), (0.5, Sampling(jump="anchored", eta=1.0))],
+    ids=str,
+)
+def test_a_picture_does_not_depend_on_its_batch(sigma: float, sampling: Sampling, pipeline_directory: Path) -> None:
     tensors = moved(add_adapter(load_pipeline(pipeline_directory).unet, LORA))
-    student = Student(pipeline_directory, LORA, RayPath(sigma=sigma), tensors, torch.device("cpu"))
+    student = Student(pipeline_directory, LORA, RayPath(sigma=sigma), tensors, torch.device("cpu"), sampling=sampling)
     start, text = torch.randn(4, 4, 8, 8, generator=rng(3)), student.pipeline.condition(["a", "b", "c", "d"])
     whole = student.latents(start, text, 3)
     for i in range(4):
         torch.testing.assert_close(
             student.latents(start[i : i + 1], text[i : i + 1], 3), whole[i : i + 1], rtol=1e-4, atol=1e-4
         )
+
+
+def test_fresh_noise_changes_the_picture_and_a_repetition_does_not() -> None:
+    class Halves(Knows):
+        def __call__(self, x: Tensor, timestep: Tensor, condition: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
+            return (0.5 * x,)
+
+    denoiser, start = Denoiser(Halves(torch.zeros(1)), SCHEDULE, "sample"), torch.randn(2, 3, 4, 4, generator=rng(1))
+    for path, jump in ((RayPath(sigma=0.5), "anchored"), (RayPath(), "ode")):
+        drawn = [
+            sample_student(denoiser, path, start, torch.zeros(2, 1, 1), 4, Sampling(jump=jump, eta=eta))  # type: ignore[arg-type]
+            for eta in (0.0, 0.5, 0.5)
+        ]
+        assert torch.equal(drawn[1], drawn[2])
+        assert float((drawn[0] - drawn[1]).abs().max()) > 1e-3
+
+
+def test_a_start_law_is_applied_before_the_first_step(pipeline_directory: Path) -> None:
+    tensors = moved(add_adapter(load_pipeline(pipeline_directory).unet, LORA))
+    law = StartLaw(law="channel_normal", mean=(0.1, -0.2, 0.3, 0.0), std=(0.5, 1.0, 2.0, 0.7))
+    normal = torch.randn(2, 4, 8, 8, generator=rng(7))
+    fitted, plain = (
+        Student(pipeline_directory, LORA, RayPath(), tensors, torch.device("cpu"), start=start)
+        for start in (law, StartLaw())
+    )
+    condition = plain.pipeline.condition(["cat", "heart"])
+    found = fitted.latents(normal, condition, 2)
+    torch.testing.assert_close(found, plain.latents(law.apply(normal), condition, 2))
+    assert float((found - plain.latents(normal, condition, 2)).abs().max()) > 1e-3
+
+
+def test_an_eta_without_effect_is_refused_before_anything_is_drawn(pipeline_directory: Path) -> None:
+    sampling = Sampling(jump="anchored", eta=0.5)
+    with pytest.raises(UserError, match="carry no noise"):
+        Student(pipeline_directory, LORA, RayPath(), {}, torch.device("cpu"), sampling=sampling)
+    with pytest.raises(UserError, match=r"eta is 1.5"):
+        Sampling(eta=1.5)
+    sampling.check(RayPath(sigma=0.1))
+
+
+@pytest.mark.parametrize("law", [StartLaw(), StartLaw(law="channel_normal", mean=(0.5, 0.0), std=(1.0, 2.0))], ids=str)
+@pytest.mark.parametrize("sampling", [ODE, ANCHORED, Sampling(eta=0.25)], ids=str)
+def test_a_card_s_start_reads_back(sampling: Sampling, law: StartLaw) -> None:
+    assert read_sampling(sampling_json(sampling, law)) == (sampling, law)
+
+
+def test_the_plain_start_is_the_one_that_stock_schedulers_follow() -> None:
+    assert sampling_json(ODE, StartLaw()) == {"law": "normal"}
+    assert read_sampling({"law": "normal", "jump": "anchored"}) == (ANCHORED, StartLaw())  # cards of format 1 so far
+    with pytest.raises(UserError, match="law, mean and std"):
+        read_sampling({"law": "normal", "colour": "red"})
+
+
+def test_the_stock_scheduler_is_taken_where_it_can_follow(pipeline_directory: Path) -> None:
+    pipeline = load_pipeline(pipeline_directory)
+    assert scheduler_of(pipeline, RayPath(sigma=0.3), ODE, StartLaw()) is pipeline.scheduler
+    assert timesteps_of(pipeline.scheduler, 4) == (999, 749, 499, 249)
+    law = StartLaw(law="channel_normal", mean=(0.0,) * 4, std=(2.0,) * 4)
+    for path, sampling, start in (
+        (RayPath(sigma=0.3), ANCHORED, StartLaw()),
+        (PairedDiffusionPath(), ANCHORED, StartLaw()),
+        (RayPath(), Sampling(eta=0.5), StartLaw()),
+        (RayPath(), ODE, law),
+    ):
+        made = scheduler_of(pipeline, path, sampling, start)
+        assert type(made) is RayFlowScheduler
+        assert made.config.path == type(path).__name__
+        assert made.config.prediction_type == "v_prediction"
+        assert (made.config.jump, made.config.eta) == (sampling.jump, sampling.eta)
+        assert timesteps_of(made, 4) == (999, 749, 499, 249)

@@ -1,7 +1,9 @@
 """Adapters are registered whole, fetched whole, and draw as they were trained to."""
 
+import ast
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,13 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from raystill.config.digest import digest
+from raystill.flow.starts import StartLaw
 from raystill.models import artifact
 from raystill.models.artifact import ArtifactError
-from raystill.models.card import AdapterCard, Base, model_card
+from raystill.models.card import SCHEDULER_MODULE, AdapterCard, Base, model_card
+from raystill.models.scheduler import RayFlowScheduler
+from raystill.models.student import ODE, Sampling, sampling_json
+from raystill.tracking.companions import needed
 from raystill.tracking.pull import PullError, pull
 from raystill.tracking.registry import DIGEST_TAG, register
 from raystill.tracking.runs import open_experiment
@@ -63,7 +69,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def export(base: Path, tmp_path: Path) -> Export:
     """Write an adapter of the base with a given 4-step distance."""
 
-    def write(distance: float | None = 17.0, evaluation: str = "e1", seed: int = 0) -> Path:
+    def write(distance: float | None = 17.0, evaluation: str = "e1", seed: int = 0, sampling: Sampling = ODE) -> Path:
         torch.manual_seed(seed)
         unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
         config = LoraConfig(r=4, lora_alpha=16, target_modules=["to_q", "to_v", "conv1"], init_lora_weights=False)
@@ -73,11 +79,14 @@ def export(base: Path, tmp_path: Path) -> Export:
         card = AdapterCard(
             base=Base(id=str(base)), method="rayflow", path={"kind": "Ray"}, steps=(1, 2, 4), default_steps=4,
             timesteps=TIMES, guidance_scale=1.0, recipe=recipe, recipe_digest=digest(recipe), commit="f00d",
+            start=sampling_json(sampling, StartLaw()),
             evaluation={} if distance is None else figures,
         )  # fmt: skip
-        scheduler = DDIMScheduler(timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
+        scheduler: Any = DDIMScheduler(timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
+        if sampling != ODE:
+            scheduler = RayFlowScheduler.from_config(scheduler.config, sigma=0.3, jump=sampling.jump, eta=sampling.eta)
         directory = tmp_path / f"export-{seed}-{evaluation}-{distance}"
-        readme = model_card(card, scheduler="DDIMScheduler", licence="Apache-2.0", here=str(directory))
+        readme = model_card(card, scheduler=type(scheduler).__name__, licence="Apache-2.0", here=str(directory))
         state = get_peft_model_state_dict(unet)
         settings = json.loads(scheduler.to_json_string())
         artifact.write(directory, card, state, settings, Image.new("RGB", (4, 6)), readme, lora_config=config)
@@ -197,10 +206,45 @@ def test_the_served_model_draws_with_the_adapters_own_settings(
         model.predict({"prompt": ["a cat"]}, params={"steps": 3})
 
 
-def test_nothing_that_is_registered_is_a_pickle(
-    uri: str, client: MlflowClient, run_id: str, export: Export, experiment: str
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_the_served_model_brings_raystill_s_scheduler_where_the_adapter_needs_it(
+    eta: float, uri: str, run_id: str, export: Export, experiment: str, base: Path
 ) -> None:
-    made = register(uri, experiment, export(), run_id)
+    directory = export(sampling=Sampling(jump="anchored", eta=eta))
+    made = register(uri, experiment, directory, run_id)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    model = mlflow.pyfunc.load_model(made.uri)
+    (found,) = model.predict({"prompt": ["a cat"]}, params={"steps": 2, "seed": 5})
+    pipeline = by_hand(directory, base, RayFlowScheduler)
+    generator = torch.Generator().manual_seed(5)
+    (expected,) = pipeline("a cat", num_inference_steps=2, guidance_scale=1.0, generator=generator).images
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(found))), np.asarray(expected))
+    served = type(model.unwrap_python_model()._pipeline.scheduler).__module__  # not the one that is installed here
+    assert served.startswith("raystill_")
+    assert served.endswith(".models.scheduler")
+
+
+def test_raystill_s_scheduler_needs_nothing_of_raystill_but_its_mathematics() -> None:
+    assert set(needed(SCHEDULER_MODULE)) == {
+        "raystill.config.errors", "raystill.flow.jumps", "raystill.flow.paths", "raystill.flow.predictions",
+        "raystill.flow.schedules", "raystill.flow.starts", "raystill.models.scheduler", "raystill.models.stock",
+    }  # fmt: skip
+    third = {name.split(".")[0] for text in needed(SCHEDULER_MODULE).values() for name in imported(text)}
+    assert third - set(sys.stdlib_module_names) == {"raystill", "torch", "diffusers", "jaxtyping"}
+
+
+def imported(text: str) -> list[str]:
+    nodes = list(ast.walk(ast.parse(text)))
+    plain = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return plain + [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+
+
+@pytest.mark.parametrize("sampling", [ODE, Sampling(jump="anchored")], ids=["stock", "raystill"])
+def test_nothing_that_is_registered_is_a_pickle(
+    sampling: Sampling, uri: str, client: MlflowClient, run_id: str, export: Export, experiment: str
+) -> None:
+    made = register(uri, experiment, export(sampling=sampling), run_id)
     source = client.get_model_version(experiment, str(made.version)).source
     assert source is not None
     root = Path(source.removeprefix("file://"))
@@ -208,16 +252,17 @@ def test_nothing_that_is_registered_is_a_pickle(
     assert suffixes == {".json", ".md", ".png", ".py", ".safetensors", ".txt", ".yaml"}
 
 
-def by_hand(directory: Path, base: Path) -> StableDiffusionPipeline:
+def by_hand(directory: Path, base: Path, kind: Any = DDIMScheduler) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline.from_pretrained(base)
-    pipeline.scheduler = DDIMScheduler.from_pretrained(directory, subfolder="scheduler")
+    pipeline.scheduler = kind.from_pretrained(directory, subfolder="scheduler")
     pipeline.load_lora_weights(directory)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def test_the_lines_of_the_readme_run(export: Export, base: Path) -> None:
-    directory = export()
+@pytest.mark.parametrize("sampling", [ODE, Sampling(jump="anchored")], ids=["stock", "raystill"])
+def test_the_lines_of_the_readme_run(sampling: Sampling, export: Export, base: Path) -> None:
+    directory = export(sampling=sampling)
     code = (directory / "README.md").read_text().split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102  # what a reader of the model card does

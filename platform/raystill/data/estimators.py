@@ -1,0 +1,129 @@
+"""Target-mean estimators: where an instance's (x_0, mu) comes from, all of them by the frozen teacher.
+
+None depends on RayFlow's sigma, on a time sampler or on a student, so that every run and trial shares one's targets.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from raystill.config.errors import UserError
+from raystill.data.records import Row
+from raystill.flow.predictions import Kind, Latent
+from raystill.flow.schedules import Schedule
+from raystill.flow.solvers import VPDenoise
+from raystill.flow.starts import StartLaw
+from raystill.models.denoiser import Condition, Denoiser, GuidedDenoiser
+from raystill.models.pipeline import Pictures, Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """The frozen teacher as estimators ask it."""
+
+    pipeline: Pipeline
+    denoiser: Denoiser
+    unconditional: Condition  # of the empty caption, one row
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> "Teacher":
+        """Work out once what all batches need."""
+        return cls(pipeline, Denoiser(pipeline.unet, pipeline.schedule, pipeline.kind), pipeline.condition([""]))
+
+    def guided(self, condition: Condition, scale: float) -> VPDenoise:
+        """Its guided denoiser under a condition; both branches are one batched forward."""
+        guided = GuidedDenoiser(self.denoiser, self.unconditional, scale)
+        return lambda x, t: guided(x, t, condition)
+
+    def encode(self, picture: Pictures | None) -> Latent:
+        """Real latents, of an estimator that reads pictures."""
+        assert picture is not None
+        return self.pipeline.encode(picture)
+
+
+class Estimator(ABC):
+    """Makes (x_0, mu) of instances; an implementation is its own settings."""
+
+    reads_picture: ClassVar[bool]
+    start: ClassVar[StartLaw | None] = StartLaw()  # mu's law at inference; None: fitted by `data.targets.start_law_of`
+
+    @property
+    def calls(self) -> int:
+        """Evaluations of the teacher's network per sample, both branches of guidance counted."""
+        return 0
+
+    @abstractmethod
+    def targets(
+        self, teacher: Teacher, start: Latent, condition: Condition, picture: Pictures | None
+    ) -> tuple[Latent, Latent]:
+        """(x_0, mu) of a batch; `start` is N(0, I), `picture` is given where `reads_picture`."""
+
+    def check(self, schedule: Schedule, kind: Kind) -> None:
+        """Refuse, with UserError, a teacher of a schedule and kind that these settings cannot be used with."""
+        del schedule, kind  # most take any
+
+    def arranged(self, rows: list[Row]) -> list[Row]:
+        """The rows of a whole shard, all targets known, in the given order."""
+        return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Independent(Estimator):
+    """The control: x_0 is the real latent and mu a fresh N(0, I) draw that knows nothing of it."""
+
+    reads_picture: ClassVar[bool] = True
+
+    def targets(
+        self, teacher: Teacher, start: Latent, condition: Condition, picture: Pictures | None
+    ) -> tuple[Latent, Latent]:
+        """Encode the picture; the start is the target mean."""
+        return teacher.encode(picture), start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assigned(Estimator):
+    """x_0 is the real latent, and mu the N(0, I) draw that a linear assignment gives it: over a group of samples, the
+    sum of squared distances |x_0 - mu|^2 is least (Immiscible Diffusion 2406.12303).
+
+    The paper assigns fresh noise within every training batch; here a sample keeps its one mu. A group is part of one
+    shard: its samples in the order of their keys, cut evenly into groups of at most `group`. So targets depend on which
+    samples share a shard, but not on their order in it, on the teacher's batch size or on the number of workers.
+    """
+
+    group: int = 256  # samples per assignment, whose time grows with the cube
+
+    reads_picture: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.group < 2:
+            raise UserError(f"Assigned has groups of {self.group}; write 2 or more: --set targets.estimator.group=256")
+
+    def targets(
+        self, teacher: Teacher, start: Latent, condition: Condition, picture: Pictures | None
+    ) -> tuple[Latent, Latent]:
+        """Encode the picture; the start is what `arranged` deals out."""
+        return teacher.encode(picture), start
+
+    def arranged(self, rows: list[Row]) -> list[Row]:
+        """Deal the draws of a shard out anew within its groups."""
+        dealt = list(rows)
+        by_key = sorted(range(len(rows)), key=lambda i: str(rows[i]["key"]))
+        for group in np.array_split(np.array(by_key), -(-len(rows) // self.group)):
+            means = [rows[i]["target_mean"] for i in group]
+            chosen = assignment(np.stack([rows[i]["x_0"] for i in group]), np.stack(means))
+            for i, j in zip(group, chosen, strict=True):
+                dealt[i] = {**rows[i], "target_mean": means[j]}
+        return dealt
+
+
+def assignment(data: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """For each latent the index of its noise, so that the sum of squared distances is least; shapes (group, ...).
+
+    Norms are the same in every assignment: the sum of inner products is made greatest.
+    """
+    x, z = (a.reshape(len(a), -1).astype(np.float64) for a in (data, noise))
+    chosen: np.ndarray = linear_sum_assignment(x @ z.T, maximize=True)[1]
+    return chosen

@@ -1,0 +1,229 @@
+"""Learned laws of times: the Time Sampler's family (2503.07699) and its peers, as importance laws of any fixed one.
+
+The loss is an integral over a fixed law p of times. Drawn from q instead and weighted by p / q it is unbiased, and its
+gradient's second moment is least for
+
+    q*(t | x_0, mu) proportional to p(t) xi,    xi^2 = E[|| grad loss ||^2 | t, x_0, mu],
+
+for which the losses themselves stand in here: xi^2 = E[loss^(2 power)]. Everything is written in v = F_p(t), the
+quantile of the time in p: p is then uniform on [0, 1], discrete laws included, and densities are relative to it. With
+uniform times v is t.
+
+A law is learned by a network of its own, the role `time_sampler`: its gradients are averaged over ranks and its state
+is checkpointed as any role's are, so that it is the same on every rank and a resumed run equals an uninterrupted one.
+Times stay on the network's device: drawing and learning wait for nothing.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from raystill.config.errors import UserError
+from raystill.flow.efficiency import midpoints
+from raystill.flow.paths import Path
+from raystill.flow.predictions import Latent
+from raystill.flow.regressor import (
+    FEATURES_PER_CHANNEL,
+    Curves,
+    Features,
+    TimeNetwork,
+    deviance,
+    instance_features,
+    spline,
+)
+from raystill.flow.schedules import Schedule, Times
+from raystill.flow.times import (
+    LogitNormalTimes,
+    SamplingTimes,
+    TimeDraw,
+    UniformTimes,
+    UShapedTimes,
+    check_share,
+    defended,
+    stratified,
+)
+
+Outputs = Float[Tensor, "batch outputs"]  # of a TimeNetwork
+
+
+@runtime_checkable  # so that tests can check annotations
+class Law(Protocol):
+    """For each sample of a batch, a law of v with a closed-form density."""
+
+    def quantile(self, shares: Times) -> Times:
+        """Map one uniform number per sample to a draw of its law."""
+
+    def density(self, v: Curves) -> Curves:
+        """Densities at points v of [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class BinLaw:
+    """Densities that are constant in equal bins: their distribution function is inverted exactly."""
+
+    mass: Float[Tensor, "batch bins"]  # of each bin, sum 1, float64
+
+    def quantile(self, shares: Times) -> Times:
+        """Invert the piecewise linear distribution function."""
+        ends = self.mass.cumsum(dim=1)
+        bins = self.mass.shape[1]
+        k = torch.searchsorted(ends, shares[:, None].contiguous(), right=True).clamp(max=bins - 1)
+        mass = self.mass.gather(1, k)
+        into = ((shares[:, None] - ends.gather(1, k) + mass) / mass).clamp(0, 1)
+        return ((k + into) / bins)[:, 0]
+
+    def density(self, v: Curves) -> Curves:
+        """Mass of the bin of v, times the number of bins."""
+        bins = self.mass.shape[1]
+        return self.mass.gather(1, (v * bins).long().clamp(0, bins - 1)) * bins
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedTimes(ABC):
+    """What learned laws have in common; an implementation is its own settings."""
+
+    base: UniformTimes | LogitNormalTimes | UShapedTimes | SamplingTimes = field(default_factory=UniformTimes)  # p
+    delta: float = 0.1  # share of draws from p itself; it bounds the weights by 1 / delta
+    power: float = 0.5  # xi^2 = E[loss^(2 power)]; 0.5 where ||gradient||^2 goes with the loss, as for squared errors
+    warmup_steps: int = 20  # first steps, whose times are drawn from p while the law is learned
+    learning_rate: float = 0.05  # of the law's own AdamW
+    instance: bool = True  # whether the law depends on the sample's (x_0, mu) or on time alone
+    hidden: int = 32  # width of the network of the instance
+
+    def __post_init__(self) -> None:
+        check_share("delta", self.delta)
+        if self.power <= 0 or self.learning_rate <= 0 or self.warmup_steps < 0 or self.hidden < 1:
+            raise UserError(
+                f"a learned law of times has power {self.power}, learning_rate {self.learning_rate}, warmup_steps "
+                f"{self.warmup_steps} and hidden {self.hidden}; write numbers above 0, and 0 or more warmup_steps"
+            )
+        if not isinstance(self.base, UniformTimes | SamplingTimes) and self.base.importance is not None:
+            raise UserError(
+                "the base of a learned law of times is the objective, and not itself an importance law: "
+                "--set method.times.base.importance=null"
+            )
+
+    @abstractmethod
+    def start(self) -> Float[Tensor, " outputs"]:
+        """Outputs of an untrained network: those of p."""
+
+    @abstractmethod
+    def log_xi_square(self, outputs: Outputs, v: Curves) -> Curves:
+        """Learned log xi^2 at v, up to a constant."""
+
+    @abstractmethod
+    def law(self, outputs: Outputs) -> Law:
+        """The laws of a batch, without the share of p."""
+
+    def network(self, channels: int) -> TimeNetwork:
+        """A fresh network for latents of that many channels."""
+        return TimeNetwork(self.start(), FEATURES_PER_CHANNEL * channels if self.instance else 0, self.hidden)
+
+    def features(self, x_0: Latent, target_mean: Latent) -> Features:
+        """What the network is told of each sample: nothing, where the law is one of time alone."""
+        return instance_features(x_0, target_mean) if self.instance else x_0.new_zeros((len(x_0), 0))
+
+    def density(self, outputs: Outputs, v: Curves) -> Curves:
+        """Density q / p at v of what is drawn after the warm-up, the share of p included."""
+        return (1 - self.delta) * self.law(outputs.detach().double()).density(v) + self.delta
+
+    def losses(self, outputs: Outputs, draw: TimeDraw, losses: Times, rng: Generator) -> dict[str, Tensor]:
+        """What the network minimises, by name, each of shape (); `losses` are the samples' own, without weights."""
+        place = draw.quantile.detach()[:, None]
+        return {"deviance": deviance(self.log_xi_square(outputs.double(), place)[:, 0], losses, 2 * self.power)}
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLaw:
+    """A learned law for one batch and step: a TimeSampler that can be taught."""
+
+    settings: LearnedTimes
+    outputs: Outputs
+    step: int
+
+    @torch.no_grad()
+    def draw(self, count: int, path: Path, schedule: Schedule, rng: Generator) -> TimeDraw:
+        """Draw stratified times with weights p / q, at most 1 / delta; from p, with weight 1, during the warm-up.
+
+        Times beyond the CPU stay there: no host-device synchronisation.
+        """
+        settings, outputs = self.settings, self.outputs.detach().double()
+        shares = stratified(count, rng).to(outputs.device, non_blocking=True)
+        if self.step < settings.warmup_steps:
+            return TimeDraw(settings.base.quantile(shares, path, schedule), torch.ones_like(shares), shares)
+        law = settings.law(outputs)
+        v, weight = defended(shares, settings.delta, law.quantile, lambda v: law.density(v[:, None])[:, 0])
+        return TimeDraw(settings.base.quantile(v, path, schedule), weight, v)
+
+    def losses(self, draw: TimeDraw, losses: Float[Tensor, " batch"], rng: Generator) -> dict[str, Tensor]:
+        """What the law's network minimises after this draw's losses were seen; UserError for a batch of one."""
+        if len(losses) < 2:
+            raise UserError(
+                "a learned law of times compares the losses of a batch: training.batch_size is 1; write 2 or more, or "
+                "--set method.times=UniformTimes"
+            )
+        return self.settings.losses(self.outputs, draw, losses.detach().double(), rng)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondMomentTimes(LearnedTimes):
+    """Times by the loss's second moment, q proportional to sqrt(E[loss^2]) (Nichol & Dhariwal 2102.09672, section 3.3).
+
+    Departs from the paper: a table over bins is learned by gradient descent, hence kept equal over ranks, in place of
+    the last ten losses of every timestep; the share of uniform times is `delta` rather than 0.1 %.
+    """
+
+    power: float = 1.0
+    instance: bool = False
+    bins: int = 20
+
+    def __post_init__(self) -> None:
+        LearnedTimes.__post_init__(self)
+        if self.bins < 2:
+            raise UserError(f"second-moment times have {self.bins} bins; write 2 or more: --set method.times.bins=20")
+
+    def start(self) -> Float[Tensor, " outputs"]:
+        """One log second moment per bin."""
+        return torch.zeros(self.bins)
+
+    def log_xi_square(self, outputs: Outputs, v: Curves) -> Curves:
+        """The bin's entry."""
+        return outputs.gather(1, (v * self.bins).long().clamp(0, self.bins - 1))
+
+    def law(self, outputs: Outputs) -> Law:
+        """The bins, by the square roots of their moments."""
+        return BinLaw(torch.softmax(outputs / 2, dim=1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridTimes(LearnedTimes):
+    """Times drawn from p xi_hat itself: a spline of log xi^2, evaluated on a grid and inverted exactly.
+
+    What is drawn is the law that is constant in each cell, and its density is the one that weights: they are exact
+    whatever the grid.
+    """
+
+    knots: int = 10  # coefficients of the spline
+    cells: int = 64
+
+    def __post_init__(self) -> None:
+        LearnedTimes.__post_init__(self)
+        if self.knots < 4 or self.cells < 2:
+            raise UserError(f"grid times have {self.knots} knots and {self.cells} cells; write at least 4 and 2")
+
+    def start(self) -> Float[Tensor, " outputs"]:
+        """The spline's coefficients."""
+        return torch.zeros(self.knots)
+
+    def log_xi_square(self, outputs: Outputs, v: Curves) -> Curves:
+        """The spline."""
+        return spline(outputs, v)
+
+    def law(self, outputs: Outputs) -> Law:
+        """The cells, by xi in their middles."""
+        middles = midpoints(self.cells).to(outputs).expand(len(outputs), -1)
+        return BinLaw(torch.softmax(spline(outputs, middles) / 2, dim=1))

@@ -1,0 +1,200 @@
+"""A scheduler for diffusers pipelines that samples a RayFlow student as raystill itself does.
+
+It needs torch, diffusers and raystill's mathematics (`flow`), all of which `tracking.registry` puts beside a registered
+model.
+Import it after diffusers: raystill keeps libraries that are imported later from looking things up on the Hub.
+
+Between steps the latents are the network's own input, so that `scale_model_input` leaves them alone. Only at the first
+step they are what the pipeline drew, N(0, I): `scale_model_input` and `step` both turn these into the path's end, each
+time from their own bits, since a pipeline keeps what it drew and may double the batch for guidance.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Generator, Tensor
+
+from raystill.config.errors import UserError
+from raystill.flow.jumps import Jump, Walk, check_eta, check_jump, has_mean, held, own_noise, own_seeds, stop, stops
+from raystill.flow.paths import Coefficients, interpolate, path_of
+from raystill.flow.predictions import Latent, Prediction, check_data, column
+from raystill.flow.schedules import FlowSchedule, Times
+from raystill.flow.starts import StartLaw
+from raystill.models.stock import kind_of, schedule_of
+
+
+class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is Any to mypy
+    """Samples a student of any path with ODE or anchored jumps, an eta and a start law (2503.07699).
+
+    The schedule's settings have the names and defaults of diffusers' own schedulers, so that
+    `RayFlowScheduler.from_config(pipeline.scheduler.config, sigma=0.1, jump="anchored")` works.
+    """
+
+    _compatibles = [e.name for e in KarrasDiffusionSchedulers]  # noqa: RUF012  # as diffusers writes it
+    order = 1
+    init_noise_sigma = 1.0
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(  # noqa: PLR0913  # diffusers reads a scheduler's settings from this signature
+        self,
+        *,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        rescale_betas_zero_snr: bool = False,
+        use_flow_sigmas: bool = False,  # the straight schedule of flow-matching teachers
+        flow_shift: float = 1.0,
+        prediction_type: str = "epsilon",
+        path: str = "RayPath",
+        sigma: float = 0.0,  # of the ray path
+        jump: Jump = "ode",
+        eta: float = 0.0,  # share of fresh noise in every jump
+        start: dict[str, Any] | None = None,  # law of the start as StartLaw.to_json gives it; None is N(0, I)
+    ) -> None:
+        check_jump(jump, eta)
+        ridden = path_of({"kind": path, **({"sigma": sigma} if path == "RayPath" or sigma else {})})
+        check_eta(ridden, jump, eta)
+        self._held, self._eta = held(ridden, jump), eta
+        self._law = StartLaw.from_json(start or {"law": "normal"})
+        self._schedule, self._kind = schedule_of(self), kind_of(self)
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.zeros(0)
+        self._listed: list[float] = []
+        self._walk: Walk | None = None  # from the first step on, or from noising a picture before it
+        self._entered, self._moving = False, False
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **changes: Any) -> Any:
+        """Make one from the settings of another scheduler, flow-matching ones included, with changes."""
+        if "shift" in config and "beta_start" not in config:
+            straight = {"use_flow_sigmas": True, "flow_shift": config["shift"], "prediction_type": "flow_prediction"}
+            changes = straight | changes
+        return super().from_config(config, return_unused_kwargs, **changes)
+
+    def __len__(self) -> int:
+        return self._schedule.steps
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Prepare 1 to K steps: the stock trailing timesteps, evenly spaced and shifted ones for flow teachers."""
+        times = self._schedule.sampling_times(num_inference_steps)
+        angles = self._schedule.angle(times)
+        check_data(self._kind, angles[:1])
+        self._stops = stops(self._held, self._schedule, angles)
+        timesteps = self._schedule.timestep(times[:-1])
+        straight = isinstance(self._schedule, FlowSchedule)
+        self.timesteps = (timesteps.float() if straight else timesteps.round().long()).to(device)
+        self._listed = [float(t) for t in timesteps]
+        self.num_inference_steps = num_inference_steps
+        self._walk, self._entered, self._moving = None, False, False
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | float | int) -> Tensor:
+        """The network's input: the sample itself, but at the first step the path's end for what was drawn."""
+        if self._walk is not None or self._index(timestep) > 0 or self._plain:
+            return sample
+        self._entered = True
+        x = self._begun(sample, eta=0.0).entry()
+        return self._to_network(x, stop(self._stops, 0, len(x))).to(sample.dtype)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor | float | int,
+        sample: Tensor,
+        generator: Generator | list[Generator] | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """Jump to the next timestep; fresh noise (eta > 0) comes from `generator`, or else from the starts' own bits.
+        Gives the next sample and the estimate of clean data.
+        """
+        i = self._index(timestep)
+        here = stop(self._stops, i, len(sample))
+        x = self._present(sample, here, i)
+        assert self._walk is not None
+        self._moving = True
+        prediction = Prediction(
+            self._kind, _work(model_output), x, column(here.angle.cos(), x), column(here.angle.sin(), x)
+        )
+        data = following = prediction.data
+        if i + 1 < len(self._listed):
+            fresh = None
+            if self._eta > 0 and generator is not None:
+                fresh = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            following = self._to_network(self._walk.jump(i, prediction, fresh), stop(self._stops, i + 1, len(x)))
+        following, data = following.to(sample.dtype), data.to(sample.dtype)
+        return DDIMSchedulerOutput(following, data) if return_dict else (following, data)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Network inputs on the path from clean latents to `noise`, N(0, I), at one timestep or one for each sample.
+
+        Between `set_timesteps` and the first step, where image-to-image pipelines begin, it also says which mean the
+        anchored jumps hold.
+        """
+        data, mean = _work(original_samples), self._law.apply(_work(noise))
+        c = stops(self._held, self._schedule, self._schedule.angle(self._times_of(timesteps, len(data))))
+        own = own_noise(own_seeds(mean), 0, mean) if has_mean(c) and bool(c.noise.any()) else mean
+        if self._listed and not self._moving:
+            self._walk = Walk.midway(self._stops, self._eta, mean)
+        return self._to_network(interpolate(c, data, mean, own), c).to(original_samples.dtype)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the path's end is what a pipeline draws."""
+        first = stop(self._stops, 0, 1)
+        return self._law == StartLaw() and not (has_mean(first) and bool(first.noise.any()))
+
+    def _begun(self, sample: Tensor, eta: float) -> Walk:
+        return Walk.begin(self._stops, eta, self._law.apply(_work(sample)))
+
+    def _present(self, sample: Tensor, here: Coefficients, i: int) -> Latent:
+        """The present point at unit length; the first time it begins the walk."""
+        if self._walk is None and i == 0:
+            if not (self._plain or self._entered):
+                raise UserError(
+                    "this pipeline does not ask the scheduler for the network's input (scale_model_input), which a "
+                    'path with noise or a start law of its own needs: write jump="ode" and start={"law": "normal"}'
+                )
+            self._walk = self._begun(sample, self._eta)
+            return self._walk.entry()
+        if self._walk is None:
+            if has_mean(here):
+                raise UserError(
+                    "anchored jumps must know their start, and this pipeline begins midway without add_noise: "
+                    'write jump="ode"'
+                )
+            self._walk = Walk.midway(self._stops, self._eta, _work(sample))
+        x = _work(sample)
+        return x / column(self._schedule.input_scale(here.angle), x)
+
+    def _to_network(self, x: Latent, c: Coefficients) -> Latent:
+        return x * column(self._schedule.input_scale(c.angle), x)
+
+    def _index(self, timestep: Tensor | float | int) -> int:
+        """Which of the prepared timesteps this is; UserError for any other."""
+        asked = float(timestep)  # HOST SYNC: one per step
+        for i, t in enumerate(self._listed):
+            if abs(asked - t) < 1e-2:
+                return i
+        raise UserError(
+            f"timestep {asked:g} is not among the prepared ones, {self._listed[:8]}: call set_timesteps(steps) first "
+            "and pass its timesteps"
+        )
+
+    def _times_of(self, timesteps: Tensor, count: int) -> Times:
+        """The schedule's times of timesteps, one for each of `count` samples, on the CPU; inverse of its `timestep`."""
+        if timesteps.numel() not in (1, count):
+            raise UserError(f"found {timesteps.numel()} timesteps for {count} samples; give one, or one for each")
+        k = timesteps.flatten().double().cpu().expand(count)  # HOST SYNC: one per call
+        straight = isinstance(self._schedule, FlowSchedule)
+        return (k if straight else k + 1) / self._schedule.steps
+
+
+def _work(x: Tensor) -> Tensor:
+    """In float32, or float64 where it is that."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,174 @@
+"""Studies: many variants of one run, several seeds each, measured alike and reported side by side."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from raystill.config.digest import canonical, digest
+from raystill.config.errors import UserError
+from raystill.config.overrides import override
+from raystill.data.derive import Index, Source, place
+from raystill.data.records import unpack_row
+from raystill.data.shards import unpack
+from raystill.data.store import Store, open_store
+from raystill.data.targets import start_law_of
+from raystill.models.pipeline import revision
+from raystill.orchestration.distill import checkpoints_of, compute_targets, trained_student
+from raystill.orchestration.evaluate import evaluate
+from raystill.orchestration.launch import DIRECTORY, surroundings
+from raystill.orchestration.launcher import Launcher
+from raystill.orchestration.probes import Probe, ProbeTransform, means
+from raystill.orchestration.run import Run
+from raystill.orchestration.samples import teacher_draw
+from raystill.tracking.runs import TrackedRun, Tracking, history, open_experiment, tracking_uri
+
+log = logging.getLogger(__name__)
+LOSS = "loss/student"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One row of a table: the base run with changes."""
+
+    label: str
+    changes: Mapping[str, Any] = field(default_factory=dict)  # as `override` takes them
+    x: float | None = None  # its place on the horizontal axis, where the question is drawn as a curve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One table of the report, and a curve where its variants have an x."""
+
+    title: str
+    text: str = ""
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """Settings of a study."""
+
+    name: str
+    base: Run
+    questions: tuple[Question, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the training; targets and evaluation are shared
+    probe: Probe = field(default_factory=Probe)
+    output: str = "docs/results"  # NAME.json with every measurement, NAME.md and pictures
+
+    @property
+    def results(self) -> Path:
+        """Where measurements are kept; what is there is not measured again."""
+        return Path(self.output) / f"{self.name}.json"
+
+    def runs(self) -> Iterator[tuple[str, Run]]:
+        """Every run with its key in the results: the first seed of all variants before the second one of any."""
+        seen = set()
+        for seed in self.seeds:
+            for question in self.questions:
+                for variant in question.variants:
+                    key, run = self.run_of(variant, seed)
+                    if key not in seen:
+                        seen.add(key)
+                        yield key, run
+
+    def run_of(self, variant: Variant, seed: int) -> tuple[str, Run]:
+        """A variant's run with a seed; equal runs under two labels have one key and are measured once."""
+        run = override(self.base, {**variant.changes, "training.seed": seed})
+        return digest({"run": canonical(run), "probe": canonical(self.probe)}), run
+
+
+def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
+    """Measure every run that the results lack; a stopped study goes on where it was."""
+    for _, run in study.runs():
+        run.check()
+    results = read_results(study)
+    todo = [(key, run) for key, run in study.runs() if key not in results["runs"]]
+    if not todo and "teacher" in results:
+        return results
+    with surroundings(study.base, local=local) as launcher:
+        if "teacher" not in results:
+            results["teacher"] = _probe_teacher(study, launcher)
+        for key, run in tqdm(todo, desc=study.name, unit="run"):
+            results["runs"][key] = _measure(study, run, launcher)
+            results["teacher"] |= results["runs"][key].pop("teacher", {})
+            _write(study, results)
+    return results
+
+
+def read_results(study: Study) -> dict[str, Any]:
+    """The measurements so far."""
+    if not study.results.exists():
+        return {"runs": {}}
+    results: dict[str, Any] = json.loads(study.results.read_text())
+    return results
+
+
+def _write(study: Study, results: Mapping[str, Any]) -> None:
+    study.results.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = study.results.with_suffix(".partial")
+    partial_file.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    partial_file.replace(study.results)
+
+
+def _measure(study: Study, run: Run, launcher: Launcher) -> dict[str, Any]:
+    """Train, evaluate and probe one run; a training that stops before a bad update is a result too."""
+    tracking = Tracking(
+        uri=tracking_uri(DIRECTORY), experiment=study.name, name=digest(run), artifact_root=run.artifacts
+    )
+    open_experiment(tracking.uri, tracking.experiment, run.artifacts)
+    targets, index = compute_targets(run, launcher)
+    checkpoints = checkpoints_of(run, targets)
+    began = time.monotonic()
+    try:
+        launcher.train(run.task, targets, index, checkpoints, partial(TrackedRun, tracking, run))
+    except UserError as error:
+        log.warning("%s", error)
+        return {"failed": str(error)}
+    seconds = time.monotonic() - began
+    trained = trained_student(run, checkpoints, start_law_of(run.targets.estimator, targets, index))
+    evaluated = evaluate(run, launcher, trained)
+    make = partial(trained.draw, launcher.stage_device)
+    identity = {"probe": study.probe, **trained.identity()}
+    return {
+        "student": evaluated.student,
+        "teacher": {"figures": evaluated.teacher},
+        "probes": _probe(study, launcher, make, run.evaluation.student_steps, identity),
+        "loss": history(tracking, run, LOSS),
+        "data_mse": history(tracking, run, f"{LOSS}_data_mse"),
+        "step_s": history(tracking, run, "time/step_s"),
+        "train_s": seconds,
+        "teacher_calls": run.targets.estimator.calls,
+    }
+
+
+def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
+    run = study.base
+    steps = run.evaluation.teacher_steps[-1:]
+    make = partial(teacher_draw, Path(run.teacher), run.evaluation.guidance, launcher.stage_device)
+    identity = {"teacher": revision(Path(run.teacher)), "probe": study.probe, "steps": steps}
+    return {"probes": _probe(study, launcher, make, steps, identity)}
+
+
+def _probe(
+    study: Study, launcher: Launcher, make: Any, steps: tuple[int, ...], depends_on: Mapping[str, Any]
+) -> dict[str, float]:
+    """Means of the probes over captions."""
+    run = study.base
+    source = Source.of(open_store(run.shards), study.probe.shards)
+    identity = source.identity(stage="probes", reading=run.reading, features=run.evaluation.features, **depends_on)
+    target = place(open_store(run.work), "probes", identity)
+    transform = partial(ProbeTransform, make, steps, study.probe, run.reading, run.evaluation.features)
+    index = launcher.derive(source, target, transform, identity, run.reading.max_bad_fraction)
+    return means(_rows(target, index), steps)
+
+
+def _rows(store: Store, index: Index) -> list[Any]:
+    shards = (shard for shard in index.shards if shard.count)
+    return [unpack_row(sample) for shard in shards for sample in unpack(store.read(shard.key), shard.key)]

@@ -1,0 +1,81 @@
+"""A study of two variants on real parts: measured once, found again, reported."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raystill.data.records import Reading
+from raystill.data.shards import list_shards, pack, unpack
+from raystill.data.store import open_store
+from raystill.data.targets import Generated
+from raystill.flow.paths import RayPath
+from raystill.orchestration.probes import Probe
+from raystill.orchestration.report import launch_study
+from raystill.orchestration.run import Evaluation, Run, Targets
+from raystill.orchestration.study import Question, Study, Variant, measure_all
+from raystill.recipes import rayflow_study
+from raystill.training.loop import Training
+
+pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def study(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Two variants and two seeds on sixteen pictures."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    source = open_store(str(ROOT / "samples" / "noto"))
+    key = list_shards(source)[0].key
+    samples = list(unpack(source.read(key), key))[:16]
+    for i, part in enumerate((samples[:8], samples[8:])):  # the first one is held out
+        open_store(str(tmp_path / "shards")).write(f"00000{i}.tar", pack(part))
+    base = Run(
+        name="small", shards=str(tmp_path / "shards"), work=str(tmp_path / "work"), teacher=str(tiny_pipeline),
+        model="small",
+        reading=Reading(picture_size=16),
+        targets=Targets(estimator=Generated(steps=2)),
+        training=Training(steps=4, batch_size=4, log_every=2, checkpoint_every=4, picture_every=0),
+        evaluation=Evaluation(shards=1, teacher_steps=(1, 2), reference_steps=2),
+    )  # fmt: skip
+    variants = tuple(Variant(label=f"sigma {s}", x=s, changes={"method.path": RayPath(sigma=s)}) for s in (0.0, 0.3))
+    again = Variant(label="the first again")
+    questions = (Question(title="sigma", variants=variants), Question(title="both", variants=(again, variants[1])))
+    return Study(name="small_study", base=base, questions=questions, seeds=(0, 1), probe=Probe(captions=3, starts=2))
+
+
+def test_a_study_measures_each_run_once_and_reports_it_under_every_label(study: Study) -> None:
+    text = launch_study(study, local=True)
+    results = json.loads(study.results.read_text())
+    assert len(results["runs"]) == 4  # two variants and two seeds: the third label is the first variant
+    one = next(iter(results["runs"].values()))
+    assert set(one["student"]) == {"1", "2", "4", "8"}
+    assert one["probes"]["lipschitz_1"] > 0
+    assert one["probes"]["diversity_4"] > 0
+    assert len(one["loss"]) == 2
+    assert text.count("| sigma 0.3 |") == 2
+    assert text.count("±") > 20
+    assert study.results.with_name("small_study-1.png").stat().st_size > 5000
+    assert study.results.with_suffix(".md").is_file()
+
+
+def test_a_stopped_study_goes_on_where_it_was(study: Study) -> None:
+    first = measure_all(replace(study, seeds=(0,)), local=True)
+    before = study.results.stat().st_mtime_ns
+    assert measure_all(replace(study, seeds=(0,)), local=True) == first
+    assert study.results.stat().st_mtime_ns == before
+    both = measure_all(study, local=True)
+    assert {key: both["runs"][key] for key in first["runs"]} == first["runs"]
+    assert len(both["runs"]) == 4
+
+
+def test_every_variant_of_the_shipped_study_is_a_run_that_passes_its_checks() -> None:
+    os.chdir(ROOT)
+    study = rayflow_study.run()
+    runs = [run for _, run in study.runs()]
+    assert len(runs) >= 3 * 25
+    for run in runs:
+        run.check()

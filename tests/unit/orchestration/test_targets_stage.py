@@ -1,0 +1,113 @@
+"""The stage that computes targets: what it refuses, what it finds again, and what it says of its speed."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from raystill.config.errors import UserError
+from raystill.config.overrides import override
+from raystill.data.derive import INDEX
+from raystill.data.local import LocalStore
+from raystill.data.records import Reading
+from raystill.data.shards import Sample, pack
+from raystill.data.targets import Assigned, Expectation, Generated, Inverted, start_law_of
+from raystill.orchestration.distill import compute_targets
+from raystill.orchestration.launcher import LocalLauncher
+from raystill.orchestration.run import Run, Targets
+from raystill.recipes.resolve import resolve
+
+CPU = LocalLauncher(device=torch.device("cpu"))
+
+
+@pytest.fixture
+def run(tiny_pipeline: Path, tmp_path: Path) -> Run:
+    """Three captions in two shards."""
+    source = LocalStore(uri=str(tmp_path / "shards"))
+    for name, keys in (("000000.tar", ("a", "b")), ("000001.tar", ("c",))):
+        source.write(name, pack(Sample(key=key, members={"txt": b"red heart"}) for key in keys))
+    return Run(
+        name="tiny",
+        shards=source.uri,
+        work=str(tmp_path / "work"),
+        teacher=str(tiny_pipeline),
+        model="tiny",
+        reading=Reading(picture_size=16),
+        targets=Targets(estimator=Generated(steps=2, guidance=2.0)),
+    )
+
+
+def test_targets_are_computed_once_and_their_rate_is_said_once(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "raystill")
+    store, index = compute_targets(run, CPU)
+    assert index.count == 3
+    assert "3 targets at " in caplog.text
+    assert "4 teacher calls each" in caplog.text
+    assert "computed 3 of them at " in caplog.text
+    caplog.clear()
+    again, found = compute_targets(run, CPU)
+    assert (again.uri, found.count) == (store.uri, 3)
+    assert "images/s" not in caplog.text
+    assert found.identity["targets"]["estimator"]["guidance"] == 2.0
+
+
+def test_a_stopped_stage_counts_what_it_computed_itself(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    store, _ = compute_targets(run, CPU)
+    for name in (INDEX, "000001.tar", "000001.json"):
+        store.delete(name)
+    caplog.set_level(logging.INFO, "raystill")
+    compute_targets(run, CPU)
+    assert "3 targets at " in caplog.text
+    assert "computed 1 of them at " in caplog.text
+
+
+def test_targets_of_another_revision_of_the_teacher_are_refused(run: Run) -> None:
+    store, index = compute_targets(run, CPU)
+    moved = {**json.loads(store.read(INDEX)), "identity": {**index.identity, "teacher": "0123456789abcdef"}}
+    store.write(INDEX, json.dumps(moved).encode())
+    with pytest.raises(UserError, match=r"teacher is '0123456789abcdef', this run's .* Move them away"):
+        compute_targets(run, CPU)
+
+
+def test_settings_that_the_teacher_cannot_follow_are_refused_on_the_driver(run: Run, tmp_path: Path) -> None:
+    asking = replace(run, targets=Targets(estimator=Inverted(steps=1001)))
+    with pytest.raises(UserError, match="1001 steps and the teacher's schedule 1000"):
+        compute_targets(asking, CPU)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_fitted_start_is_had_from_the_stage_s_result(run: Run, tmp_path: Path) -> None:
+    assert start_law_of(run.targets.estimator, *compute_targets(run, CPU)).law == "normal"
+    blind = replace(run, targets=Targets(estimator=Expectation(steps=2)))
+    with pytest.raises(UserError, match="no picture"):
+        compute_targets(blind, CPU)
+
+
+def test_an_estimator_is_chosen_by_name_on_the_command_line() -> None:
+    chosen: Run = override(resolve("nano"), {"targets.estimator": "Expectation", "targets.estimator.steps": 5})
+    assert chosen.targets.estimator == Expectation(steps=5)
+    assert override(resolve("nano"), {"targets.estimator": "Assigned"}).targets.estimator == Assigned()
+    assert override(resolve("nano"), {"targets.estimator.rho": 1.5}).targets.estimator == Generated(steps=8, rho=1.5)
+    with pytest.raises(UserError, match="dpm_solver_2m"):
+        override(resolve("nano"), {"targets.estimator.solver": "rk4"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets.batch_size": 0}, "targets.batch_size is 0; write 1 or more"),
+        ({"method.objective.target": "noise"}, "near sigma = 0 use data or velocity"),
+        ({"method.objective.target": "noise", "method.path.sigma": 0.09}, "near sigma = 0 use data or velocity"),
+        ({"method.objective.target": "noise", "method.path": "PairedDiffusionPath"}, "near sigma = 0"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_started(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        override(resolve("nano"), changes).check()
+
+
+def test_noise_is_a_target_where_a_path_has_some() -> None:
+    override(resolve("nano"), {"method.objective.target": "noise", "method.path.sigma": 0.1}).check()
