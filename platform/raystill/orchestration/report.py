@@ -59,7 +59,7 @@ def _head(study: Study, results: Mapping[str, Any]) -> str:
         f"`python jobs/study.py --recipe {study.name}` measured {done} of {every} runs; seeds {study.seeds}.",
         f"{training.steps} steps of {training.batch_size} samples on each of {run.cluster.workers} workers ({samples}",
         f"samples); {run.targets.estimator.calls} teacher calls for each target, stored once.",
-        f"Teacher `{run.teacher}`; {run.evaluation.shards} shards of held-out captions, {run.evaluation.features} features.",
+        f"Teacher `{run.teacher}`; {run.evaluation.shards} shards of held-out captions, {run.evaluation.features}.",
         f"Means ± standard deviations over seeds; every measurement is in `{study.results.name}`.",
         f"Python {platform.python_version()}, {versions}.",
     ]
