@@ -34,7 +34,7 @@ def run() -> Run:
         targets=Targets(estimator=Generated(steps=8)),
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, final_fraction=0.02),
         training=Training(
-            steps=400, batch_size=32, average_decay=0.99, log_every=10, checkpoint_every=200, picture_every=200
+            steps=250, batch_size=64, average_decay=0.98, log_every=10, checkpoint_every=125, picture_every=125
         ),
         evaluation=Evaluation(captions=CAPTIONS),
     )
