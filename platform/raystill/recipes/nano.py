@@ -46,12 +46,12 @@ def control() -> Run:
 
 
 def teacher() -> Pretraining:
-    """Settings of the shipped teacher, `teachers/nano`."""
+    """Settings of the shipped teacher: what comes out is `teachers/nano`."""
     return Pretraining(
         name="nano-teacher",
         shards=SAMPLE,
         work=".raystill/work",
-        output="teachers/nano",
+        output=".raystill/teachers/nano",
         reading=Reading(picture_size=32),
         autoencoder=AutoencoderTask(
             optimizer=Optimizer(learning_rate=1.5e-3, warmup_steps=100, final_fraction=0.02),
