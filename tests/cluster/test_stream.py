@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from raystill.config.errors import UserError
+from raystill.data import stream as stream_module
 from raystill.data.batches import local_batches
 from raystill.data.derive import INDEX, Index, Source, derive, derive_shard, find
 from raystill.data.encode import PictureTransform
@@ -131,8 +132,11 @@ def same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
         assert torch.equal(one["image"], other["image"])
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_streamed_batches_are_the_local_ones(local: tuple[Store, Index], rank: int) -> None:
+@pytest.mark.parametrize(("rank", "part_bytes"), [(0, stream_module.PART_BYTES), (1, 1), (1, 20_000)])
+def test_streamed_batches_are_the_local_ones(
+    local: tuple[Store, Index], rank: int, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "PART_BYTES", part_bytes)  # one part, a part per batch, a few parts
     store, index = local
     plan = Plan(shards=index.shards, seed=3, rank=rank, world_size=2, shuffle_shards=2)
     expected = list(local_batches(store, plan, 4, 0, 9, CPU))

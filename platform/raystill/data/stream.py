@@ -19,7 +19,7 @@ from raystill.data.derive import Index, Shard, Source, Transform, derive_shard, 
 from raystill.data.plan import Group, Plan, groups
 from raystill.data.store import Store
 
-PART_SAMPLES = 8192  # read into the object store at a time, per worker; the next part is read meanwhile
+PART_BYTES = 2**28  # read into the object store at a time, per worker; the next part is read meanwhile
 READ_CPUS = 0.05  # logical; readers wait for the store most of the time
 
 
@@ -91,7 +91,7 @@ def stream_batches(
     size, and the order is a function of the plan alone.
     """
     _quiet()
-    per_part = max(1, PART_SAMPLES // batch_size)
+    per_part = max(1, PART_BYTES // (_bytes_per_sample(store, plan) * batch_size))
     parts = [(i, min(per_part, start + steps - i)) for i in range(start, start + steps, per_part)]
     # The next part is read while this one is consumed. Ray Data's executor polls without rest, on the training's own
     # cores, as long as its output waits to be taken; a part that has been read whole has no executor any more.
@@ -105,6 +105,13 @@ def stream_batches(
                 batch_size=batch_size, prefetch_batches=2, drop_last=True, collate_fn=_Collate()
             ):
                 yield to_device(batch, device)
+
+
+def _bytes_per_sample(store: Store, plan: Plan) -> int:
+    """Mean size of a stored sample; at least one byte."""
+    counts = {shard.key: shard.count for shard in plan.shards if shard.count}
+    size = sum(entry.size for entry in store.list() if entry.key in counts)
+    return 1 + size // max(1, sum(counts.values()))
 
 
 def _part(store: Store, plan: Plan, batch_size: int, start: int, steps: int) -> ray.data.Dataset:

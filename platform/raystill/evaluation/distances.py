@@ -41,6 +41,9 @@ def statistics(features: Float[Tensor, "n d"]) -> Gaussian:
 
 def frechet(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], *, allow_few: bool = False) -> float:
     """Give the Frechet distance of two sets of features; see `frechet_between`."""
+    if allow_few and 2 <= min(len(a), len(b)) <= max(len(a), len(b)) < a.shape[1] == b.shape[1]:
+        # With fewer pictures than features the centred features are themselves factors, smaller than the covariances'.
+        return _between(*_centred(a), *_centred(b))
     return frechet_between(statistics(a), statistics(b), allow_few=allow_few)
 
 
@@ -57,11 +60,7 @@ def frechet_between(a: Gaussian, b: Gaussian, *, allow_few: bool = False) -> flo
                 f"found {gaussian.count} pictures for a Frechet distance on {len(gaussian.mean)} features, expected "
                 "more pictures than features: draw more, or use the kernel distance, which is unbiased"
             )
-    # tr (C_a C_b)^(1/2) is the sum of the singular values of R_a^T R_b with C = R R^T. Eigenvalues of R_a^T C_b R_a,
-    # and then their roots, would turn rounding of 1e-16 into 1e-8.
-    cross = torch.linalg.svdvals(_root(a.covariance).T @ _root(b.covariance)).sum()
-    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
-    return float(distance)
+    return _between(a.mean, _root(a.covariance), b.mean, _root(b.covariance))
 
 
 def kernel_distance(
@@ -114,6 +113,23 @@ def decode(data: bytes, network: str) -> Gaussian:
         )
     mean, covariance, count = (tensors[f"{network}.{key}"] for key in ("mean", "covariance", "count"))
     return Gaussian(mean=mean, covariance=covariance, count=int(count))
+
+
+def _between(
+    mean_a: Float64[Tensor, " d"], a: Float64[Tensor, "d n"], mean_b: Float64[Tensor, " d"], b: Float64[Tensor, "d m"]
+) -> float:
+    """Frechet distance of two Gaussians from means and factors F of their covariances, C = F F^T."""
+    # tr (C_a C_b)^(1/2) is the sum of the singular values of F_a^T F_b. Eigenvalues of F_a^T C_b F_a, and then their
+    # roots, would turn rounding of 1e-16 into 1e-8.
+    cross = torch.linalg.svdvals(a.T @ b).sum()
+    return float((mean_a - mean_b).square().sum() + a.square().sum() + b.square().sum() - 2 * cross)
+
+
+def _centred(features: Float[Tensor, "n d"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d n"]]:
+    """Mean, and the factor (x - mean) / sqrt(n - 1) of the unbiased covariance."""
+    features = _finite(features)
+    mean = features.mean(0)
+    return mean, (features - mean).T / (len(features) - 1) ** 0.5
 
 
 def _root(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:

@@ -150,8 +150,10 @@ def save_autoencoder(
 
 def save_pipeline(unet: nn.Module, text_encoder: nn.Module, kind: Kind, directory: Path) -> None:
     """Write a whole pipeline in half precision around the autoencoder and tokenizer that lie in `directory` already."""
+    vae = load_autoencoder(directory / "vae")
+    vae.register_to_config(_name_or_path="")  # else the configuration names a path of this machine
     StableDiffusionPipeline(
-        vae=load_autoencoder(directory / "vae"),
+        vae=vae,
         text_encoder=text_encoder,
         tokenizer=load_tokenizer(directory / "tokenizer"),
         unet=unet,

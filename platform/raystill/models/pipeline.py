@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,19 @@ def revision(directory: Path) -> str:
         sha.update(str(file.relative_to(directory)).encode())
         sha.update(hashlib.sha256(file.read_bytes()).digest())
     return sha.hexdigest()[:16]
+
+
+def picture_shape(directory: Path) -> tuple[int, int]:
+    """Side in pixels and channels of a pipeline's own pictures, from its settings alone."""
+    vae, unet = (json.loads((directory / part / "config.json").read_text()) for part in ("vae", "unet"))
+    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1), vae["in_channels"]
+
+
+def licence_of(directory: Path) -> str:
+    """The SPDX identifier in the header of a pipeline's README, "unknown" where there is none."""
+    readme = directory / "README.md"
+    found = re.search(r"^license:\s*(\S+)", readme.read_text(), re.MULTILINE) if readme.is_file() else None
+    return found[1] if found else "unknown"
 
 
 def quiet() -> None:

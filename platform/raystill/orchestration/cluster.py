@@ -88,6 +88,11 @@ class RayLauncher:
         """The actors' own GPU where they have one."""
         return "cuda" if self.cluster.actor_gpus else "cpu"
 
+    @property
+    def world_size(self) -> int:
+        """The training workers."""
+        return self.cluster.workers
+
     def derive(
         self,
         source: Source,

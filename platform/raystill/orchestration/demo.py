@@ -16,7 +16,7 @@ REPORT = DIRECTORY / "demo" / "report.json"
 
 
 def demo(run: Run) -> str:
-    """Distil, pull the champion in a fresh process, draw with it, and report; returns what to tell the newcomer."""
+    """Distil, pull the adapter in a fresh process, draw with it, and report; returns what to tell the newcomer."""
     seconds = Seconds()
     done = launch_distillation(run, seconds=seconds)
     picture = REPORT.parent / "grid.png"
@@ -24,8 +24,8 @@ def demo(run: Run) -> str:
     picture.write_bytes(done.picture.read_bytes())
     drawn = REPORT.parent / "red-heart.png"
     with seconds.stage("pull"):
-        _cli("pull", f"models:/{run.model}@champion")
-        _cli("sample", "a red heart", "--model", f"models:/{run.model}@champion", "--steps", "4", "--out", str(drawn))
+        _cli("pull", done.registered.uri)
+        _cli("sample", "a red heart", "--model", done.registered.uri, "--steps", "4", "--out", str(drawn))
     REPORT.write_text(json.dumps(report(run, done, picture, seconds), indent=1) + "\n")
     return summary(run, done, picture, drawn, seconds)
 
@@ -53,7 +53,8 @@ def report(run: Run, done: Distilled, picture: Path, seconds: Seconds) -> dict[s
 def summary(run: Run, done: Distilled, picture: Path, drawn: Path, seconds: Seconds) -> str:
     """The figures, where everything is, and what to try next."""
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.stages.items())
-    champion = "champion" if done.registered.promotion.promoted else f"candidate ({done.registered.promotion.reason})"
+    promotion = done.registered.promotion
+    champion = "champion" if promotion.champion else f"candidate ({promotion.reason})"
     return "\n".join([
         "",
         f"Frechet distances on {done.evaluated.features} features, {run.evaluation.shards} shards of captions:",
@@ -68,5 +69,5 @@ def summary(run: Run, done: Distilled, picture: Path, drawn: Path, seconds: Seco
         "Next:",
         f'  .venv/bin/raystill sample "a blue car" --model models:/{run.model}@champion --steps 2 --out car.png',
         "  .venv/bin/python jobs/distill.py --recipe nano --set method.path.sigma=0.05",
-        f"  .venv/bin/mlflow ui --backend-store-uri sqlite:///{DIRECTORY}/mlflow.db",
+        "  .venv/bin/raystill ui",
     ])  # fmt: skip

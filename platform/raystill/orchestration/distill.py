@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from raystill.config.digest import canonical, digest
+from raystill.config.errors import UserError
 from raystill.data.derive import Index, Source, place
 from raystill.data.store import Store, check, open_store
 from raystill.data.targets import TargetTransform, check_identity, start_law_of
@@ -17,7 +18,7 @@ from raystill.flow.starts import StartLaw
 from raystill.models import artifact
 from raystill.models.card import AdapterCard, Base, model_card
 from raystill.models.lora import adapter_state, add_adapter, load_adapter, peft_config
-from raystill.models.pipeline import load_pipeline, revision
+from raystill.models.pipeline import licence_of, load_pipeline, revision
 from raystill.models.stock import kind_of, read_scheduler, schedule_of
 from raystill.models.student import sampling_json, scheduler_of, timesteps_of
 from raystill.orchestration.evaluate import Evaluated, as_card, evaluate, table
@@ -81,7 +82,7 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
     with seconds.stage("targets"):
         targets, index = compute_targets(run, launcher)
     with seconds.stage("distillation"):
-        checkpoints = checkpoints_of(run, targets)
+        checkpoints = checkpoints_of(run, targets, launcher)
         launcher.train(run.task, targets, index, checkpoints, partial(TrackedRun, tracking, run))
     with seconds.stage("evaluation"):
         trained = trained_student(run, checkpoints, start_law_of(run.targets.estimator, targets, index))
@@ -97,15 +98,30 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
     return Distilled(registered, evaluated, adapter, adapter / artifact.PICTURE_NAME)
 
 
-def checkpoints_of(run: Run, targets: Store) -> Store:
+def checkpoints_of(run: Run, targets: Store, launcher: Launcher) -> Store:
     """Where this run's training keeps its state; ZeRO's stage does not matter to it, the number of workers does."""
-    identity = Source.of(targets).identity(task=run.task, workers=run.cluster.workers)
+    identity = Source.of(targets).identity(task=run.task, workers=launcher.world_size)
     return place(open_store(run.work), "checkpoints", identity)
 
 
+def training_source(run: Run) -> Source:
+    """The source shards that are trained on: all but the first ones, whose captions the evaluation draws; UserError
+    where none is left.
+    """
+    source, held = Source.of(open_store(run.shards)), run.evaluation.shards
+    if len(source.entries) <= held:
+        raise UserError(
+            f"{run.shards} has {len(source.entries)} shards, and evaluation.shards holds {held} of them out of the "
+            "training; cut the pictures into more shards, or hold out fewer: --set evaluation.shards=1"
+        )
+    return Source(source.store, source.entries[held:])
+
+
 def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
-    """The teacher's targets for every source sample, computed or found; UserError where those found are another's."""
-    source, settings, scheduler = Source.of(open_store(run.shards)), run.targets, read_scheduler(Path(run.teacher))
+    """The teacher's targets for every sample that is trained on, computed or found; UserError where those found are
+    another's.
+    """
+    source, settings, scheduler = training_source(run), run.targets, read_scheduler(Path(run.teacher))
     settings.estimator.check(schedule_of(scheduler), kind_of(scheduler))
     identity = source.identity(
         stage="targets", teacher=revision(Path(run.teacher)), reading=run.reading, targets=settings
@@ -164,7 +180,7 @@ def export(run: Run, trained: Trained, evaluated: Evaluated, directory: Path) ->
         evaluation=as_card(evaluated),
     )
     config = json.loads(scheduler.to_json_string())
-    readme = model_card(card, scheduler=type(scheduler).__name__, licence="Apache-2.0")
+    readme = model_card(card, scheduler=type(scheduler).__name__, licence=licence_of(Path(run.teacher)))
     state = adapter_state(teacher.unet)
     artifact.write(directory, card, state, config, evaluated.picture, readme, lora_config=peft_config(run.lora))
     return directory

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from raystill.config.errors import UserError
 from raystill.data.targets import start_law_of
-from raystill.models.pipeline import check_pipeline
+from raystill.models.pipeline import check_pipeline, picture_shape
 from raystill.orchestration.distill import (
     Distilled,
     Seconds,
@@ -23,6 +23,7 @@ from raystill.orchestration.launcher import Launcher, LocalLauncher
 from raystill.orchestration.pretrain import Pretraining, pretrain
 from raystill.orchestration.run import Cluster, Run
 from raystill.orchestration.services import object_store, upload_sample
+from raystill.tracking.runs import Tracking, tracking_uri
 from raystill.training.task import final_averages
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = Non
     seconds = seconds or Seconds()
     run.check()
     check_pipeline(Path(run.teacher))
+    check_reading(run)
     with ExitStack() as stack:
         with seconds.stage("object store"):
             stack.enter_context(object_store(run.store, DIRECTORY, run.port))
@@ -42,6 +44,17 @@ def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = Non
                 upload_sample(run.sample, run.shards)
         check_inputs(run)
         yield _launcher(stack, run.cluster, local, seconds)
+
+
+def check_reading(run: Run) -> None:
+    """Refuse, with UserError, to compare a teacher's pictures with real ones of another size or number of channels."""
+    size, channels = picture_shape(Path(run.teacher))
+    if (run.reading.picture_size, run.reading.channels) != (size, channels):
+        raise UserError(
+            f"{run.teacher} draws pictures of {size} pixels and {channels} channels, and reading asks for "
+            f"{run.reading.picture_size} and {run.reading.channels}: write --set reading.picture_size={size} "
+            f"--set reading.channels={channels}"
+        )
 
 
 def launch_distillation(run: Run, *, local: bool = False, seconds: Seconds | None = None) -> Distilled:
@@ -63,7 +76,7 @@ def launch_evaluation(run: Run, *, local: bool = False) -> str:
     """
     with surroundings(run, local=local) as launcher:
         targets, index = compute_targets(run, launcher)
-        checkpoints = checkpoints_of(run, targets)
+        checkpoints = checkpoints_of(run, targets, launcher)
         if final_averages(checkpoints) is None:
             raise UserError(
                 f"{run.name} has not been trained to its end yet; run jobs/distill.py with the same settings first"
@@ -78,8 +91,11 @@ def launch_evaluation(run: Run, *, local: bool = False) -> str:
 def launch_pretraining(run: Pretraining, *, local: bool = False) -> Path:
     """Train a pipeline from scratch."""
     run.check()
+    tracking = Tracking(
+        uri=tracking_uri(DIRECTORY), experiment=run.experiment, name=run.name, spool=DIRECTORY / "spool"
+    )
     with ExitStack() as stack:
-        return pretrain(run, _launcher(stack, run.cluster, local, Seconds()))
+        return pretrain(run, _launcher(stack, run.cluster, local, Seconds()), tracking)
 
 
 def _launcher(stack: ExitStack, cluster: Cluster, local: bool, seconds: Seconds) -> Launcher:

@@ -26,6 +26,10 @@ class Launcher(Protocol):
     def stage_device(self) -> str:
         """Device of the networks that compute derived shards."""
 
+    @property
+    def world_size(self) -> int:
+        """Number of ranks of a training."""
+
     def derive(
         self,
         source: Source,
@@ -50,6 +54,11 @@ class LocalLauncher:
     def stage_device(self) -> str:
         """This process's device."""
         return str(self.device)
+
+    @property
+    def world_size(self) -> int:
+        """One."""
+        return 1
 
     def derive(
         self,

@@ -24,8 +24,9 @@ from raystill.models.fresh import Tokens, load_tokenizer, save_autoencoder, save
 from raystill.models.text import train_tokenizer
 from raystill.orchestration.launcher import Launcher, MakeRecorder
 from raystill.orchestration.run import Cluster
+from raystill.tracking.runs import TrackedRun, Tracking, open_experiment
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask
-from raystill.training.task import final_averages
+from raystill.training.task import Task, final_averages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Pretraining:
     reading: Reading = field(default_factory=Reading)
     autoencoder: AutoencoderTask
     denoiser: DenoiserTask  # its tokens and latent sizes are filled in from the stages before
+    experiment: str = "raystill"  # in MLflow
     cluster: Cluster = field(default_factory=Cluster)
 
     def check(self) -> None:
@@ -56,7 +58,7 @@ class Pretraining:
             )
 
 
-def pretrain(run: Pretraining, launcher: Launcher, recorder: MakeRecorder | None = None) -> Path:
+def pretrain(run: Pretraining, launcher: Launcher, tracking: Tracking) -> Path:
     """Train every part, or find the parts that an earlier run finished; returns the pipeline's directory."""
     run.check()
     source, work, output = open_store(run.shards), open_store(run.work), Path(run.output)
@@ -66,15 +68,16 @@ def pretrain(run: Pretraining, launcher: Launcher, recorder: MakeRecorder | None
     decode = partial(PictureTransform, run.reading)
     index = launcher.derive(Source.of(source), pictures, decode, identity, run.reading.max_bad_fraction)
     tokens = _tokenizer(run, source, output / "tokenizer")
-    _train_autoencoder(run, launcher, recorder, pictures, index, work, output / "vae")
+    open_experiment(tracking.uri, tracking.experiment, tracking.artifact_root)
+    _train_autoencoder(run, launcher, _recorder(run, tracking, run.autoencoder), pictures, index, work, output / "vae")
     seconds = {"autoencoder": time.monotonic() - started}
     identity = Source.of(pictures).identity(
         stage="latents", run=run.name, autoencoder=run.autoencoder, shape=run.denoiser.shape
     )
     latents = place(work, "latents", identity)
-    encode = partial(LatentTransform, output / "vae", output / "tokenizer")
+    encode = partial(LatentTransform, output / "vae", output / "tokenizer", device=launcher.stage_device)
     index = launcher.derive(Source.of(pictures), latents, encode, identity, run.reading.max_bad_fraction)
-    _train_denoiser(run, launcher, recorder, latents, index, work, output, tokens)
+    _train_denoiser(run, launcher, _recorder(run, tracking, run.denoiser), latents, index, work, output, tokens)
     seconds["all"] = time.monotonic() - started
     (output / "training.json").write_text(json.dumps({"recipe": canonical(run), "seconds": seconds}, indent=1) + "\n")
     return output
@@ -83,23 +86,29 @@ def pretrain(run: Pretraining, launcher: Launcher, recorder: MakeRecorder | None
 def _tokenizer(run: Pretraining, source: Store, directory: Path) -> Tokens:
     """Learn the tokenizer from the captions, which are small beside the pictures."""
     shape = run.denoiser.shape
-    if not (directory / "tokenizer_config.json").exists():
-        captions = (caption_of(s, run.reading) for e in list_shards(source) for s in unpack(source.read(e.key), e.key))
-        train_tokenizer(captions, shape.vocabulary, shape.text_length, directory)
+    captions = (caption_of(s, run.reading) for e in list_shards(source) for s in unpack(source.read(e.key), e.key))
+    train_tokenizer(captions, shape.vocabulary, shape.text_length, directory)
     return tokens_of(load_tokenizer(directory))
+
+
+def _recorder(run: Pretraining, tracking: Tracking, task: Task) -> MakeRecorder:
+    """An MLflow run for each of the two trainings."""
+    return partial(TrackedRun, replace(tracking, name=f"{run.name}-{task.name}"), {"task": task, "pretraining": run})
 
 
 def _train_autoencoder(
     run: Pretraining,
     launcher: Launcher,
-    recorder: MakeRecorder | None,
+    recorder: MakeRecorder,
     pictures: Store,
     index: Index,
     work: Store,
     directory: Path,
 ) -> None:
     """Train the autoencoder and write it with the scale that gives its latents unit variance."""
-    checkpoints = place(work, "checkpoints", Source.of(pictures).identity(task=run.autoencoder))
+    checkpoints = place(
+        work, "checkpoints", Source.of(pictures).identity(task=run.autoencoder, workers=launcher.world_size)
+    )
     launcher.train(run.autoencoder, pictures, index, checkpoints, recorder)
     averages = final_averages(checkpoints)
     assert averages is not None
@@ -115,7 +124,7 @@ def _train_autoencoder(
 def _train_denoiser(
     run: Pretraining,
     launcher: Launcher,
-    recorder: MakeRecorder | None,
+    recorder: MakeRecorder,
     latents: Store,
     index: Index,
     work: Store,
@@ -126,7 +135,7 @@ def _train_denoiser(
     shape = run.autoencoder.shape
     size = run.reading.picture_size // shape.factor
     task = replace(run.denoiser, tokens=tokens, latent_channels=shape.latent_channels, latent_size=size)
-    checkpoints = place(work, "checkpoints", Source.of(latents).identity(task=task))
+    checkpoints = place(work, "checkpoints", Source.of(latents).identity(task=task, workers=launcher.world_size))
     launcher.train(task, latents, index, checkpoints, recorder)
     averages = final_averages(checkpoints)
     assert averages is not None

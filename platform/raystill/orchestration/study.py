@@ -124,7 +124,7 @@ def _measure(study: Study, run: Run, launcher: Launcher) -> dict[str, Any]:
     )
     open_experiment(tracking.uri, tracking.experiment, run.artifacts)
     targets, index = compute_targets(run, launcher)
-    checkpoints = checkpoints_of(run, targets)
+    checkpoints = checkpoints_of(run, targets, launcher)
     began = time.monotonic()
     try:
         launcher.train(run.task, targets, index, checkpoints, partial(TrackedRun, tracking, run))

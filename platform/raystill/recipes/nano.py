@@ -34,7 +34,7 @@ def run() -> Run:
         targets=Targets(estimator=Generated(steps=8)),
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, final_fraction=0.02),
         training=Training(
-            steps=400, batch_size=32, average_decay=0.99, log_every=10, checkpoint_every=200, picture_every=200
+            steps=250, batch_size=64, average_decay=0.98, log_every=10, checkpoint_every=125, picture_every=125
         ),
         evaluation=Evaluation(captions=CAPTIONS),
     )
@@ -46,12 +46,12 @@ def control() -> Run:
 
 
 def teacher() -> Pretraining:
-    """Settings of the shipped teacher, `teachers/nano`."""
+    """Settings of the shipped teacher: what comes out is `teachers/nano`."""
     return Pretraining(
         name="nano-teacher",
         shards=SAMPLE,
         work=".raystill/work",
-        output="teachers/nano",
+        output=".raystill/teachers/nano",
         reading=Reading(picture_size=32),
         autoencoder=AutoencoderTask(
             optimizer=Optimizer(learning_rate=1.5e-3, warmup_steps=100, final_fraction=0.02),

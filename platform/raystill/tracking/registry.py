@@ -37,9 +37,10 @@ _REQUIREMENTS = ("mlflow", "diffusers", "peft", "torch", "transformers", "safete
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promotion:
-    """Whether a version became the champion, and why."""
+    """Whether a version became the champion, or is it already, and why."""
 
     promoted: bool
+    champion: bool
     reason: str
 
 
@@ -74,15 +75,16 @@ def promote(client: MlflowClient, name: str, version: str) -> Promotion:
     rival = client.get_model_version(name, version)
     champion = _champion(client, name)
     if champion is not None and champion.version == rival.version:
-        return Promotion(promoted=False, reason=f"version {version} is the champion already")
+        return Promotion(promoted=False, champion=True, reason=f"version {version} is the champion already")
     reason = _refusal(rival, champion)
     if reason is not None:
-        return Promotion(promoted=False, reason=reason)
+        return Promotion(promoted=False, champion=False, reason=reason)
     client.set_registered_model_alias(name, CHAMPION, version)
     if champion is None:
-        return Promotion(promoted=True, reason="there was no champion")
+        return Promotion(promoted=True, champion=True, reason="there was no champion")
     return Promotion(
         promoted=True,
+        champion=True,
         reason=f"{_distance(rival):g} is better than {_distance(champion):g} of version {champion.version}",
     )
 

@@ -57,6 +57,15 @@ def test_commuting_covariances_have_a_closed_form() -> None:
     assert frechet_between(a, b) == pytest.approx(expected, rel=1e-7)
 
 
+@pytest.mark.parametrize(("n", "m"), [(5, 7), (7, 7), (2, 3)])
+def test_with_fewer_pictures_than_features_the_shorter_way_gives_the_same(n: int, m: int) -> None:
+    a, b = normal(n, 8, seed=7), normal(m, 8, seed=8) * 2 + 1
+    expected = frechet_between(statistics(a), statistics(b), allow_few=True)
+    assert frechet(a, b, allow_few=True) == pytest.approx(
+        expected, rel=1e-7
+    )  # the roots of a singular covariance are the less exact ones
+
+
 def test_agrees_with_the_matrix_root_where_covariances_do_not_commute() -> None:
     a, b = gaussian(normal(1, 8, seed=4)[0], covariance(8, seed=5)), gaussian(torch.zeros(8), covariance(8, seed=6))
     root = scipy.linalg.sqrtm(a.covariance.numpy() @ b.covariance.numpy()).real
