@@ -33,6 +33,7 @@ def study(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     samples = list(unpack(source.read(key), key))[:16]
     for i, part in enumerate((samples[:8], samples[8:])):  # the first one is held out
         open_store(str(tmp_path / "shards")).write(f"00000{i}.tar", pack(part))
+    (tmp_path / "work").mkdir()
     base = Run(
         name="small", shards=str(tmp_path / "shards"), work=str(tmp_path / "work"), teacher=str(tiny_pipeline),
         model="small",
