@@ -17,7 +17,7 @@ from raystill.data.shards import Sample, pack
 from raystill.data.targets import Assigned, Expectation, Generated, Inverted, start_law_of
 from raystill.orchestration.distill import compute_targets
 from raystill.orchestration.launcher import LocalLauncher
-from raystill.orchestration.run import Run, Targets
+from raystill.orchestration.run import Evaluation, Run, Targets
 from raystill.recipes.resolve import resolve
 
 CPU = LocalLauncher(device=torch.device("cpu"))
@@ -25,9 +25,9 @@ CPU = LocalLauncher(device=torch.device("cpu"))
 
 @pytest.fixture
 def run(tiny_pipeline: Path, tmp_path: Path) -> Run:
-    """Three captions in two shards."""
+    """Three captions in two shards, after one that is held out."""
     source = LocalStore(uri=str(tmp_path / "shards"))
-    for name, keys in (("000000.tar", ("a", "b")), ("000001.tar", ("c",))):
+    for name, keys in (("held.tar", ("z",)), ("p000000.tar", ("a", "b")), ("p000001.tar", ("c",))):
         source.write(name, pack(Sample(key=key, members={"txt": b"red heart"}) for key in keys))
     return Run(
         name="tiny",
@@ -36,6 +36,7 @@ def run(tiny_pipeline: Path, tmp_path: Path) -> Run:
         teacher=str(tiny_pipeline),
         model="tiny",
         reading=Reading(picture_size=16),
+        evaluation=Evaluation(shards=1),
         targets=Targets(estimator=Generated(steps=2, guidance=2.0)),
     )
 
@@ -56,7 +57,7 @@ def test_targets_are_computed_once_and_their_rate_is_said_once(run: Run, caplog:
 
 def test_a_stopped_stage_counts_what_it_computed_itself(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     store, _ = compute_targets(run, CPU)
-    for name in (INDEX, "000001.tar", "000001.json"):
+    for name in (INDEX, "p000001.tar", "p000001.json"):
         store.delete(name)
     caplog.set_level(logging.INFO, "raystill")
     compute_targets(run, CPU)
