@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--base", type=Path, help="directory of the base pipeline; default: where the adapter says")
     sample.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file to write (default: %(default)s)")
     sample.set_defaults(run=_sample)
+    ui = commands.add_parser("ui", help="show runs, their pictures and the registry in a browser, until Ctrl-C")
+    ui.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: %(default)s)")
+    ui.set_defaults(run=_ui)
     return parser
 
 
@@ -56,6 +60,10 @@ def _sample(arguments: argparse.Namespace) -> None:
     from raystill.evaluation.pictures import grid
     from raystill.models.adapter import Adapter
 
+    if arguments.count < 1:
+        raise UserError(f"--count is {arguments.count}; write 1 or more pictures per caption, such as --count 4")
+    if arguments.steps is not None and arguments.steps < 1:
+        raise UserError(f"--steps is {arguments.steps}; write 1 or more, such as --steps 4")
     directory = Path(arguments.model) if Path(arguments.model).is_dir() else _fetch(arguments.model, None)
     adapter = Adapter(directory, arguments.base)
     captions = [c for c in arguments.caption for _ in range(arguments.count)]
@@ -70,15 +78,41 @@ def _fetch(model: str, to: Path | None) -> Path:
     """Pull from the tracking server of the environment, or from the one that runs keep under .raystill/."""
     from raystill.orchestration.launch import DIRECTORY
     from raystill.tracking.pull import pull
+
+    uri = _registry(DIRECTORY)
+    with _store(DIRECTORY):
+        return pull(model, to, tracking_uri=uri)
+
+
+def _ui(arguments: argparse.Namespace) -> None:
+    from raystill.data.ports import listenable
+    from raystill.orchestration.launch import DIRECTORY
+    from raystill.tracking.browser import pages
+
+    uri, port = _registry(DIRECTORY), arguments.port
+    if not 1 <= port <= 65_535 or not listenable(port):
+        raise UserError(f"port {port} is in use or is none; name another one: raystill ui --port 5001")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # stop what was started, as Ctrl-C does
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with _store(DIRECTORY), pages(uri, port, DIRECTORY) as (address, process):
+            print(f"{address} shows runs, pictures and adapters; Ctrl-C stops it", flush=True)
+            process.wait()
+            raise UserError(f"MLflow's pages stopped by themselves; see {DIRECTORY / 'ui.log'}")
+    except KeyboardInterrupt:
+        return
+
+
+def _registry(directory: Path) -> str:
+    """The tracking server of the environment, or the file that runs keep; UserError where there is neither."""
     from raystill.tracking.runs import tracking_uri
 
-    if "MLFLOW_TRACKING_URI" not in os.environ and not (DIRECTORY / "mlflow.db").exists():
+    if "MLFLOW_TRACKING_URI" not in os.environ and not (directory / "mlflow.db").exists():
         raise UserError(
-            f"there is no registry at {DIRECTORY}/mlflow.db: run `make demo` first, "
+            f"there is no registry at {directory}/mlflow.db: run `make demo` first, "
             "or set MLFLOW_TRACKING_URI to a server"
         )
-    with _store(DIRECTORY):
-        return pull(model, to, tracking_uri=tracking_uri(DIRECTORY))
+    return tracking_uri(directory)
 
 
 @contextmanager

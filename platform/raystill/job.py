@@ -3,17 +3,28 @@
 import argparse
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 from raystill.config.digest import digest
+from raystill.config.errors import UserError
 from raystill.config.overrides import override, parse_assignments, paths
 from raystill.orchestration.command import guarded
+from raystill.orchestration.pretrain import Pretraining
+from raystill.orchestration.run import Run
+from raystill.orchestration.study import Study
 from raystill.recipes.resolve import resolve
+
+JOBS = {  # that take settings of a type
+    Run: "jobs/demo.py, distill.py, targets.py, evaluate.py and bench.py",
+    Pretraining: "jobs/pretrain.py",
+    Study: "jobs/study.py",
+}
 
 
 def job(description: str | None, recipe: str, action: Callable[..., object], *, local: bool = True) -> int:
     """Resolve the recipe that was typed (`recipe` by default), override it, print what `action(run, local=...)` gives;
-    returns the exit status. An action of a cluster only is called without `local` and does not offer `--local`.
+    returns the exit status. The annotation of `action`'s `run` says which settings it takes. An action of a cluster
+    only is called without `local` and does not offer `--local`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -32,12 +43,26 @@ def job(description: str | None, recipe: str, action: Callable[..., object], *, 
         parser.add_argument("--local", action="store_true", help="run in this process: one device, plain torch, no Ray")
     parser.add_argument("--show", action="store_true", help="print the resolved settings with their paths, and stop")
     typed = parser.parse_args()
-    return guarded(partial(_act, typed, partial(action, local=typed.local) if local else action))
+    check = partial(_check_kind, typed.recipe, recipe, get_type_hints(action)["run"])
+    return guarded(partial(_act, typed, check, partial(action, local=typed.local) if local else action))
 
 
-def _act(typed: argparse.Namespace, action: Callable[[Any], object]) -> None:
-    run = override(resolve(typed.recipe), parse_assignments(typed.set))
+def _act(typed: argparse.Namespace, check: Callable[[Any], None], action: Callable[[Any], object]) -> None:
+    found = resolve(typed.recipe)
+    check(found)
+    run = override(found, parse_assignments(typed.set))
     print(shown(run) if typed.show else action(run))
+
+
+def _check_kind(recipe: str, usual: str, wanted: type, found: object) -> None:
+    """Refuse, with UserError, a recipe for another job."""
+    if not isinstance(found, wanted):
+        kind = type(found).__name__
+        others = next((f", for {names}" for settings, names in JOBS.items() if isinstance(found, settings)), "")
+        raise UserError(
+            f"recipe {recipe!r} gives a {kind}{others}; {JOBS[wanted]} takes a {wanted.__name__}, "
+            f"such as --recipe {usual} gives"
+        )
 
 
 def shown(run: Any) -> str:

@@ -59,6 +59,13 @@ class Index:
         """Every rejected sample with its reason."""
         return [reason for shard in self.shards for reason in shard.rejected]
 
+    @property
+    def left_out(self) -> str:
+        """How many samples were rejected, and each with its reason, as lines for people; empty where none was."""
+        bad = self.rejected
+        head = f"{len(bad)} of {self.count + len(bad)} samples were left out:"
+        return "\n  ".join([head, *bad]) if bad else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -95,12 +102,14 @@ def place(work: Store, stage: str, identity: Mapping[str, Any]) -> Store:
 
 
 def find(target: Store) -> Index | None:
-    """Read the index of finished derived shards; None where they are not there, or not all."""
+    """Read the index of finished derived shards, and warn of what was left out; None where not all are there."""
     if not target.exists(INDEX):
         return None
     found = json.loads(target.read(INDEX))
     shards = tuple(Shard(key=s["key"], count=s["count"], rejected=tuple(s["rejected"])) for s in found["shards"])
-    return Index(identity=found["identity"], shards=shards)
+    index = Index(identity=found["identity"], shards=shards)
+    _warn(index)
+    return index
 
 
 def derive_shard(source: Store, key: str, target: Store, transform: Transform) -> Shard:
@@ -134,13 +143,15 @@ def finish(target: Store, identity: Mapping[str, Any], shards: list[Shard], max_
             f"{bad} of {good + bad} samples cannot be used, and a fraction of {max_bad_fraction} is allowed:\n"
             f"  {shown}\nMend or remove them, or raise the limit: --set reading.max_bad_fraction=0.2"
         )
-    for reason in index.rejected:
-        log.warning("left out %s", reason)
-    if bad:
-        log.warning("%d of %d samples were left out", bad, good + bad)
+    _warn(index)
     body = {"identity": identity, "shards": [canonical(s) for s in index.shards]}
     target.write(INDEX, json.dumps(body, indent=1).encode())
     return index
+
+
+def _warn(index: Index) -> None:
+    if index.left_out:
+        log.warning("%s", index.left_out)
 
 
 def derive(

@@ -10,8 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from raystill.config.errors import UserError
 
 WHITE = (255, 255, 255, 255)
-# What Pillow's decoders raise on damaged files, beside UnidentifiedImageError.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# What Pillow raises on damaged files and, as UnidentifiedImageError is an OSError, on files of no known kind.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class UnreadablePictureError(UserError):
@@ -25,7 +25,7 @@ def read_picture(data: bytes, name: str) -> Image.Image:
             return on_white(picture)
     except UnidentifiedImageError as error:
         raise UnreadablePictureError(f"{name}: does not decode: not a picture of a known kind, or empty") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UnreadablePictureError(f"{name}: does not decode: {error}") from error
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from raystill.data.pictures import square_on_white
+from raystill.data.pictures import DAMAGE, square_on_white
 from raystill.data.shards import Sample
 
 PICTURE_MEMBERS = ("png", "jpg", "jpeg", "webp")
@@ -24,8 +24,8 @@ class Reading:
 
     picture_size: int = 32  # pixels; pictures are laid whole on a white square of this side
     channels: int = 3  # 3 for colour, 1 for grey
-    allow_empty_caption: bool = False  # else a sample without a caption stops the run
-    max_bad_fraction: float = 0.05  # of undecodable pictures, over which the run stops
+    allow_empty_caption: bool = False  # else a sample without a caption is rejected, counted and named
+    max_bad_fraction: float = 0.05  # of rejected samples (no caption, no picture or a bad one), over which a run stops
 
 
 def caption_of(sample: Sample, reading: Reading) -> str:
@@ -55,7 +55,7 @@ def picture_of(sample: Sample, reading: Reading) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(sample.members[name])) as opened:
             picture = square_on_white(opened, reading.picture_size)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
         # Pillow's own words for a file of no known kind are the address of a buffer.
         reason = "not a picture of a known kind" if isinstance(error, UnidentifiedImageError) else error
         raise RejectedSampleError(f"{sample.key}: its {name} member does not decode ({reason})") from error

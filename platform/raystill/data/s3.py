@@ -30,14 +30,17 @@ _WRONG_KEY = {
     "403": "the access key is wrong or may not do that here",
 }
 _MISSING = {"404", "NoSuchKey", "NotFound"}
+_INSIDE = ("500", "502", "504", "InternalError")
 _FULL = "has no room; free space there or raise the quota"
 _BUSY = "is overloaded, several times in a row; try again with fewer readers"
 _BROKEN = "failed inside, several times in a row; is the stored copy damaged? The server's log says more"
+_BROKEN_WRITE = "failed inside, several times in a row; is the server's disk full (df -h there)? Its log says more"
 _FAILURES = {
     **dict.fromkeys(("507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"), _FULL),
     **dict.fromkeys(("503", "SlowDown", "ServiceUnavailable", "TooManyRequests", "RequestLimitExceeded"), _BUSY),
-    **dict.fromkeys(("500", "502", "504", "InternalError"), _BROKEN),
+    **dict.fromkeys(_INSIDE, _BROKEN),
 }
+_WRITES = {"PutObject", "UploadPart", "CompleteMultipartUpload", "CreateMultipartUpload", "CreateBucket"}
 
 
 def client() -> Any:
@@ -131,7 +134,8 @@ def _refusal(uri: str, error: botocore.exceptions.ClientError) -> str:
     if answer in _MISSING:
         return f"{uri}: no such object at {endpoint()}. Check the name; see: aws s3 ls s3://{bucket}/ --recursive"
     if answer in _FAILURES:
-        return f"{uri}: the server at {endpoint()} {_FAILURES[answer]} ({answer})."
+        broken_write = answer in _INSIDE and error.operation_name in _WRITES
+        return f"{uri}: the server at {endpoint()} {_BROKEN_WRITE if broken_write else _FAILURES[answer]} ({answer})."
     return f"{uri}: {endpoint()} answered {answer}: {error.response.get('Error', {}).get('Message', '')}"
 
 

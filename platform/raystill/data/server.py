@@ -3,13 +3,10 @@
 import fcntl
 import json
 import os
-import random
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -20,22 +17,24 @@ import tenacity
 from botocore.config import Config
 
 from raystill.config.errors import UserError
+from raystill.data.ports import GRPC_OFFSET, HOST, answers, check_port, free, free_ports
 
-HOST = "127.0.0.1"
 REGION = "us-east-1"
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = (
-    6.0  # usually 2 s; now and then it waits for an idle connection of its own, when all is on disk already
-)
-GRPC_OFFSET = 10_000  # each of the server's parts also listens on its port + this
-# Both a port and its gRPC twin stay below 32768, where Linux begins to hand out ports to outgoing connections.
-_PORTS = range(12_000, 22_000)
+# Usually 2 s; now and then it waits for an idle connection of its own, when all is on disk already.
+STOP_TIMEOUT_S = 6.0
+KEYS = "s3cfg.json"  # below the server's directory, as the next
+NOTE = "server.json"  # the port, while the server runs
 _PARTS = ("master", "volume", "filer", "admin")
 _NOT_YET = (botocore.exceptions.ClientError, botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)
 
 
 class ServerError(UserError):
     """The embedded S3 server cannot start: binary missing, port or directory in use, or it stopped by itself."""
+
+
+class DirectoryInUseError(ServerError):
+    """Another server runs over the directory; `running` may find it."""
 
 
 class ObjectStoreServer:
@@ -59,24 +58,19 @@ class ObjectStoreServer:
         weed = _binary()
         folder = Path(directory).expanduser().resolve()
         (folder / "objects").mkdir(parents=True, exist_ok=True)
-        if port is not None and not _free(port):
-            raise ServerError(
-                f"port {port} or {port + GRPC_OFFSET} on {HOST} is in use; set another `port`, or None for a free one."
-            )
         lock = _locked(folder)
-        keys = _access_keys(folder / "s3cfg.json")
-        ports = _free_ports(len(_PARTS) + 1)
-        port = ports.pop() if port is None else port
-        with (folder / "server.log").open("ab") as log:
-            # A session of its own, so that Ctrl-C reaches us first and our last writes find the server alive.
-            process = subprocess.Popen(
-                _command(weed, folder, port, dict(zip(_PARTS, ports, strict=False))),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=_environment(folder),
-                start_new_session=True,
-            )  # fmt: skip
+        try:
+            keys = _access_keys(folder / KEYS)
+            ports = free_ports(len(_PARTS) + 1)
+            port = ports.pop() if port is None else _checked(port)
+            process = _started(_command(weed, folder, port, dict(zip(_PARTS, ports, strict=False))), folder)
+        except BaseException:
+            lock.close()
+            raise
         server = cls(folder, port, keys, process, lock)
         try:
             server._wait_until_ready()
+            (folder / NOTE).write_text(json.dumps({"port": port}))
         except BaseException:
             server.stop()
             raise
@@ -94,17 +88,12 @@ class ObjectStoreServer:
 
     def environment(self) -> dict[str, str]:
         """Give the variables with which boto3 and its like find this server; they hold its secret key."""
-        access, secret = self._keys
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": access,
-            "AWS_SECRET_ACCESS_KEY": secret,
-            "AWS_REGION": REGION,
-            "AWS_DEFAULT_REGION": REGION,
-        }
+        return _environment_of(self.port, self._keys)
 
     def stop(self) -> None:
         """Stop the server: SIGTERM, then SIGKILL to one that does not end in time. Stopping twice is no error."""
+        if not self._lock.closed:  # else the note may be another server's by now
+            (self.directory / NOTE).unlink(missing_ok=True)
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -181,9 +170,28 @@ def _command(weed: str, folder: Path, port: int, ports: dict[str, int]) -> list[
         *([guard, "--pdeathsig", "TERM", "--"] if guard else []),
         weed, "-logtostderr=true", "mini", f"-dir={folder / 'objects'}", f"-ip={HOST}", f"-ip.bind={HOST}",
         "-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.autoCreateBucket=false",
-        f"-s3.port={port}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder / 's3cfg.json'}",
+        f"-s3.port={port}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder / KEYS}",
         *(f"-{part}.port={number}" for part, number in ports.items()),
     ]  # fmt: skip
+
+
+def _started(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    with (folder / "server.log").open("ab") as log:
+        # A session of its own, so that Ctrl-C reaches us first and our last writes find the server alive.
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=_environment(folder),
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def _checked(port: int) -> int:
+    """Give a port back; ServerError where it is taken."""
+    check_port(port)
+    if not free(port):
+        raise ServerError(
+            f"port {port} or {port + GRPC_OFFSET} on {HOST} is in use; set another `port`, or None for a free one."
+        )
+    return port
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -217,25 +225,26 @@ def _locked(folder: Path) -> IO[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lock.close()
-        raise ServerError(
+        raise DirectoryInUseError(
             f"another S3 server runs over {folder}; stop it, or give this one another directory."
         ) from error
     return lock
 
 
-def _free(port: int) -> bool:
-    """Say whether a port and its gRPC twin can be listened on."""
-    for number in (port, port + GRPC_OFFSET):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, number))
-            except OSError:
-                return False
-    return True
+def _environment_of(port: int, keys: tuple[str, str]) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": f"http://{HOST}:{port}", "AWS_ACCESS_KEY_ID": keys[0], "AWS_SECRET_ACCESS_KEY": keys[1],
+        "AWS_REGION": REGION, "AWS_DEFAULT_REGION": REGION,
+    }  # fmt: skip
 
 
-def _free_ports(count: int) -> list[int]:
-    """Pick free ports at random, so that servers started at the same moment hardly ever meet."""
-    candidates: Iterator[int] = iter(random.SystemRandom().sample(_PORTS, 50 * count))
-    return [next(port for port in candidates if _free(port)) for _ in range(count)]
+def running(directory: Path | str) -> dict[str, str] | None:
+    """Give the variables, secret key included, with which to find the server that another process runs over
+    `directory`; None where none answers.
+    """
+    folder = Path(directory).expanduser().resolve()
+    try:
+        port = int(json.loads((folder / NOTE).read_text())["port"])
+    except (FileNotFoundError, json.JSONDecodeError):  # there is none, or it is being written
+        return None
+    return _environment_of(port, _access_keys(folder / KEYS)) if answers(port) else None

@@ -5,11 +5,12 @@ import math
 from raystill.config.errors import UserError
 from raystill.engine.protocol import Optimizer
 
+DECAYS = ("cosine", "constant")
+
 
 def learning_rate(optimizer: Optimizer, step: int, steps: int) -> float:
     """Rate of update `step` (0 ... steps - 1): linear warm-up, then decay; raises `UserError` for an unknown decay."""
-    if optimizer.decay not in ("cosine", "constant"):
-        raise UserError(f'optimizer.decay is "{optimizer.decay}"; write "cosine" or "constant"')
+    check_decay("optimizer.decay", optimizer)
     if not 0 <= step < steps:
         raise ValueError(f"step {step} lies outside a run of {steps} steps (0 ... {steps - 1})")
     # Counted in updates finished: a rate of exactly 0 would waste the first batch.
@@ -21,3 +22,9 @@ def learning_rate(optimizer: Optimizer, step: int, steps: int) -> float:
     progress = (done - optimizer.warmup_steps) / (steps - optimizer.warmup_steps)
     fraction = 0.5 * (1.0 + math.cos(math.pi * progress))
     return optimizer.learning_rate * (optimizer.final_fraction + (1.0 - optimizer.final_fraction) * fraction)
+
+
+def check_decay(path: str, optimizer: Optimizer) -> None:
+    """Refuse, with UserError, a decay that `learning_rate` does not know; `path` is the setting's."""
+    if optimizer.decay not in DECAYS:
+        raise UserError(f'{path} is "{optimizer.decay}"; write "cosine" or "constant": --set {path}=cosine')

@@ -44,7 +44,7 @@ class Adapter:
         """Pictures of captions, uint8, shape (batch, height, width, channels); UserError for step counts it was not
         trained for.
         """
-        count = steps or self.card.default_steps
+        count = self.card.default_steps if steps is None else steps
         if count not in self.card.steps:
             raise UserError(
                 f"this adapter was trained for {', '.join(map(str, self.card.steps))} steps, found {count}: "
@@ -55,6 +55,11 @@ class Adapter:
 
 def _on_base(directory: Path, card: AdapterCard, base: Path) -> Pipeline:
     """The base pipeline with the adapter's weights in its UNet."""
+    if not (base / "model_index.json").is_file():
+        raise UserError(
+            f"the adapter's base {card.base.id} is not in {base.resolve()}, expected a diffusers pipeline there; "
+            "give its directory: --base DIRECTORY"
+        )
     pipeline = load_pipeline(base)
     if pipeline.revision != card.base.revision:
         raise UserError(

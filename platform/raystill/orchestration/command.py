@@ -1,5 +1,6 @@
 """What every command has in common: errors without tracebacks, Ctrl-C that says how to go on, quiet libraries."""
 
+import errno
 import logging
 import os
 import shlex
@@ -8,12 +9,16 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from raystill.config.errors import UserError
 
+KEPT = "Finished stages and checkpoints are kept; go on with the same command:"
 
-def guarded(main: Callable[[], None]) -> int:
-    """Run a command; exit status 2 with a message for bad input, 130 for Ctrl-C after everything that it started has
-    stopped.
+
+def guarded(main: Callable[[], None], stopped: str = KEPT) -> int:
+    """Run a command; exit status 2 with a message for bad input or a full disk, 130 for Ctrl-C after everything that it
+    started has stopped: `stopped` says what remains.
     """
     _quiet()
     try:
@@ -22,13 +27,30 @@ def guarded(main: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = shlex.join([Path(sys.executable).name, *sys.argv])
-        print(
-            f"\nStopped. Finished stages and checkpoints are kept; go on with the same command:\n  {again}",
-            file=sys.stderr,
-        )
+        print(f"\nStopped. {stopped}\n  {_again()}", file=sys.stderr)
         return 130
+    except (OSError, SafetensorError) as error:
+        if not _no_room(error):
+            raise
+        where = (error.filename if isinstance(error, OSError) else None) or f"a file below {Path.cwd()}"
+        print(f"error: {where}: the disk or quota is full. Free space, then type again: {_again()}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _no_room(error: OSError | SafetensorError) -> bool:
+    full = {errno.ENOSPC, errno.EDQUOT}
+    if isinstance(error, OSError):
+        return error.errno in full
+    return any(os.strerror(number) in str(error) for number in full)
+
+
+def _again() -> str:
+    """The command line that was typed, as it can be typed again."""
+    here = Path.cwd()
+    python, script = (Path(part) for part in (sys.executable, sys.argv[0]))
+    shown = [str(p.relative_to(here)) if p.is_relative_to(here) else str(p) for p in (python, script)]
+    return shlex.join([*shown, *sys.argv[1:]])
 
 
 def quiet_libraries() -> None:

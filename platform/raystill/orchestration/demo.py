@@ -59,7 +59,7 @@ def summary(run: Run, done: Distilled, picture: Path, drawn: Path, seconds: Seco
         "",
         f"Frechet distances on {done.evaluated.features} features, {run.evaluation.shards} shards of captions:",
         table(done.evaluated),
-        "",
+        done.left_out,
         f"picture    {picture}",
         f"drawn with the pulled adapter: {drawn}",
         f"registry   {done.registered.uri}, {champion}",

@@ -14,6 +14,7 @@ from raystill.config.errors import UserError
 from raystill.data.derive import Index, Source, place
 from raystill.data.store import Store, check, open_store
 from raystill.data.targets import TargetTransform, check_identity, start_law_of
+from raystill.evaluation.alexnet import find_checkpoint
 from raystill.flow.starts import StartLaw
 from raystill.models import artifact
 from raystill.models.card import AdapterCard, Base, model_card
@@ -58,15 +59,20 @@ class Distilled:
     evaluated: Evaluated
     adapter: Path
     picture: Path
+    left_out: str  # samples that could not be used, as lines for people; empty where all could
 
     def __str__(self) -> str:
         """Figures, place in the registry and files, for people."""
-        return f"{table(self.evaluated)}\n{self.registered.uri}: {self.registered.promotion.reason}\n{self.adapter}"
+        place = f"{self.registered.uri}: {self.registered.promotion.reason}\n{self.adapter}"
+        return "\n".join(filter(None, [table(self.evaluated), self.left_out, place]))
 
 
 def check_inputs(run: Run) -> None:
-    """Find what can be wrong with the stores and shards before a worker is started."""
+    """Find what can be wrong with the stores, the shards and the feature network before a worker is started."""
+    find_checkpoint()  # of AlexNet, the only network there is for evaluation.features
     check(open_store(run.work))
+    if run.artifacts is not None and run.artifacts.startswith("s3://"):  # MLflow itself knows other places, too
+        check(open_store(run.artifacts))
     Source.of(open_store(run.shards))
 
 
@@ -95,7 +101,8 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
             )
         tracked.picture("evaluation/grid", evaluated.picture, run.training.steps)
         registered = register(uri, run.model, adapter, tracked.run_id)
-    return Distilled(registered, evaluated, adapter, adapter / artifact.PICTURE_NAME)
+    left_out = "\n".join(filter(None, [index.left_out, evaluated.left_out]))
+    return Distilled(registered, evaluated, adapter, adapter / artifact.PICTURE_NAME, left_out)
 
 
 def checkpoints_of(run: Run, targets: Store, launcher: Launcher) -> Store:

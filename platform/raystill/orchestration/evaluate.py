@@ -33,6 +33,7 @@ class Evaluated:
     teacher: Figures
     student: Figures
     picture: Image
+    left_out: str  # samples that could not be used, as lines for people
 
 
 def evaluate(run: Run, launcher: Launcher, trained: Trained) -> Evaluated:
@@ -52,7 +53,7 @@ def evaluate(run: Run, launcher: Launcher, trained: Trained) -> Evaluated:
     by_student = place(work, "student-samples", student_identity)
     make_student = partial(StudentSamples, trained, settings, launcher.stage_device)
     student = launcher.derive(stage, by_student, make_student, student_identity, run.reading.max_bad_fraction)
-    return _measure(run, digest(identity), _read(drawn, teacher), _read(by_student, student))
+    return _measure(run, digest(identity), _read(drawn, teacher), _read(by_student, student), teacher.left_out)
 
 
 def _read(store: Store, index: Index) -> list[Row]:
@@ -61,13 +62,13 @@ def _read(store: Store, index: Index) -> list[Row]:
     return sorted(rows, key=lambda row: str(row["key"]))
 
 
-def _measure(run: Run, identity: str, teacher: list[Row], student: list[Row]) -> Evaluated:
+def _measure(run: Run, identity: str, teacher: list[Row], student: list[Row], left_out: str) -> Evaluated:
     settings = run.evaluation
     real = _stack(teacher, "features_real")
     reference = _stack(teacher, f"features_{settings.reference_steps}")
     of_teacher = {str(n): _figures(teacher, n, real, reference) for n in settings.teacher_steps}
     of_student = {str(n): _figures(student, n, real, reference) for n in settings.student_steps}
-    return Evaluated(identity, settings.features, of_teacher, of_student, _picture(run, teacher, student))
+    return Evaluated(identity, settings.features, of_teacher, of_student, _picture(run, teacher, student), left_out)
 
 
 def _figures(rows: list[Row], steps: int, real: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:

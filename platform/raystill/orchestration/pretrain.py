@@ -16,14 +16,14 @@ from raystill.data.batches import local_batches
 from raystill.data.derive import Index, Source, place
 from raystill.data.encode import LatentTransform, PictureTransform
 from raystill.data.plan import Plan
-from raystill.data.records import Reading, caption_of
+from raystill.data.records import Reading
 from raystill.data.shards import list_shards, unpack
 from raystill.data.store import Store, open_store
 from raystill.methods.autoencoder import to_pictures
 from raystill.models.fresh import Tokens, load_tokenizer, save_autoencoder, save_pipeline, tokens_of
 from raystill.models.text import train_tokenizer
 from raystill.orchestration.launcher import Launcher, MakeRecorder
-from raystill.orchestration.run import Cluster
+from raystill.orchestration.run import Cluster, check_cluster, check_training
 from raystill.tracking.runs import TrackedRun, Tracking, open_experiment
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask
 from raystill.training.task import Task, final_averages
@@ -45,6 +45,9 @@ class Pretraining:
 
     def check(self) -> None:
         """Refuse, with UserError, settings that do not fit together."""
+        check_cluster(self.cluster)
+        check_training("autoencoder.", self.autoencoder.training, self.autoencoder.optimizer)
+        check_training("denoiser.", self.denoiser.training, self.denoiser.optimizer)
         factor, size = self.autoencoder.shape.factor, self.reading.picture_size
         if size % factor:
             raise UserError(
@@ -86,8 +89,9 @@ def pretrain(run: Pretraining, launcher: Launcher, tracking: Tracking) -> Path:
 def _tokenizer(run: Pretraining, source: Store, directory: Path) -> Tokens:
     """Learn the tokenizer from the captions, which are small beside the pictures."""
     shape = run.denoiser.shape
-    captions = (caption_of(s, run.reading) for e in list_shards(source) for s in unpack(source.read(e.key), e.key))
-    train_tokenizer(captions, shape.vocabulary, shape.text_length, directory)
+    samples = (sample for entry in list_shards(source) for sample in unpack(source.read(entry.key), entry.key))
+    captions = (sample.members.get("txt", b"").decode(errors="ignore").strip() for sample in samples)
+    train_tokenizer(filter(None, captions), shape.vocabulary, shape.text_length, directory)
     return tokens_of(load_tokenizer(directory))
 
 

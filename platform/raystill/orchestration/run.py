@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 import torch
 
 from raystill.config.errors import UserError
+from raystill.data.ports import check_port
 from raystill.data.records import Reading
 from raystill.data.targets import Assigned, Expectation, Generated, Independent, Inverted
+from raystill.engine.learning_rate import check_decay
 from raystill.engine.protocol import Optimizer
 from raystill.evaluation.features import FEATURES
 from raystill.flow.schedules import FlowSchedule
@@ -95,26 +97,65 @@ class Run:
         """Refuse, with UserError, settings that do not fit together; nothing has been started yet."""
         if self.store not in ("environment", "embedded"):
             raise UserError(f"store is {self.store!r}; write environment or embedded: --set store=environment")
-        if self.cluster.zero_stage not in (0, 1, 2, 3):
-            raise UserError(f"cluster.zero_stage is {self.cluster.zero_stage}; ZeRO has stages 0, 1, 2 and 3")
-        for name, value in (
-            ("targets", self.targets.precision),
-            ("training", self.training.precision),
-            ("evaluation", self.evaluation.precision),
-        ):
-            if value not in ("float32", "bfloat16"):
-                raise UserError(
-                    f"{name}.precision is {value!r}; write float32 or bfloat16: --set {name}.precision=float32"
-                )
+        if self.port is not None:
+            check_port(self.port)
+        check_cluster(self.cluster)
+        check_training("", self.training, self.optimizer)
+        at_least(1, "lora.rank", self.lora.rank)
         # Teachers' schedules end at pure noise or next to it, where a ray's own noise is smallest beside its mean.
         end = self.method.path.coefficients(FlowSchedule(), torch.ones(1, dtype=torch.float64))
         self.method.objective.check(end)
-        if self.targets.batch_size < 1:
-            raise UserError(
-                f"targets.batch_size is {self.targets.batch_size}; write 1 or more: --set targets.batch_size=64"
-            )
         self.sampling.check(self.method.path)
-        if self.evaluation.features not in FEATURES:
-            raise UserError(f"evaluation.features is {self.evaluation.features!r}; there are: {', '.join(FEATURES)}")
-        if 4 not in self.evaluation.student_steps:
-            raise UserError("evaluation.student_steps lacks 4, at which the registry compares adapters: add it")
+        _check_targets(self.targets)
+        _check_evaluation(self.evaluation)
+
+
+def at_least(least: int, path: str, value: int) -> None:
+    """Refuse, with UserError, a setting below `least`."""
+    if value < least:
+        raise UserError(f"{path} is {value}; write {least} or more, such as --set {path}={least}")
+
+
+def check_precision(path: str, precision: str) -> None:
+    """Refuse, with UserError, an unknown precision."""
+    if precision not in ("float32", "bfloat16"):
+        raise UserError(f"{path} is {precision!r}; write float32 or bfloat16: --set {path}=float32")
+
+
+def check_cluster(cluster: Cluster) -> None:
+    """Refuse, with UserError, a cluster that trains nothing or an unknown stage of ZeRO."""
+    if cluster.zero_stage not in (0, 1, 2, 3):
+        raise UserError(f"cluster.zero_stage is {cluster.zero_stage}; ZeRO has stages 0, 1, 2 and 3")
+    at_least(1, "cluster.workers", cluster.workers)
+    at_least(1, "cluster.actors", cluster.actors)
+
+
+def check_training(prefix: str, training: Training, optimizer: Optimizer) -> None:
+    """Refuse, with UserError, a training that cannot run; `prefix` stands before the paths of its settings."""
+    path = f"{prefix}training"
+    at_least(1, f"{path}.steps", training.steps)
+    at_least(1, f"{path}.batch_size", training.batch_size)
+    at_least(1, f"{path}.log_every", training.log_every)
+    at_least(1, f"{path}.checkpoint_every", training.checkpoint_every)
+    at_least(0, f"{path}.picture_every", training.picture_every)
+    check_precision(f"{path}.precision", training.precision)
+    check_decay(f"{prefix}optimizer.decay", optimizer)
+
+
+def _check_targets(targets: Targets) -> None:
+    at_least(1, "targets.batch_size", targets.batch_size)
+    check_precision("targets.precision", targets.precision)
+
+
+def _check_evaluation(evaluation: Evaluation) -> None:
+    at_least(1, "evaluation.shards", evaluation.shards)
+    at_least(1, "evaluation.batch_size", evaluation.batch_size)
+    at_least(1, "evaluation.reference_steps", evaluation.reference_steps)
+    for name, steps in (("teacher_steps", evaluation.teacher_steps), ("student_steps", evaluation.student_steps)):
+        if any(count < 1 for count in steps):
+            raise UserError(f"evaluation.{name} is {steps}; every number of steps is 1 or more")
+    check_precision("evaluation.precision", evaluation.precision)
+    if evaluation.features not in FEATURES:
+        raise UserError(f"evaluation.features is {evaluation.features!r}; there are: {', '.join(FEATURES)}")
+    if 4 not in evaluation.student_steps:
+        raise UserError("evaluation.student_steps lacks 4, at which the registry compares adapters: add it")

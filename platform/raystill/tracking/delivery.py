@@ -1,6 +1,7 @@
 """Metrics and pictures on their way to MLflow: queued by training, sent by a thread, kept while MLflow is away."""
 
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -63,6 +64,7 @@ class Lane(Generic[Item]):
     ) -> None:
         self._send, self._limit, self._size, self._batch = send, limit, size, batch
         self._items: deque[Item] = deque()
+        self._sending: list[Item] = []  # not known to have arrived
         self._lock = threading.Lock()
         self.given_up = 0  # items dropped for want of room, or rejected
 
@@ -80,7 +82,7 @@ class Lane(Generic[Item]):
     def waiting(self) -> list[Item]:
         """The items not yet sent."""
         with self._lock:
-            return list(self._items)
+            return [*self._sending, *self._items]
 
     def drain(self) -> bool:
         """Send all, batch by batch; False where the other side is away, and then nothing is lost."""
@@ -90,11 +92,12 @@ class Lane(Generic[Item]):
             except AWAY as error:
                 if isinstance(error, MlflowException) and error.error_code in _REJECTED:
                     self.given_up += len(batch)
-                    log.warning("MLflow rejected %d entries: %s", len(batch), error)
+                    log.warning("MLflow rejected %d entries: %s", len(batch), without_password(str(error)))
                     continue
                 with self._lock:
                     self._items.extendleft(reversed(batch))
-                log.info("MLflow is away: %s", error)
+                    self._sending = []
+                log.info("MLflow is away: %s", without_password(str(error)))
                 return False
         return True
 
@@ -105,7 +108,13 @@ class Lane(Generic[Item]):
             while self._items and (not taken or self._size(self._items[0]) <= room):
                 taken.append(self._items.popleft())
                 room -= self._size(taken[-1])
-        return taken
+            self._sending = taken
+        return list(taken)
+
+
+def without_password(text: str) -> str:
+    """Replace user names and passwords in addresses by ***."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 class Delivery:

@@ -23,7 +23,7 @@ from PIL import Image
 from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
 from raystill.tracking.commit import code_commit
-from raystill.tracking.delivery import AWAY, Delivery, Pace, Picture, Row
+from raystill.tracking.delivery import AWAY, Delivery, Pace, Picture, Row, without_password
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +112,7 @@ class TrackedRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        undelivered = self._delivery.close()
-        if undelivered:
-            self._spool(undelivered)
+        self._spool(self._delivery.close())
         status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, _KILLED) else "FAILED"
         try:
             self._client.set_terminated(self.run_id, status)
@@ -168,27 +166,36 @@ class TrackedRun:
         return None if self._tracking.spool is None else self._tracking.spool / f"{self.run_id}.jsonl"
 
     def _spool(self, rows: list[Row]) -> None:
+        """Keep the rows that did not arrive, earlier spooled ones included, and nothing else."""
         file = self._spool_file()
+        if not rows:
+            if file is not None:
+                file.unlink(missing_ok=True)
+            return
         if file is None:
             log.warning("%d rows of metrics never reached MLflow", len(rows))
             return
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a") as lines:
-            lines.writelines(json.dumps([r.step, r.time_ms, dict(r.values)]) + "\n" for r in rows)
+        part = file.with_suffix(".part")
+        part.write_text("".join(json.dumps([r.step, r.time_ms, dict(r.values)]) + "\n" for r in rows))
+        part.replace(file)
         log.warning(
             "MLflow is away: %d rows of metrics wait in %s; running the same job again sends them", len(rows), file
         )
 
     def _send_spooled(self) -> None:
+        """Queue what an earlier run could not deliver; the file stays until the end, so that it outlives a kill."""
         file = self._spool_file()
         if file is None or not file.exists():
             return
+        arrived = dict(self._known)
         for line in file.read_text().splitlines():
             step, time_ms, values = json.loads(line)
-            self._delivery.put(Row(step, time_ms, values))
-            for name in values:
+            new = {name: value for name, value in values.items() if step > arrived.get(name, -1)}
+            if new:
+                self._delivery.put(Row(step, time_ms, new))
+            for name in new:
                 self._known[name] = max(step, self._known.get(name, -1))
-        file.unlink()
 
 
 def history(tracking: Tracking, recipe: object, name: str) -> list[float]:
@@ -208,11 +215,6 @@ def flatten(recipe: Any, prefix: str = "") -> dict[str, str]:
         text = text[: LONGEST_VALUE - 60] + f"... ({len(text)} characters; the whole is in recipe.json)"
     # Free text can be a key where a field is a mapping; MLflow takes few characters, and 250 of them.
     return {re.sub(r"[^\w\-. :]", "_", prefix or "recipe")[-250:]: text}
-
-
-def without_password(text: str) -> str:
-    """Replace user names and passwords in addresses by ***."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def unreachable(uri: str, error: Exception) -> TrackingError:

@@ -268,7 +268,7 @@ def test_the_job_builds_onto_s3_and_says_what_is_wrong_without_a_traceback(folde
     assert f"2 shards, 0.0 MB, in {bucket}/pictures; 0 of 3 pictures skipped" in done.stdout
     assert [entry.key for entry in open_store(f"{bucket}/pictures").list()] == ["000000.tar", "000001.tar"]
     again = _job("folder", str(folder), "--out", f"{bucket}/pictures")
-    assert again.returncode == 1
+    assert again.returncode == 2
     assert "already holds 2 shards" in again.stderr
     assert "Traceback" not in again.stderr
 

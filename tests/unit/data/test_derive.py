@@ -137,6 +137,36 @@ def test_rejected_samples_are_counted_and_named(source: LocalStore, work: LocalS
     assert found.shards == index.shards
 
 
+def test_what_was_left_out_is_said_when_computed_and_when_found(
+    source: LocalStore, work: LocalStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    mute = Sample(key="s5", members={"webp": coloured(5).members["webp"]})
+    source.write("000001.tar", pack([coloured(3), bad(4), mute]))
+    for _ in ("computed", "found"):
+        caplog.clear()
+        _, index = run(source, work)
+        head, *lines = index.left_out.split("\n  ")
+        assert head == "2 of 7 samples were left out:"
+        assert [line.split(":")[0] for line in lines] == ["s4", "s5"]
+        assert "no caption (its txt member is missing)" in lines[1]
+        assert caplog.messages.count(index.left_out) == 1
+
+
+def test_nothing_is_said_where_nothing_was_left_out(
+    source: LocalStore, work: LocalStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, index = run(source, work)
+    assert index.left_out == ""
+    assert caplog.messages == []
+
+
+def test_too_many_samples_without_captions_stop_the_run(source: LocalStore, work: LocalStore) -> None:
+    source.write("000001.tar", pack([Sample(key="s3", members={"webp": coloured(3).members["webp"]})]))
+    with pytest.raises(UserError, match="1 of 5 samples cannot be used") as stopped:
+        run(source, work, max_bad_fraction=0.1)
+    assert "s3: no caption" in str(stopped.value)
+
+
 def test_too_many_rejected_samples_stop_the_run(source: LocalStore, work: LocalStore) -> None:
     source.write("000001.tar", pack([coloured(3), bad(4)]))
     with pytest.raises(UserError, match="1 of 6 samples cannot be used") as stopped:

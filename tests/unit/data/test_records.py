@@ -1,6 +1,7 @@
 """What anybody's samples become, and which of them cannot be used."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -82,6 +83,8 @@ def damaged() -> dict[str, bytes]:
     noisy = io.BytesIO()
     Image.effect_noise((32, 32), 90).save(noisy, "png")
     png = noisy.getvalue()
+    jpeg = io.BytesIO()
+    Image.effect_noise((32, 32), 90).save(jpeg, "jpeg")
     return {
         "text": b"this is no picture",
         "empty": b"",
@@ -89,6 +92,8 @@ def damaged() -> dict[str, bytes]:
         "half a png": png[: len(png) // 2],
         "png header alone": png[:8],
         "png without pixels": png[:33],
+        "jpeg cut in its header": jpeg.getvalue()[:21],
+        "icns with half an entry": b"icns" + struct.pack(">I", 12) + b"ic07",
         "turned bytes": png[:60] + bytes(b ^ 0x5A for b in png[60:90]) + png[90:],
     }
 

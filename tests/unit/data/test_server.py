@@ -15,9 +15,11 @@ import botocore.exceptions
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from raystill.config.errors import UserError
 from raystill.data import server as server_module
-from raystill.data.server import GRPC_OFFSET, ObjectStoreServer, ServerError
-from raystill.data.store import create_bucket, open_store
+from raystill.data.ports import GRPC_OFFSET
+from raystill.data.server import ObjectStoreServer, ServerError, running
+from raystill.data.store import check, create_bucket, open_store
 
 
 def _set(monkeypatch: pytest.MonkeyPatch, server: ObjectStoreServer) -> None:
@@ -87,6 +89,30 @@ def test_a_port_in_use_is_named(tmp_path: Path, s3_server: ObjectStoreServer) ->
         port = twin.getsockname()[1] - GRPC_OFFSET
         with pytest.raises(ServerError, match=f"port {port} or {port + GRPC_OFFSET}"):
             ObjectStoreServer.start(tmp_path, port=port)
+
+
+@pytest.mark.parametrize("port", [0, -1, 60_000, 70_000])
+def test_a_number_that_is_no_port_with_a_twin_is_refused(tmp_path: Path, port: int) -> None:
+    with pytest.raises(UserError, match=rf"port is {port}; write a number from 1 to 55535"):
+        ObjectStoreServer.start(tmp_path, port=port)
+
+
+def test_another_process_finds_a_running_server_and_only_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert running(tmp_path) is None
+    with ObjectStoreServer.start(tmp_path) as server:
+        program = (
+            "import os, sys; from raystill.data.server import running; os.environ.update(running(sys.argv[1])); "
+            "from raystill.data.store import create_bucket; create_bucket('s3://theirs')"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(Path(server_module.__file__).parents[2])}
+        subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=True, timeout=120)
+        _set(monkeypatch, server)
+        check(open_store("s3://theirs"))
+        note = (tmp_path / "server.json").read_text()
+        assert server.environment()["AWS_SECRET_ACCESS_KEY"] not in note
+    assert running(tmp_path) is None
+    (tmp_path / "server.json").write_text(note)  # as after a crash
+    assert running(tmp_path) is None
 
 
 def test_a_directory_in_use_is_named(s3_server: ObjectStoreServer) -> None:

@@ -7,10 +7,12 @@ import pickle
 from pathlib import Path
 
 import boto3.session
+import botocore.exceptions
 import pytest
 
 from raystill.config.errors import UserError
 from raystill.data.local import translated
+from raystill.data.s3 import translated as s3_translated
 from raystill.data.server import ObjectStoreServer
 from raystill.data.store import Store, StoreError, check, create_bucket, open_store
 
@@ -152,6 +154,15 @@ def test_one_changed_byte_on_the_servers_disk_is_an_error(
         file.write(bytes([body[100] ^ 1]))
     with pytest.raises(StoreError, match=r"a\.tar: .*(cut off or changed|failed inside.*is the stored copy damaged)"):
         store.read("a.tar")
+
+
+@pytest.mark.parametrize(("operation", "says"), [("PutObject", "disk full"), ("GetObject", "stored copy damaged")])
+def test_a_server_that_fails_inside_is_asked_about_its_disk_where_it_was_written_to(
+    bucket: str, operation: str, says: str
+) -> None:
+    answer = botocore.exceptions.ClientError({"Error": {"Code": "500", "Message": ""}}, operation)
+    with pytest.raises(StoreError, match=says), s3_translated(f"{bucket}/a"):
+        raise answer
 
 
 def test_uris_and_buckets_that_cannot_be_are_refused() -> None:

