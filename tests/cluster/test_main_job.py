@@ -2,37 +2,18 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-from raystill.models.fresh import AutoencoderShape, DenoiserShape, save_autoencoder, save_pipeline, tokens_of
-from raystill.models.text import train_tokenizer
+from tests.cluster.conftest import cli, command, environment, run
 
 pytestmark = pytest.mark.cluster
-ROOT = Path(__file__).parents[2]
-SMALL = {
-    "training.steps": "6",
-    "training.log_every": "2",
-    "training.batch_size": "8",
-    "training.picture_every": "3",
-    "training.checkpoint_every": "3",
-    "targets.estimator.steps": "2",
-    "evaluation.shards": "1",
-    "evaluation.teacher_steps": "[1,2]",
-    "evaluation.reference_steps": "2",
-    "lora.rank": "4",
-    "lora.alpha": "8.0",  # another one than the rank: it must travel with the adapter
-}
 
 PLAIN = """
 import sys, torch, numpy as np
@@ -49,67 +30,11 @@ for steps in (1, 2, 4, 8):
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory as a newcomer has one: a small teacher of random weights and two of the sample's shards."""
-    place = tmp_path_factory.mktemp("main-job")
-    torch.manual_seed(0)
-    teacher = place / "teachers" / "tiny"
-    tokens = tokens_of(train_tokenizer(["red heart", "cat face"] * 4, 600, 12, teacher / "tokenizer"))
-    shape, sizes = (
-        AutoencoderShape(widths=(16, 16, 16), groups=8),
-        DenoiserShape(widths=(16, 32), groups=8, text_length=12),
-    )
-    vae = shape.build()
-    save_autoencoder(shape, vae.state_dict(), 1.0, teacher / "vae")
-    save_pipeline(sizes.unet(4, 8), sizes.text_encoder(tokens), "v_prediction", teacher)
-    sample = place / "samples"
-    sample.mkdir()
-    for name in ("000000.tar.gz", "000001.tar.gz"):
-        shutil.copy(ROOT / "samples" / "noto" / name, sample)
-    yield place
-    shutil.rmtree(place, ignore_errors=True)
-
-
-def command(*changes: str, **more: str) -> list[str]:
-    """The line that a user types."""
-    settings = {
-        "teacher": "teachers/tiny",
-        "sample": "samples",
-        **SMALL,
-        **{k.replace("__", "."): v for k, v in more.items()},
-    }
-    for name, value in zip(changes[::2], changes[1::2], strict=True):
-        if name == "--set":
-            path, _, given = value.partition("=")
-            settings[path] = given
-    changes = tuple(c for pair in zip(changes[::2], changes[1::2], strict=True) if pair[0] != "--set" for c in pair)
-    flags = [flag for name, value in settings.items() for flag in ("--set", f"{name}={value}")]
-    return [sys.executable, str(ROOT / "jobs" / "distill.py"), "--recipe", "nano", *flags, *changes]
-
-
-def environment() -> dict[str, str]:
-    """The user's environment without the test session's own object store."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("AWS_") and k != "MLFLOW_TRACKING_URI"}
-    return kept | {"PYTHONPATH": str(ROOT / "platform"), "RAYSTILL_CACHE": "cache"}
-
-
-def run(line: list[str], cwd: Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    """Run to the end."""
-    return subprocess.run(
-        line, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
-    )
-
-
-@pytest.fixture(scope="module")
 def distilled(workplace: Path) -> str:
     """What the first run of the main job printed."""
     done = run(command(), workplace)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
-
-
-def cli(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "raystill.cli", *arguments]
 
 
 def test_the_job_registers_a_champion_with_all_that_it_takes_to_sample_it(workplace: Path, distilled: str) -> None:
