@@ -40,7 +40,7 @@ class Pretraining:
     reading: Reading = field(default_factory=Reading)
     autoencoder: AutoencoderTask
     denoiser: DenoiserTask  # its tokens and latent sizes are filled in from the stages before
-    experiment: str = "raystill"  # in MLflow
+    experiment: str = "pretraining"  # in MLflow; not the one of distillations, whose files may lie on an embedded store
     cluster: Cluster = field(default_factory=Cluster)
 
     def check(self) -> None:
