@@ -85,7 +85,7 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT / "platform"), "RAYSTILL_CACHE": "cache"}
 
 
-def run(line: list[str], cwd: Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+def run(line: list[str], cwd: Path, timeout: float = 550) -> subprocess.CompletedProcess[str]:
     """Run to the end."""
     return subprocess.run(
         line, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False

@@ -25,7 +25,7 @@ from raystill.models.artifact import verify
 from raystill.models.pipeline import load_pipeline
 from raystill.tracking.pull import pull
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 MIB = 2**20
 # Plain folders, and a store of the environment that is never asked for.

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tests.cluster.conftest import cli, command, environment, run
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 PLAIN = """
 import sys, torch, numpy as np
