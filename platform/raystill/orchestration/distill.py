@@ -95,6 +95,7 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
         evaluated = evaluate(run, launcher, trained)
     with seconds.stage("registry"), TrackedRun(tracking, run) as tracked:
         adapter = export(run, trained, evaluated, directory / "adapters" / digest(run))
+        tracked.metrics(0, {"cost/teacher_calls_per_image": run.targets.estimator.calls})
         for steps, figures in evaluated.student.items():
             tracked.metrics(
                 run.training.steps, {f"evaluation/{name}_{steps}": value for name, value in figures.items()}

@@ -157,7 +157,8 @@ class TrackedRun:
             self._known[name] = max(m.step for m in self._client.get_metric_history(self.run_id, name))
 
     def _log_recipe(self) -> None:
-        params = [Param(name, value) for name, value in flatten(self._recipe).items()]
+        values = {"recipe_digest": digest(self._recipe), **flatten(self._recipe)}
+        params = [Param(name, value) for name, value in values.items()]
         for start in range(0, len(params), _PARAMS_PER_CALL):
             self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_PER_CALL], synchronous=True)
         self._client.log_dict(self.run_id, self._recipe, "recipe.json")

@@ -51,6 +51,7 @@ def test_a_run_carries_its_recipe(uri: str, client: MlflowClient, experiment: st
         pass
     found = client.get_run(run.run_id)
     assert found.data.params == {
+        "recipe_digest": digest(Recipe()),
         "kind": "Recipe", "method.kind": "Inner", "method.sigma": "0.1", "method.steps": "[1, 2, 4]",
         "seed": "3", "note": "",
     }  # fmt: skip
