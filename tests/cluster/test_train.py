@@ -23,6 +23,8 @@ from raystill.data.shards import Sample, pack
 from raystill.data.store import StoreError
 from raystill.data.targets import Generated, TargetTransform
 from raystill.engine.protocol import Optimizer
+from raystill.flow.stein import SteinTimes
+from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
 from raystill.models.lora import Lora
 from raystill.orchestration.cluster import RayLauncher, check_resources, ray_session
 from raystill.orchestration.run import Cluster
@@ -193,3 +195,21 @@ def test_a_cluster_that_is_too_small_is_refused_before_anything_starts(cluster: 
     with pytest.raises(UserError, match=found) as refused:
         check_resources(cluster)
     assert "--set cluster.workers=1" in str(refused.value)
+
+
+def test_a_learned_law_of_times_is_the_same_at_every_stage(
+    task: DistillTask, data: tuple[LocalStore, Index], tmp_path: Path
+) -> None:
+    learned = replace(task, method=RayFlow(times=SteinTimes(warmup_steps=2)))  # four of six steps draw from it
+    found: dict[int, Trained] = {}
+    for stage in (0, 2, 3):
+        checkpoints, _ = train(learned, data, tmp_path / str(stage), stage)
+        averages = final_averages(checkpoints)
+        assert averages is not None
+        assert set(averages) == {"student", TIME_SAMPLER}
+        found[stage] = averages[TIME_SAMPLER]
+    assert not torch.allclose(found[2]["table"], SteinTimes().start().float(), atol=1e-3)
+    for stage in (0, 3):
+        assert set(found[stage]) == set(found[2])
+        for name, tensor in found[2].items():
+            torch.testing.assert_close(found[stage][name], tensor, rtol=1e-3, atol=1e-4)

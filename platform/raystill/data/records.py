@@ -1,5 +1,6 @@
 """Samples as rows of arrays: decoding source pictures, and the array members of derived shards."""
 
+import hashlib
 import io
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from raystill.config.errors import UserError
 from raystill.data.pictures import DAMAGE, square_on_white
 from raystill.data.shards import Sample
 
@@ -25,13 +27,20 @@ class Reading:
     picture_size: int = 32  # pixels; pictures are laid whole on a white square of this side
     channels: int = 3  # 3 for colour, 1 for grey
     allow_empty_caption: bool = False  # else a sample without a caption is rejected, counted and named
+    drop_captions: float = 0.0  # share of samples, chosen by key, whose caption is read as empty; 1 reads none
     max_bad_fraction: float = 0.05  # of rejected samples (no caption, no picture or a bad one), over which a run stops
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_captions <= 1:
+            raise UserError(f"reading.drop_captions is {self.drop_captions}; it is a share and lies in [0, 1]")
 
 
 def caption_of(sample: Sample, reading: Reading) -> str:
     """The sample's `txt` member without surrounding space; RejectedSampleError where it is missing or empty and may not
-    be.
+    be; empty where the reading drops it.
     """
+    if _place(sample.key) < reading.drop_captions:
+        return ""
     try:
         caption = sample.members.get("txt", b"").decode().strip()
     except UnicodeDecodeError as error:
@@ -43,6 +52,11 @@ def caption_of(sample: Sample, reading: Reading) -> str:
             f"{sample.key}: no caption (its txt member is {'empty' if 'txt' in sample.members else 'missing'})"
         )
     return caption
+
+
+def _place(key: str) -> float:
+    """A number in [0, 1) that depends on the key only."""
+    return int.from_bytes(hashlib.sha256(f"caption/{key}".encode()).digest()[:6], "big") / 2**48
 
 
 def picture_of(sample: Sample, reading: Reading) -> np.ndarray:

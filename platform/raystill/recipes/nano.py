@@ -40,9 +40,22 @@ def run() -> Run:
     )
 
 
+def open_ended() -> Run:
+    """The demo without captions, whose teacher has many pictures to choose from and needs many steps for one."""
+    demo = run()
+    return replace(
+        demo,
+        name="nano-open",
+        model="nano-open",
+        reading=Reading(drop_captions=1.0),
+        targets=Targets(estimator=Generated(steps=16, guidance=1.0)),
+        evaluation=replace(demo.evaluation, guidance=1.0),
+    )
+
+
 def control() -> Run:
-    """The demo with targets that know nothing of the teacher's trajectories: it must come out clearly worse."""
-    return replace(run(), name="nano-control", model="nano-control", targets=Targets(estimator=Independent()))
+    """`open_ended` with targets that know nothing of the teacher's trajectories: it must come out clearly worse."""
+    return replace(open_ended(), name="nano-control", model="nano-control", targets=Targets(estimator=Independent()))
 
 
 def teacher() -> Pretraining:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raystill.config.errors import UserError
 from raystill.data.pictures import encode_webp
 from raystill.data.records import Reading, RejectedSampleError, caption_of, pack_row, picture_of, unpack_row
 from raystill.data.shards import Sample
@@ -33,6 +34,23 @@ def test_no_caption_is_refused_unless_it_may_be_empty(members: dict[str, bytes],
     with pytest.raises(RejectedSampleError, match=f"^animals/cat: no caption .its txt member is {reason}"):
         caption_of(sample(**members), Reading())
     assert caption_of(sample(**members), Reading(allow_empty_caption=True)) == ""
+
+
+def test_captions_are_dropped_by_key() -> None:
+    samples = [Sample(key=f"k{i}", members={"txt": b"cat"}) for i in range(1000)]
+    read = {share: [caption_of(s, Reading(drop_captions=share)) for s in samples] for share in (0.0, 0.25, 0.5, 1.0)}
+    assert set(read[0.0]) == {"cat"}
+    assert set(read[1.0]) == {""}
+    for share in (0.25, 0.5):
+        assert read[share].count("") == pytest.approx(1000 * share, abs=60)
+    assert all(half == "" for quarter, half in zip(read[0.25], read[0.5], strict=True) if quarter == "")
+    assert caption_of(Sample(key="bare", members={}), Reading(drop_captions=1.0)) == ""  # nothing was missing
+
+
+def test_a_share_of_captions_outside_its_range_is_refused() -> None:
+    with pytest.raises(UserError, match=r"drop_captions is 1\.5; it is a share"):
+        Reading(drop_captions=1.5)
+
 
 
 def test_a_caption_that_is_not_utf_8_is_refused_whatever_may_be_empty() -> None:

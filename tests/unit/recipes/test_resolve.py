@@ -13,7 +13,7 @@ from raystill.recipes.resolve import resolve
 
 
 def test_shipped_recipes_are_complete_and_pass_their_own_checks() -> None:
-    for name, kind in (("nano", Run), ("nano:control", Run), ("nano:teacher", Pretraining)):
+    for name, kind in (("nano", Run), ("nano:open_ended", Run), ("nano:control", Run), ("nano:teacher", Pretraining)):
         run = resolve(name)
         assert isinstance(run, kind)
         run.check()
@@ -44,7 +44,7 @@ def test_sigma_is_a_field_of_the_path_and_changes_the_digest() -> None:
 
 
 def test_the_control_differs_in_its_targets_only() -> None:
-    run, control = paths(resolve("nano")), paths(resolve("nano:control"))
+    run, control = paths(resolve("nano:open_ended")), paths(resolve("nano:control"))
     differing = {name for name in run.keys() & control.keys() if run[name] != control[name]}
     assert differing == {"name", "model"}
     assert all(name.startswith("targets.estimator.") for name in run.keys() ^ control.keys())
