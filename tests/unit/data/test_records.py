@@ -52,7 +52,6 @@ def test_a_share_of_captions_outside_its_range_is_refused() -> None:
         Reading(drop_captions=1.5)
 
 
-
 def test_a_caption_that_is_not_utf_8_is_refused_whatever_may_be_empty() -> None:
     with pytest.raises(RejectedSampleError, match=r"animals/cat: its txt member is not UTF-8 .* at byte 2"):
         caption_of(sample(txt=b"ab\xff"), Reading(allow_empty_caption=True))
