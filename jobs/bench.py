@@ -9,4 +9,4 @@ from raystill.job import job
 from raystill.orchestration.bench import bench
 
 if __name__ == "__main__":
-    sys.exit(job(__doc__, "nano", bench, local=False))
+    sys.exit(job(__doc__, "nano", bench))

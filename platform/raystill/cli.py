@@ -49,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _pull(arguments: argparse.Namespace) -> None:
-    from raystill.models.adapter import describe
     from raystill.models.artifact import verify
+    from raystill.models.card import describe
 
     directory = _fetch(arguments.model, arguments.to)
     print(f"{directory}\n{describe(verify(directory))}")
@@ -76,7 +76,7 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 def _fetch(model: str, to: Path | None) -> Path:
     """Pull from the tracking server of the environment, or from the one that runs keep under .raystill/."""
-    from raystill.orchestration.launch import DIRECTORY
+    from raystill.orchestration.services import DIRECTORY
     from raystill.tracking.pull import pull
 
     uri = _registry(DIRECTORY)
@@ -86,7 +86,7 @@ def _fetch(model: str, to: Path | None) -> Path:
 
 def _ui(arguments: argparse.Namespace) -> None:
     from raystill.data.ports import listenable
-    from raystill.orchestration.launch import DIRECTORY
+    from raystill.orchestration.services import DIRECTORY
     from raystill.tracking.browser import pages
 
     uri, port = _registry(DIRECTORY), arguments.port

@@ -2,16 +2,21 @@
 
 import json
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pytest
 from PIL import Image
-from tests.cluster.conftest import cli, command, environment, run
+from tests.workplace import cli, command, environment, run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -29,16 +34,68 @@ for steps in (1, 2, 4, 8):
 """
 
 
+FIGURES = {
+    "type": "object",
+    "required": ["frechet", "images_per_s"],
+    "properties": {"frechet": {"type": "number", "minimum": 0}, "images_per_s": {"type": "number", "minimum": 0}},
+    "additionalProperties": {"type": "number"},
+}
+STEPS = {"type": "object", "propertyNames": {"pattern": r"^\d+$"}, "additionalProperties": FIGURES}
+REPORT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "teacher": {**STEPS, "required": ["1", "2"]},
+        "student": {**STEPS, "required": ["1", "2", "4", "8"]},
+        "adapter_uri": {"type": "string", "pattern": "^models:/nano-rayflow/1$"},
+        "adapter_version": {"type": "integer", "const": 1},
+        "picture": {"type": "string"},
+        "seconds": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "number", "minimum": 0}},
+        "world_size": {"const": 2},
+        "zero_stage": {"const": 2},
+    },
+}
+REPORT["required"] = list(REPORT["properties"])
+
+
 @pytest.fixture(scope="module")
-def distilled(workplace: Path) -> str:
-    """What the first run of the main job printed."""
-    done = run(command(), workplace)
+def demo(workplace: Path, few: Path) -> subprocess.CompletedProcess[str]:
+    """The main job, run by the demo; what it registered is there for the tests below."""
+    done = run(command(job="demo"), workplace)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+    return done
 
 
-def test_the_job_registers_a_champion_with_all_that_it_takes_to_sample_it(workplace: Path, distilled: str) -> None:
-    assert "models:/nano-rayflow/1: there was no champion" in distilled
+def test_the_demo_reports_what_it_did(workplace: Path, demo: subprocess.CompletedProcess[str]) -> None:
+    report = json.loads((workplace / ".raystill" / "demo" / "report.json").read_text())
+    jsonschema.validate(report, REPORT)
+    assert set(report["teacher"]) == {"1", "2"}
+    assert set(report["student"]) == {"1", "2", "4", "8"}
+    with Image.open(workplace / report["picture"]) as picture:
+        assert picture.width > 6 * 32  # a column for each of the teacher's and the student's step counts
+    lines = demo.stdout.splitlines()
+    for who in ("teacher", "student"):
+        for steps, figures in report[who].items():
+            row = next(line.split() for line in lines if re.match(rf"{who} +{steps} ", line))
+            assert float(row[2]) == pytest.approx(figures["frechet"], abs=1e-3)
+            assert float(row[-1]) == pytest.approx(figures["images_per_s"], abs=0.1)
+    for shown in (report["adapter_uri"], report["picture"], ".raystill/demo/report.json"):
+        assert shown in demo.stdout
+    commands = lines[lines.index("Next:") + 1 :]
+    assert len(commands) >= 2
+    assert all(line.startswith("  ") for line in commands)
+    assert not secrets_of(workplace) & set(re.findall(r"[\w-]+", demo.stdout + demo.stderr))
+
+
+def secrets_of(workplace: Path) -> set[str]:
+    """The keys of the embedded store."""
+    text = (workplace / ".raystill" / "s3" / "s3cfg.json").read_text()
+    keys: dict[str, str] = json.loads(text)["identities"][0]["credentials"][0]
+    return set(keys.values())
+
+
+def test_the_job_registers_a_champion_with_all_that_it_takes_to_sample_it(
+    workplace: Path, demo: subprocess.CompletedProcess[str]
+) -> None:
     pulled = run(cli("pull", "models:/nano-rayflow@champion", "--to", "adapter"), workplace)
     assert pulled.returncode == 0, pulled.stderr
     card = json.loads((workplace / "adapter" / "adapter.json").read_text())
@@ -52,7 +109,7 @@ def test_the_job_registers_a_champion_with_all_that_it_takes_to_sample_it(workpl
     assert "Traceback" not in unknown.stderr
 
 
-def test_plain_diffusers_draws_the_same_as_raystill(workplace: Path, distilled: str) -> None:
+def test_plain_diffusers_draws_the_same_as_raystill(workplace: Path, demo: subprocess.CompletedProcess[str]) -> None:
     if not (workplace / "adapter").exists():
         assert run(cli("pull", "models:/nano-rayflow@champion", "--to", "adapter"), workplace).returncode == 0
     plain = run([sys.executable, "-c", PLAIN], workplace)
@@ -65,7 +122,9 @@ def test_plain_diffusers_draws_the_same_as_raystill(workplace: Path, distilled: 
         np.testing.assert_allclose(np.load(workplace / f"plain-{steps}.npy"), ours, atol=2e-4, rtol=1e-3)
 
 
-def test_a_fresh_process_draws_with_the_registered_adapter(workplace: Path, distilled: str) -> None:
+def test_a_fresh_process_draws_with_the_registered_adapter(
+    workplace: Path, demo: subprocess.CompletedProcess[str]
+) -> None:
     line = cli("sample", "a red heart", "cat face", "--count", "3", "--steps", "2", "--out", "grid.png")
     drawn = run(line, workplace)
     assert drawn.returncode == 0, drawn.stderr
@@ -77,51 +136,14 @@ def test_a_fresh_process_draws_with_the_registered_adapter(workplace: Path, dist
     assert "trained for 1, 2, 4, 8 steps, found 3" in refused.stderr
 
 
-def test_a_second_run_finds_everything_and_registers_nothing_new(workplace: Path, distilled: str) -> None:
+def test_a_second_run_finds_everything_and_registers_nothing_new(
+    workplace: Path, demo: subprocess.CompletedProcess[str]
+) -> None:
     again = run(command(), workplace)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "models:/nano-rayflow/1: version 1 is the champion already" in again.stdout
     for stage in ("targets:", "teacher-samples:", "student-samples:", "student:"):
         assert stage not in again.stderr  # no progress bar, because nothing was computed
-
-
-def test_ctrl_c_stops_everything_and_says_how_to_go_on(workplace: Path, distilled: str) -> None:
-    line = command(training__steps="4000", training__seed="1")
-    process = subprocess.Popen(
-        line,
-        cwd=workplace,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
-    seen = []
-    for text in process.stderr:
-        seen.append(text)
-        if "distillation ..." in text:
-            break
-    time.sleep(25)
-    process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait(60) == 130, "".join(seen[-20:]) + rest[-3000:]
-    assert "go on with the same command" in rest
-    assert not list_processes(str(workplace))
-
-
-def list_processes(marker: str) -> list[str]:
-    """Command lines of processes that mention a directory."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and entry.name != str(os.getpid()):
-            try:
-                text = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if marker in text:
-                found.append(text)
-    return found
 
 
 @pytest.mark.parametrize(
@@ -130,17 +152,93 @@ def list_processes(marker: str) -> list[str]:
         (["--set", "method.path.sgima=0.1"], "method.path.sigma"),
         (["--set", "training.steps=many"], "training.steps"),
         (["--set", "teacher=samples"], "not a diffusers pipeline"),
-        (["--set", "cluster.workers=64"], "the cluster has"),
-        (["--set", "shards=s3://no-such-bucket-here/x", "--set", "sample=null"], "no-such-bucket-here"),
-        (["--set", "shards=s3://raystill/empty", "--set", "sample=null"], "no shards under"),
         (["--set", "cluster.zero_stage=7"], "ZeRO has stages"),
         (["--recipe", "nanoo"], "shipped are: nano"),
     ],
 )
+def test_bad_settings_get_one_clear_line(
+    workplace: Path,
+    changes: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = command(*changes)[1:]
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(line[0], run_name="__main__")
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--set", "cluster.workers=64"], "the cluster has"),
+        (["--set", "shards=s3://no-such-bucket-here/x", "--set", "sample=null"], "no-such-bucket-here"),
+        (["--set", "shards=s3://raystill/empty", "--set", "sample=null"], "no shards under"),
+    ],
+)
 def test_bad_input_gets_one_clear_line_before_anything_starts(
-    workplace: Path, distilled: str, changes: list[str], message: str
+    workplace: Path, demo: subprocess.CompletedProcess[str], changes: list[str], message: str
 ) -> None:
     done = run(command(*changes), workplace)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+STEPS_OF_A_LONG_RUN, ENOUGH = 80, 30
+
+
+def test_ctrl_c_in_a_terminal_leaves_nothing_behind_and_the_same_line_goes_on(workplace: Path, few: Path) -> None:
+    work = workplace / "long-work"  # a folder, so that checkpoints can be seen as they come
+    work.mkdir()
+    line = command(
+        work=str(work), model="long-rayflow", training__steps=str(STEPS_OF_A_LONG_RUN),
+        training__checkpoint_every="10", training__picture_every="0",
+    )  # fmt: skip
+    said = interrupted(line, workplace, work)
+    assert "go on with the same command" in said
+    stopped_at = checkpoint(work)
+    assert ENOUGH <= stopped_at < STEPS_OF_A_LONG_RUN
+    done = run(line, workplace)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "models:/long-rayflow/1: there was no champion" in done.stdout
+    assert "targets:" not in done.stderr
+    assert checkpoint(work) == STEPS_OF_A_LONG_RUN
+    shown = [float(n) for n in re.findall(r"student:.*?([\d.]+)/[\d.]+ \[", done.stderr)]
+    assert min(n for n in shown if n) >= stopped_at  # its progress bar begins at the checkpoint
+
+
+def interrupted(line: list[str], cwd: Path, work: Path) -> str:
+    """Start a job, send Ctrl-C to its whole group once a checkpoint is there; gives what it wrote. Nothing that it
+    started may be alive at its end.
+    """
+    log = cwd / "interrupted.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(line, cwd=cwd, env=environment(), stderr=file, stdout=file, start_new_session=True)
+    try:
+        while checkpoint(work) < ENOUGH:
+            assert process.poll() is None, log.read_text()[-4000:]
+            time.sleep(0.1)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) > 4  # the store, Ray's own ones, two workers
+        os.killpg(process.pid, signal.SIGINT)
+        status, said = process.wait(90), log.read_text()
+    finally:
+        process.kill()  # a test that ran out of time leaves nothing, either: all others end with it
+    assert status == 130, said[-4000:]
+    _, alive = psutil.wait_procs(family, timeout=5)
+    left = [str(p) for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not left, f"{left} outlived the job\n{said[-2000:]}"
+    return said
+
+
+def checkpoint(work: Path) -> int:
+    """The step of the newest checkpoint; 0 where there is none."""
+    return max((json.loads(p.read_text())["step"] for p in work.glob("checkpoints/*/latest.json")), default=0)

@@ -37,6 +37,7 @@ from raystill.flow.regressor import (
 )
 from raystill.flow.schedules import Schedule, Times
 from raystill.flow.times import (
+    FixedTimes,
     LogitNormalTimes,
     SamplingTimes,
     TimeDraw,
@@ -118,6 +119,11 @@ class LearnedTimes(ABC):
     @abstractmethod
     def law(self, outputs: Outputs) -> Law:
         """The laws of a batch, without the share of p."""
+
+    @property
+    def objective(self) -> FixedTimes:
+        """The law p over which the loss is an integral."""
+        return self.base
 
     def network(self, channels: int) -> TimeNetwork:
         """A fresh network for latents of that many channels."""

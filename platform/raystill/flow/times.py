@@ -51,6 +51,15 @@ class FixedTimes(ABC):
     def quantile(self, v: Times, path: Path, schedule: Schedule) -> Times:
         """Time below which a share v of the law lies, for v in [0, 1], on v's device."""
 
+    @property
+    def objective(self) -> "FixedTimes":
+        """The law p over which the loss is an integral."""
+        return self
+
+    def relative_density(self, v: Times) -> Times:
+        """Density q / p of what is drawn, at quantiles v of the objective's law p; weights are its inverse."""
+        return torch.ones_like(v)
+
     def draw(self, count: int, path: Path, schedule: Schedule, rng: Generator) -> TimeDraw:
         """Draw stratified times with weight 1."""
         v = stratified(count, rng)
@@ -76,6 +85,17 @@ class DensityTimes(FixedTimes):
     @abstractmethod
     def density(self, t: Tensor) -> Tensor:
         """Density at times in [0, 1], of any shape."""
+
+    @property
+    def objective(self) -> FixedTimes:
+        """Uniform times, where this is an importance law of them."""
+        return self if self.importance is None else UniformTimes()
+
+    def relative_density(self, v: Times) -> Times:
+        """The defensive mixture's density, where this is an importance law."""
+        if self.importance is None:
+            return FixedTimes.relative_density(self, v)
+        return (1 - self.importance) * self.density(v) + self.importance
 
     def draw(self, count: int, path: Path, schedule: Schedule, rng: Generator) -> TimeDraw:
         """Draw stratified times, with weight 1 or, as an importance law, 1 / q at most 1 / delta."""

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from raystill.flow.importance import BatchLaw, GridTimes, LearnedTimes, SecondMomentTimes
 from raystill.flow.objectives import Objective, effective_noise
 from raystill.flow.paths import DiffusionPath, PairedDiffusionPath, RayPath, StraightPath, interpolate
-from raystill.flow.predictions import Kind, Latent
-from raystill.flow.schedules import Schedule
+from raystill.flow.predictions import Kind, Latent, Prediction
+from raystill.flow.schedules import Schedule, Times
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, TimeDraw, TimeSampler, UniformTimes, UShapedTimes
 from raystill.methods.method import Batch, Loss, Networks
@@ -61,14 +61,11 @@ class BoundRayFlow:
         """The objective at points of the samples' own paths, weighted mean over the batch; then the time sampler's own,
         which sees the samples' losses as numbers.
         """
-        x_0, target_mean = batch["x_0"], batch["target_mean"]
-        path, sampler = self.settings.path, self._sampler(networks, x_0, target_mean, step)
+        x_0, path = batch["x_0"], self.settings.path
+        sampler = self._sampler(networks, x_0, batch["target_mean"], step)
         draw = sampler.draw(len(x_0), path, self.schedule, rng)
         eps = torch.randn(x_0.shape, generator=rng).to(x_0.device, non_blocking=True)
-        c = path.coefficients(self.schedule, draw.t)
-        student = Denoiser(networks["student"], self.schedule, self.kind)
-        prediction = student.on_path(interpolate(c, x_0, target_mean, eps), c, batch["condition"])
-        losses = self.settings.objective.per_sample(prediction, x_0, effective_noise(c, target_mean, eps), c)
+        prediction, losses = self.per_sample(networks["student"], batch, draw.t, eps)
         weighted = losses * draw.weight.to(losses, non_blocking=True)
         metrics = {"loss/student_data_mse": (prediction.data.detach().float() - x_0).square().mean()}
         found = {"student": Loss(weighted.mean(), metrics | time_metrics(draw, weighted.detach()), times=draw.t)}
@@ -77,6 +74,16 @@ class BoundRayFlow:
             own = {f"loss/{TIME_SAMPLER}_{name}": part.detach() for name, part in parts.items()}
             found[TIME_SAMPLER] = Loss(torch.stack(list(parts.values())).sum(), own, times=draw.t)
         return found
+
+    def per_sample(
+        self, student: nn.Module, batch: Batch, t: Times, eps: Latent
+    ) -> tuple[Prediction, Float[Tensor, " batch"]]:
+        """The student's prediction at times of the samples' own paths, and each sample's loss there."""
+        x_0, target_mean = batch["x_0"], batch["target_mean"]
+        c = self.settings.path.coefficients(self.schedule, t)
+        denoiser = Denoiser(student, self.schedule, self.kind)
+        prediction = denoiser.on_path(interpolate(c, x_0, target_mean, eps), c, batch["condition"])
+        return prediction, self.settings.objective.per_sample(prediction, x_0, effective_noise(c, target_mean, eps), c)
 
     def _sampler(self, networks: Networks, x_0: Latent, target_mean: Latent, step: int) -> TimeSampler:
         """The law of this batch's times."""

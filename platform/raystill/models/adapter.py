@@ -1,6 +1,5 @@
 """An adapter directory on its base, drawing with the steps, path and guidance that it carries."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,10 +70,3 @@ def _on_base(directory: Path, card: AdapterCard, base: Path) -> Pipeline:
         state, alphas, *rest = StableDiffusionPipeline.lora_state_dict(directory, return_lora_metadata=True)
         StableDiffusionPipeline.load_lora_into_unet(state, alphas, pipeline.unet, metadata=rest[0] if rest else None)
     return pipeline.to(torch.device("cpu"))
-
-
-def describe(card: AdapterCard) -> str:
-    """One line about an adapter: base, method, steps and its distance."""
-    figures = json.dumps(card.evaluation.get("frechet", {}))
-    steps = ", ".join(map(str, card.steps))
-    return f"{card.method} for {card.base.id}, steps {steps}, Frechet distance by steps {figures}"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -46,12 +45,13 @@ def write(
     picture: Image.Image | None,
     readme: str,
     *,
-    lora_config: LoraConfig,
+    lora_config: Mapping[str, Any],
     component: str = "unet",
 ) -> AdapterCard:
     """Write an adapter directory in one move and return its card with the SHA-256 of every file.
 
-    `lora_state_dict` is what `peft.get_peft_model_state_dict` gives for the pipeline's `component`. An earlier adapter
+    `lora_state_dict` is what `peft.get_peft_model_state_dict` gives for the pipeline's `component`, and `lora_config`
+    what `LoraConfig.to_dict` gives. An earlier adapter
     at `directory` is replaced; anything else there, and empty or non-finite weights, raise `ArtifactError`."""
     weights = _checked_weights(lora_state_dict, component)
     if "_class_name" not in scheduler_config:
@@ -184,8 +184,7 @@ def _checked_weights(state: Mapping[str, Tensor], component: str) -> dict[str, T
     }
 
 
-def _lora_metadata(config: LoraConfig, component: str) -> str:
-    fields = config.to_dict()
+def _lora_metadata(fields: Mapping[str, Any], component: str) -> str:
     chosen = {name: sorted(fields[name]) if isinstance(fields[name], set) else fields[name] for name in _LORA_FIELDS}
     return json.dumps({f"{component}.{name}": value for name, value in chosen.items()}, sort_keys=True)
 

@@ -172,6 +172,13 @@ def _sampling_lines(card: AdapterCard, scheduler: str, here: str) -> list[str]:
     ]
 
 
+def describe(card: AdapterCard) -> str:
+    """One line about an adapter: base, method, steps and its distance."""
+    figures = json.dumps(card.evaluation.get("frechet", {}))
+    steps = ", ".join(map(str, card.steps))
+    return f"{card.method} for {card.base.id}, steps {steps}, Frechet distance by steps {figures}"
+
+
 def _times(times: tuple[int | float, ...]) -> str:
     return ", ".join(f"{t:g}" for t in times)
 

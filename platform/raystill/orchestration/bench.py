@@ -8,16 +8,15 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from torch import Generator, nn
+from torch import Generator
 
 from raystill.data.store import open_store
 from raystill.engine.protocol import Optimizer
 from raystill.methods.method import Batch, Loss, Method, Networks
-from raystill.models.lora import add_adapter
-from raystill.models.pipeline import load_pipeline
 from raystill.orchestration.distill import compute_targets
-from raystill.orchestration.launch import DIRECTORY, surroundings
+from raystill.orchestration.launch import surroundings
 from raystill.orchestration.run import Run
+from raystill.orchestration.services import DIRECTORY
 from raystill.tracking.runs import TrackedRun, Tracking, history, open_experiment, tracking_uri
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
@@ -33,7 +32,7 @@ class Interleaved:
     What lies between two calls is the loop's: update, average, waiting for data, metrics, reporting.
     """
 
-    def __init__(self, inner: Method, bare: nn.Module) -> None:
+    def __init__(self, inner: Method, bare: Networks) -> None:
         self.inner, self.bare = inner, bare
         self.learners, self.needs = inner.learners, inner.needs
         self.mark, self.calls = 0.0, 0
@@ -61,9 +60,9 @@ class Interleaved:
         """Seconds per bare step: losses and backward, without an engine."""
         began = time.perf_counter()
         for i in range(BLOCK):
-            losses = self.inner.losses({"student": self.bare}, batch, torch.Generator().manual_seed(i), i)
-            losses["student"].value.backward()
-            self.bare.zero_grad(set_to_none=True)
+            for role, loss in self.inner.losses(self.bare, batch, torch.Generator().manual_seed(i), i).items():
+                loss.value.backward()
+                self.bare[role].zero_grad(set_to_none=True)
         return (_together() - began) / BLOCK
 
 
@@ -84,20 +83,25 @@ class BenchTask:
     name: str = "bench"
 
     def build(self, device: torch.device) -> Assembly:
-        """The distillation's networks, and a bare copy of the student."""
+        """The distillation's networks, and a second, bare set of them."""
         built = self.inner.build(device)
-        bare = add_adapter(load_pipeline(self.inner.teacher).unet, self.inner.lora).to(device).train()
+        bare = self.inner.build(device).modules
         return Assembly(Interleaved(built.method, bare), built.modules, optimizers=built.optimizers)
 
 
-def bench(run: Run, blocks: int = 8) -> str:
-    """Run the loop and the bare steps in turn on the cluster's workers; returns the figures as text."""
+def bench(run: Run, *, local: bool = False, blocks: int = 8) -> str:
+    """Run the loop and the bare steps in turn on the cluster's workers, or here; returns the figures as text."""
     steps = BLOCK * (blocks + 2)
     training = replace(run.training, steps=steps, log_every=BLOCK, checkpoint_every=steps, picture_every=0)
     task = BenchTask(inner=replace(run.task, picture_captions=()), training=training, optimizer=run.optimizer)
     name = f"bench-{time.time_ns()}"  # every bench is a run of its own
     tracking = Tracking(uri=tracking_uri(DIRECTORY), experiment="bench", name=name)
-    with surroundings(run) as launcher:
+    engine = (
+        "plain torch in this process"
+        if local
+        else f"{run.cluster.workers} workers, ZeRO stage {run.cluster.zero_stage}"
+    )
+    with surroundings(run, local=local) as launcher:
         open_experiment(tracking.uri, tracking.experiment)
         targets, index = compute_targets(run, launcher)
         checkpoints = open_store(run.work).join(f"bench/{name}")
@@ -105,17 +109,14 @@ def bench(run: Run, blocks: int = 8) -> str:
     names = ("bench/loop_s", "bench/bare_s", "time/data_wait_s")
     # The first two blocks hold the start of the stream and of every kernel.
     figures = {metric: history(tracking, run, metric)[2:] for metric in names}
-    return _text(run, training, figures)
+    return _text(f"{engine}, {training.batch_size} samples per worker", figures)
 
 
-def _text(run: Run, training: Training, figures: dict[str, list[float]]) -> str:
+def _text(setting: str, figures: dict[str, list[float]]) -> str:
     """The figures as lines: medians over blocks, and the ratio block by block."""
     ratios = [a / b for a, b in zip(figures["bench/loop_s"], figures["bench/bare_s"], strict=True)]
-    size = (
-        f"{run.cluster.workers} workers, ZeRO stage {run.cluster.zero_stage}, {training.batch_size} samples per worker"
-    )
     lines = [
         f"{name:18} {statistics.median(v) * 1000:8.1f} ms, median of {len(v)} blocks" for name, v in figures.items()
     ]
     ratio = f"loop / bare        {statistics.median(ratios):8.3f} median, {min(ratios):.3f} to {max(ratios):.3f}"
-    return "\n".join([f"{size} and step, torch {torch.__version__}", *lines, ratio])
+    return "\n".join([f"{setting} and step, torch {torch.__version__}", *lines, ratio])

@@ -9,8 +9,9 @@ from typing import Any
 
 from raystill.orchestration.distill import Distilled, Seconds
 from raystill.orchestration.evaluate import table
-from raystill.orchestration.launch import DIRECTORY, launch_distillation
+from raystill.orchestration.launch import launch_distillation
 from raystill.orchestration.run import Run
+from raystill.orchestration.services import DIRECTORY
 
 REPORT = DIRECTORY / "demo" / "report.json"
 

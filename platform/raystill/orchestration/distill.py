@@ -190,5 +190,7 @@ def export(run: Run, trained: Trained, evaluated: Evaluated, directory: Path) ->
     config = json.loads(scheduler.to_json_string())
     readme = model_card(card, scheduler=type(scheduler).__name__, licence=licence_of(Path(run.teacher)))
     state = adapter_state(teacher.unet)
-    artifact.write(directory, card, state, config, evaluated.picture, readme, lora_config=peft_config(run.lora))
+    artifact.write(
+        directory, card, state, config, evaluated.picture, readme, lora_config=peft_config(run.lora).to_dict()
+    )
     return directory

@@ -22,12 +22,11 @@ from raystill.orchestration.evaluate import evaluate, spread, table
 from raystill.orchestration.launcher import Launcher, LocalLauncher
 from raystill.orchestration.pretrain import Pretraining, pretrain
 from raystill.orchestration.run import Cluster, Run
-from raystill.orchestration.services import object_store, upload_sample
+from raystill.orchestration.services import DIRECTORY, object_store, upload_sample
 from raystill.tracking.runs import Tracking, tracking_uri
 from raystill.training.task import final_averages
 
 log = logging.getLogger(__name__)
-DIRECTORY = Path(".raystill")  # everything that is kept on this machine
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from raystill.data.shards import SUFFIXES, list_shards
 from raystill.data.store import Entry, Store, create_bucket, open_store
 
 log = logging.getLogger(__name__)
-EMBEDDED = "s3"  # below the working directory
+DIRECTORY = Path(".raystill")  # everything that is kept on this machine
+EMBEDDED = "s3"  # below it
 PATIENCE_S = 20.0  # for a server of another process that is just starting or stopping
 
 

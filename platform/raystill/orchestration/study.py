@@ -3,11 +3,12 @@
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -22,11 +23,13 @@ from raystill.data.targets import start_law_of
 from raystill.models.pipeline import revision
 from raystill.orchestration.distill import checkpoints_of, compute_targets, trained_student
 from raystill.orchestration.evaluate import evaluate
-from raystill.orchestration.launch import DIRECTORY, surroundings
+from raystill.orchestration.gradients import GradientProbe, GradientTransform, efficiency
+from raystill.orchestration.launch import surroundings
 from raystill.orchestration.launcher import Launcher
 from raystill.orchestration.probes import Probe, ProbeTransform, means
 from raystill.orchestration.run import Run
-from raystill.orchestration.samples import teacher_draw
+from raystill.orchestration.samples import Trained, teacher_draw
+from raystill.orchestration.services import DIRECTORY
 from raystill.tracking.runs import TrackedRun, Tracking, history, open_experiment, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -48,7 +51,17 @@ class Question:
 
     title: str
     text: str = ""
+    conclusion: str = ""  # what its figures say, written by people who have seen them
+    probes: bool = False  # also shown: stability and diversity at every step count, beside the teacher's
+    gradients: bool = False  # also measured: how well the law of times serves the gradient, and what it costs
     variants: tuple[Variant, ...]
+
+
+class Planned(NamedTuple):
+    """One run of a study, and whether its gradients are measured."""
+
+    run: Run
+    gradients: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +73,8 @@ class Study:
     questions: tuple[Question, ...]
     seeds: tuple[int, ...] = (0, 1, 2)  # of the training; targets and evaluation are shared
     probe: Probe = field(default_factory=Probe)
+    gradients: GradientProbe = field(default_factory=GradientProbe)
+    text: str = ""  # of the report: its command, and what it found
     output: str = "docs/results"  # NAME.json with every measurement, NAME.md and pictures
 
     @property
@@ -67,36 +82,36 @@ class Study:
         """Where measurements are kept; what is there is not measured again."""
         return Path(self.output) / f"{self.name}.json"
 
-    def runs(self) -> Iterator[tuple[str, Run]]:
-        """Every run with its key in the results: the first seed of all variants before the second one of any."""
-        seen = set()
-        for seed in self.seeds:
-            for question in self.questions:
-                for variant in question.variants:
-                    key, run = self.run_of(variant, seed)
-                    if key not in seen:
-                        seen.add(key)
-                        yield key, run
+    def runs(self) -> dict[str, Planned]:
+        """Every run by its key in the results: the first seed of all variants before the second one of any."""
+        planned: dict[str, Planned] = {}
+        for seed, question in product(self.seeds, self.questions):
+            for variant in question.variants:
+                key, run = self.run_of(variant, seed)
+                before = key in planned and planned[key].gradients
+                planned[key] = Planned(run, question.gradients or before)
+        return planned
 
     def run_of(self, variant: Variant, seed: int) -> tuple[str, Run]:
         """A variant's run with a seed; equal runs under two labels have one key and are measured once."""
         run = override(self.base, {**variant.changes, "training.seed": seed})
-        return digest({"run": canonical(run), "probe": canonical(self.probe)}), run
+        return digest([canonical(part) for part in (run, self.probe, self.gradients)]), run
 
 
 def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
     """Measure every run that the results lack; a stopped study goes on where it was."""
-    for _, run in study.runs():
+    planned = study.runs()
+    for run, _ in planned.values():
         run.check()
     results = read_results(study)
-    todo = [(key, run) for key, run in study.runs() if key not in results["runs"]]
+    todo = {key: one for key, one in planned.items() if key not in results["runs"]}
     if not todo and "teacher" in results:
         return results
     with surroundings(study.base, local=local) as launcher:
         if "teacher" not in results:
             results["teacher"] = _probe_teacher(study, launcher)
-        for key, run in tqdm(todo, desc=study.name, unit="run"):
-            results["runs"][key] = _measure(study, run, launcher)
+        for key, one in tqdm(todo.items(), desc=study.name, unit="run"):
+            results["runs"][key] = _measure(study, one, launcher)
             results["teacher"] |= results["runs"][key].pop("teacher", {})
             _write(study, results)
     return results
@@ -117,8 +132,9 @@ def _write(study: Study, results: Mapping[str, Any]) -> None:
     partial_file.replace(study.results)
 
 
-def _measure(study: Study, run: Run, launcher: Launcher) -> dict[str, Any]:
+def _measure(study: Study, planned: Planned, launcher: Launcher) -> dict[str, Any]:
     """Train, evaluate and probe one run; a training that stops before a bad update is a result too."""
+    run = planned.run
     tracking = Tracking(
         uri=tracking_uri(DIRECTORY), experiment=study.name, name=digest(run), artifact_root=run.artifacts
     )
@@ -140,12 +156,24 @@ def _measure(study: Study, run: Run, launcher: Launcher) -> dict[str, Any]:
         "student": evaluated.student,
         "teacher": {"figures": evaluated.teacher},
         "probes": _probe(study, launcher, make, run.evaluation.student_steps, identity),
+        "steps": run.training.steps,
         "loss": history(tracking, run, LOSS),
         "data_mse": history(tracking, run, f"{LOSS}_data_mse"),
         "step_s": history(tracking, run, "time/step_s"),
+        "loss_variance": history(tracking, run, "times/weighted_loss_variance"),
         "train_s": seconds,
         "teacher_calls": run.targets.estimator.calls,
+        **({"gradients": _gradients(study, trained, targets, launcher)} if planned.gradients else {}),
     }
+
+
+def _gradients(study: Study, trained: Trained, targets: Store, launcher: Launcher) -> dict[str, float]:
+    """How well the law of times served this student, over some of its targets."""
+    source = Source.of(targets, study.gradients.shards)
+    identity = source.identity(stage="gradients", probe=study.gradients, task=trained.task, **trained.identity())
+    target = place(open_store(study.base.work), "gradients", identity)
+    make = partial(GradientTransform, trained.task, trained.checkpoints, study.gradients, launcher.stage_device)
+    return efficiency(_rows(target, launcher.derive(source, target, make, identity, 0.0)))
 
 
 def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:

@@ -56,6 +56,13 @@ def test_draws_are_a_function_of_the_generator(sampler: TimeSampler) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("law", FIXED, ids=str)
+def test_weights_are_the_inverse_of_the_density_relative_to_the_objective(law: FixedTimes) -> None:
+    draw = law.draw(64, RayPath(), SCHEDULE, rng())
+    torch.testing.assert_close(draw.weight * law.relative_density(draw.quantile), torch.ones_like(draw.t))
+    torch.testing.assert_close(law.objective.quantile(draw.quantile, RayPath(), SCHEDULE), draw.t)
+
+
 @pytest.mark.parametrize("count", [1, 7, 64])
 def test_uniform_times_have_one_draw_in_each_bin_in_random_order(count: int) -> None:
     draw = UniformTimes().draw(count, RayPath(), SCHEDULE, rng())

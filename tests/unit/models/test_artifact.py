@@ -52,7 +52,7 @@ def write(directory: Path, card: AdapterCard | None = None, alpha: int = 16) -> 
     picture = Image.new("RGB", (6, 4), "red")
     state = get_peft_model_state_dict(unet)
     return artifact.write(
-        directory, card, state, json.loads(scheduler.to_json_string()), picture, readme, lora_config=config
+        directory, card, state, json.loads(scheduler.to_json_string()), picture, readme, lora_config=config.to_dict()
     )
 
 
@@ -180,7 +180,9 @@ def test_broken_weights_are_never_written(tmp_path: Path, spoil: Any, message: s
     unet, config = adapted()
     state = spoil(get_peft_model_state_dict(unet))
     with pytest.raises(ArtifactError, match=message):
-        artifact.write(tmp_path / "a", a_card(), state, {"_class_name": "DDIMScheduler"}, None, "", lora_config=config)
+        artifact.write(
+            tmp_path / "a", a_card(), state, {"_class_name": "DDIMScheduler"}, None, "", lora_config=config.to_dict()
+        )
     assert list(tmp_path.iterdir()) == []
 
 

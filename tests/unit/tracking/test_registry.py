@@ -89,7 +89,7 @@ def export(base: Path, tmp_path: Path) -> Export:
         readme = model_card(card, scheduler=type(scheduler).__name__, licence="Apache-2.0", here=str(directory))
         state = get_peft_model_state_dict(unet)
         settings = json.loads(scheduler.to_json_string())
-        artifact.write(directory, card, state, settings, Image.new("RGB", (4, 6)), readme, lora_config=config)
+        artifact.write(directory, card, state, settings, Image.new("RGB", (4, 6)), readme, lora_config=config.to_dict())
         return directory
 
     return write

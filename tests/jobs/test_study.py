@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +12,18 @@ from raystill.data.records import Reading
 from raystill.data.shards import list_shards, pack, unpack
 from raystill.data.store import open_store
 from raystill.data.targets import Generated
+from raystill.flow.importance import GridTimes
 from raystill.flow.paths import RayPath
+from raystill.flow.times import UniformTimes
+from raystill.orchestration.gradients import GradientProbe
 from raystill.orchestration.probes import Probe
-from raystill.orchestration.report import launch_study
+from raystill.orchestration.report import launch_study, reach
 from raystill.orchestration.run import Evaluation, Run, Targets
 from raystill.orchestration.study import Question, Study, Variant, measure_all
 from raystill.recipes import rayflow_study
 from raystill.training.loop import Training
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,24 +47,63 @@ def study(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         evaluation=Evaluation(shards=1, teacher_steps=(1, 2), reference_steps=2),
     )  # fmt: skip
     variants = tuple(Variant(label=f"sigma {s}", x=s, changes={"method.path": RayPath(sigma=s)}) for s in (0.0, 0.3))
-    again = Variant(label="the first again")
-    questions = (Question(title="sigma", variants=variants), Question(title="both", variants=(again, variants[1])))
-    return Study(name="small_study", base=base, questions=questions, seeds=(0, 1), probe=Probe(captions=3, starts=2))
+    times = (
+        Variant(label="the first again"),
+        Variant(label="uniform", changes={"method.times": UniformTimes()}),
+        Variant(label="grid", changes={"method.times": GridTimes(warmup_steps=2)}),
+    )
+    questions = (
+        Question(title="sigma", variants=variants, conclusion="Sigma does this and that."),
+        Question(title="times", variants=times, gradients=True, probes=True),
+    )
+    return Study(
+        name="small_study", base=base, questions=questions, seeds=(0, 1), probe=Probe(captions=3, starts=2),
+        gradients=GradientProbe(shards=1, instances=2, points=4, timed=1), text="`a command`",
+    )  # fmt: skip
 
 
 def test_a_study_measures_each_run_once_and_reports_it_under_every_label(study: Study) -> None:
     text = launch_study(study, local=True)
     results = json.loads(study.results.read_text())
-    assert len(results["runs"]) == 4  # two variants and two seeds: the third label is the first variant
+    assert len(results["runs"]) == 8  # four variants and two seeds: the third label is the first variant
     one = next(iter(results["runs"].values()))
     assert set(one["student"]) == {"1", "2", "4", "8"}
     assert one["probes"]["lipschitz_1"] > 0
     assert one["probes"]["diversity_4"] > 0
     assert len(one["loss"]) == 2
-    assert text.count("| sigma 0.3 |") == 2
     assert text.count("±") > 20
+    assert re.search(r"^\| teacher \| [\d.]+ \|", text, re.MULTILINE)  # its stability beside the students'
+    assert "`a command`" in text
+    assert "Sigma does this and that." in text
     assert study.results.with_name("small_study-1.png").stat().st_size > 5000
     assert study.results.with_suffix(".md").is_file()
+
+
+def test_the_gradients_second_moment_is_measured_for_laws_of_times(study: Study) -> None:
+    results = measure_all(replace(study, seeds=(0,)), local=True)
+    again, uniform, grid = (results["runs"][study.run_of(v, 0)[0]]["gradients"] for v in study.questions[1].variants)
+    assert again["ratio"] == uniform["ratio"] == 1  # they draw from their objective
+    assert grid["ratio"] > 0
+    assert grid["ratio"] != 1
+    for one in (again, uniform, grid):
+        assert 0 < one["oracle"] <= 1
+        assert one["student_s"] > 0
+        assert one["law_s"] > 0
+    assert "gradients" not in results["runs"][study.run_of(study.questions[0].variants[1], 0)[0]]
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([5.0] * 4 + [1.0] * 6, 80),
+        ([1.0] * 10, 50),
+        ([9.0] * 10, None),
+        ([3.0] * 5 + [1.0] * 5, 80),
+        ([5.0] * 5 + [1.0] * 5, 90),
+    ],
+)
+def test_steps_to_the_final_loss_of_another_run(losses: list[float], expected: float | None) -> None:
+    assert reach({"loss": losses, "steps": 100}, {"loss": [7.0] * 5 + [1.8] * 5}) == expected
 
 
 def test_a_stopped_study_goes_on_where_it_was(study: Study) -> None:
@@ -70,13 +113,14 @@ def test_a_stopped_study_goes_on_where_it_was(study: Study) -> None:
     assert study.results.stat().st_mtime_ns == before
     both = measure_all(study, local=True)
     assert {key: both["runs"][key] for key in first["runs"]} == first["runs"]
-    assert len(both["runs"]) == 4
+    assert len(both["runs"]) == 8
 
 
 def test_every_variant_of_the_shipped_study_is_a_run_that_passes_its_checks() -> None:
     os.chdir(ROOT)
     study = rayflow_study.run()
-    runs = [run for _, run in study.runs()]
+    runs = study.runs().values()
     assert len(runs) >= 3 * 25
-    for run in runs:
-        run.check()
+    assert sum(planned.gradients for planned in runs) >= 3 * 7
+    for planned in runs:
+        planned.run.check()

@@ -1,26 +1,20 @@
-"""Every script of `jobs/` at a small size, with and without Ray; what is shipped; Ctrl-C as a terminal sends it."""
+"""Scripts of `jobs/` at a small size in one process, without Ray; what is shipped."""
 
-import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
-import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from tests.cluster.conftest import ROOT, command, environment, run, script
+from tests.workplace import ROOT, command, run, script
 
 from raystill.data.local import LocalStore
-from raystill.data.shards import list_shards, pack, unpack
+from raystill.data.shards import list_shards, unpack
 from raystill.models.artifact import verify
 from raystill.models.pipeline import load_pipeline
 from raystill.tracking.pull import pull
@@ -44,69 +38,6 @@ sys.modules["ray"] = sys.modules["deepspeed"] = None
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-FIGURES = {
-    "type": "object",
-    "required": ["frechet", "images_per_s"],
-    "properties": {"frechet": {"type": "number", "minimum": 0}, "images_per_s": {"type": "number", "minimum": 0}},
-    "additionalProperties": {"type": "number"},
-}
-STEPS = {"type": "object", "propertyNames": {"pattern": r"^\d+$"}, "additionalProperties": FIGURES}
-REPORT: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "teacher": {**STEPS, "required": ["1", "2"]},
-        "student": {**STEPS, "required": ["1", "2", "4", "8"]},
-        "adapter_uri": {"type": "string", "pattern": "^models:/nano-rayflow/1$"},
-        "adapter_version": {"type": "integer", "const": 1},
-        "picture": {"type": "string"},
-        "seconds": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "number", "minimum": 0}},
-        "world_size": {"const": 2},
-        "zero_stage": {"const": 2},
-    },
-}
-REPORT["required"] = list(REPORT["properties"])
-
-
-@pytest.fixture(scope="module")
-def few(workplace: Path) -> Path:
-    """Three shards of 16 pictures."""
-    source, target = LocalStore(uri=str(workplace / "samples")), LocalStore(uri=str(workplace / "few"))
-    first = list_shards(source)[0].key
-    samples = list(unpack(source.read(first), first))
-    for i in range(3):
-        target.write(f"{i:06d}.tar", pack(samples[16 * i : 16 * (i + 1)]))
-    return workplace / "few"
-
-
-def test_the_demo_reports_what_it_did(workplace: Path, few: Path) -> None:
-    done = run(command(job="demo", sample="few"), workplace)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    report = json.loads((workplace / ".raystill" / "demo" / "report.json").read_text())
-    jsonschema.validate(report, REPORT)
-    assert set(report["teacher"]) == {"1", "2"}
-    assert set(report["student"]) == {"1", "2", "4", "8"}
-    with Image.open(workplace / report["picture"]) as picture:
-        assert picture.width > 6 * 32  # a column for each of the teacher's and the student's step counts
-    lines = done.stdout.splitlines()
-    for who in ("teacher", "student"):
-        for steps, figures in report[who].items():
-            row = next(line.split() for line in lines if re.match(rf"{who} +{steps} ", line))
-            assert float(row[2]) == pytest.approx(figures["frechet"], abs=1e-3)
-            assert float(row[-1]) == pytest.approx(figures["images_per_s"], abs=0.1)
-    for shown in (report["adapter_uri"], report["picture"], ".raystill/demo/report.json"):
-        assert shown in done.stdout
-    commands = lines[lines.index("Next:") + 1 :]
-    assert len(commands) >= 2
-    assert all(line.startswith("  ") for line in commands)
-    assert not secrets_of(workplace) & set(re.findall(r"[\w-]+", done.stdout + done.stderr))
-
-
-def secrets_of(workplace: Path) -> set[str]:
-    """The keys of the embedded store."""
-    text = (workplace / ".raystill" / "s3" / "s3cfg.json").read_text()
-    keys: dict[str, str] = json.loads(text)["identities"][0]["credentials"][0]
-    return set(keys.values())
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +79,19 @@ def test_an_evaluation_prints_its_spread_over_seeds(workplace: Path, alone: subp
     assert re.findall(spread, done.stdout, re.MULTILINE) == expected
     assert "targets:" not in done.stderr
     assert "student:" not in done.stderr  # it evaluates what was trained
+
+
+def test_a_bench_compares_the_loop_with_bare_steps(workplace: Path, alone: subprocess.CompletedProcess[str]) -> None:
+    line = command(job="bench", training__batch_size="2", **PLAIN)
+    done = run([*line, "--local", "--set", "method.times=GridTimes"], workplace)  # with a second network to be learned
+    assert done.returncode == 0, done.stderr[-3000:]
+    setting, *figures, ratio = done.stdout.splitlines()[-5:]
+    assert setting.startswith("plain torch in this process, 2 samples per worker and step")
+    loop, bare, wait = (float(re.findall(r"^\S+ +([\d.]+) ms, median of 8 blocks$", line)[0]) for line in figures)
+    assert loop > 0
+    assert bare > 0
+    assert 0 <= wait < loop
+    assert re.fullmatch(r"loop / bare +[\d.]+ median, [\d.]+ to [\d.]+", ratio)
 
 
 @pytest.fixture(scope="module")
@@ -221,55 +165,3 @@ def test_the_shipped_sample_is_small_and_whole() -> None:
 def size(folder: Path) -> int:
     """Bytes of all files below."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-
-
-STEPS_OF_A_LONG_RUN, ENOUGH = 80, 30
-
-
-def test_ctrl_c_in_a_terminal_leaves_nothing_behind_and_the_same_line_goes_on(workplace: Path, few: Path) -> None:
-    work = workplace / "long-work"  # a folder, so that checkpoints can be seen as they come
-    work.mkdir()
-    line = command(
-        sample="few", work=str(work), model="long-rayflow", training__steps=str(STEPS_OF_A_LONG_RUN),
-        training__checkpoint_every="10", training__picture_every="0",
-    )  # fmt: skip
-    said = interrupted(line, workplace, work)
-    assert "go on with the same command" in said
-    stopped_at = checkpoint(work)
-    assert ENOUGH <= stopped_at < STEPS_OF_A_LONG_RUN
-    done = run(line, workplace)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert "models:/long-rayflow/1: there was no champion" in done.stdout
-    assert "targets:" not in done.stderr
-    assert checkpoint(work) == STEPS_OF_A_LONG_RUN
-    shown = [float(n) for n in re.findall(r"student:.*?([\d.]+)/[\d.]+ \[", done.stderr)]
-    assert min(n for n in shown if n) >= stopped_at  # its progress bar begins at the checkpoint
-
-
-def interrupted(line: list[str], cwd: Path, work: Path) -> str:
-    """Start a job, send Ctrl-C to its whole group once a checkpoint is there; gives what it wrote. Nothing that it
-    started may be alive at its end.
-    """
-    log = cwd / "interrupted.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(line, cwd=cwd, env=environment(), stderr=file, stdout=file, start_new_session=True)
-    try:
-        while checkpoint(work) < ENOUGH:
-            assert process.poll() is None, log.read_text()[-4000:]
-            time.sleep(0.1)
-        family = psutil.Process(process.pid).children(recursive=True)
-        assert len(family) > 4  # the store, Ray's own ones, two workers
-        os.killpg(process.pid, signal.SIGINT)
-        status, said = process.wait(90), log.read_text()
-    finally:
-        process.kill()  # a test that ran out of time leaves nothing, either: all others end with it
-    assert status == 130, said[-4000:]
-    _, alive = psutil.wait_procs(family, timeout=5)
-    left = [str(p) for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert not left, f"{left} outlived the job\n{said[-2000:]}"
-    return said
-
-
-def checkpoint(work: Path) -> int:
-    """The step of the newest checkpoint; 0 where there is none."""
-    return max((json.loads(p.read_text())["step"] for p in work.glob("checkpoints/*/latest.json")), default=0)

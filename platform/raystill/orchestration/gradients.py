@@ -1,0 +1,159 @@
+"""How well a law of times serves the student that was trained with it: the gradient's second moment under it, and what
+it costs.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from raystill.data.records import Row, unpack_row
+from raystill.data.shards import Sample
+from raystill.data.store import Store
+from raystill.data.targets import start_of
+from raystill.flow.efficiency import midpoints, oracle, relative_second_moment
+from raystill.flow.importance import BatchLaw, LearnedTimes
+from raystill.methods.method import Batch
+from raystill.methods.rayflow import TIME_SAMPLER, BoundRayFlow
+from raystill.models.lora import load_adapter
+from raystill.training.distillation import DistillTask
+from raystill.training.loop import generator
+from raystill.training.task import final_averages
+
+TENSORS = ("x_0", "target_mean", "condition")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientProbe:
+    """Where gradients are measured."""
+
+    shards: int = 2  # of the targets
+    instances: int = 16  # of each shard
+    points: int = 32  # of time, in the middles of equal shares of the objective's law
+    seed: int = 7000  # of the path's noise
+    timed: int = 3  # steps of the student, and ten times as many of the law
+
+
+class GradientTransform:
+    """Stored targets to ||grad||^2 of the finished student's loss along their paths, beside the law's density."""
+
+    def __init__(self, task: DistillTask, checkpoints: Store, probe: GradientProbe, device: str) -> None:
+        averages = final_averages(checkpoints)
+        assert averages is not None
+        self.task, self.probe, self.device = task, probe, torch.device(device)
+        built = task.build(self.device)
+        assert isinstance(built.method, BoundRayFlow)
+        self.method, self.student = built.method, built.modules["student"]
+        load_adapter(self.student, averages["student"])
+        self.law = built.modules.get(TIME_SAMPLER)
+        if self.law is not None:
+            self.law.load_state_dict(averages[TIME_SAMPLER])
+
+    def read(self, sample: Sample) -> Row:
+        """A row of the targets."""
+        return unpack_row(sample)
+
+    def compute(self, rows: list[Row]) -> list[Row]:
+        """`square` and `density`, shape (points,) each, of the first instances, and the seconds of a student's step and
+        of the law's part in one.
+        """
+        chosen = rows[: self.probe.instances]
+        times, v = self.task.method.times, midpoints(self.probe.points)
+        t = times.objective.quantile(v, self.task.method.path, self.method.schedule)
+        measured = [(self._squares(row, t), self._density(row, v)) for row in chosen]
+        student, law = self._seconds(rows)
+        return [
+            {
+                "key": row["key"], "caption": row["caption"], "square": square.numpy(), "density": density.numpy(),
+                "student_s": np.asarray(student), "law_s": np.asarray(law),
+            }
+            for row, (square, density) in zip(chosen, measured, strict=True)
+        ]  # fmt: skip
+
+    def _squares(self, row: Row, t: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
+        """||grad||^2 of one sample's loss at each time, with one noise each."""
+        batch, parameters = self._batch([row]), [p for p in self.student.parameters() if p.requires_grad]
+        squares = []
+        for k in range(len(t)):
+            eps = start_of(row["key"], self.probe.seed + k, batch["x_0"].shape[1:]).to(self.device)[None]
+            loss = self.method.per_sample(self.student, batch, t[k : k + 1], eps)[1].sum()
+            squares.append(sum(g.double().square().sum() for g in torch.autograd.grad(loss, parameters)))
+        return torch.stack([torch.as_tensor(s) for s in squares]).cpu()
+
+    @torch.no_grad()
+    def _density(self, row: Row, v: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
+        """q / p at v for one instance."""
+        times = self.task.method.times
+        if not isinstance(times, LearnedTimes):
+            return times.relative_density(v)
+        assert self.law is not None
+        batch = self._batch([row])
+        outputs = self.law(times.features(batch["x_0"], batch["target_mean"]))
+        return times.density(outputs, v[None].to(self.device))[0].cpu()
+
+    def _batch(self, rows: list[Row]) -> Batch:
+        return {name: torch.from_numpy(np.stack([row[name] for row in rows])).to(self.device) for name in TENSORS}
+
+    def _seconds(self, rows: list[Row]) -> tuple[float, float]:
+        """Seconds of the student's forward and backward in a step, and of all that the law does there."""
+        size = self.task.training.batch_size
+        batch = self._batch([rows[i % len(rows)] for i in range(size)])
+        t, eps = torch.linspace(0.1, 0.9, size, dtype=torch.float64), torch.randn_like(batch["x_0"])
+
+        def student_step() -> None:
+            self.method.per_sample(self.student, batch, t, eps)[1].mean().backward()
+
+        student = seconds(student_step, self.probe.timed)
+        return student, seconds(self._law_step(batch), 10 * self.probe.timed)
+
+    def _law_step(self, batch: Batch) -> Callable[[], object]:
+        """Draw a batch of times and, where they are learned, learn from its losses."""
+        times, law, path, schedule = self.task.method.times, self.law, self.task.method.path, self.method.schedule
+        rng, losses = generator(0, 0, 0), torch.rand(len(batch["x_0"]), device=self.device) + 0.1
+        if not isinstance(times, LearnedTimes):
+            return partial(times.draw, len(losses), path, schedule, rng)
+        assert law is not None
+        optimizer = torch.optim.AdamW(law.parameters(), lr=0.0)
+
+        def step() -> None:
+            sampler = BatchLaw(times, law(times.features(batch["x_0"], batch["target_mean"])), times.warmup_steps)
+            draw = sampler.draw(len(losses), path, schedule, rng)
+            torch.stack(list(sampler.losses(draw, losses, rng).values())).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+
+def seconds(call: Callable[[], object], count: int) -> float:
+    """Mean wall seconds of a call, after one that is not counted; the device's queue is waited for."""
+    call()
+    _wait()
+    began = time.perf_counter()
+    for _ in range(count):
+        call()
+    _wait()
+    return (time.perf_counter() - began) / count
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # HOST SYNC: of a probe, not of a training
+
+
+def efficiency(rows: list[Row]) -> dict[str, float]:
+    """Second moment of the weighted gradient under the law over that under its objective's own; the same of the best
+    law of time alone; and the seconds of a student's step and of the law's part in it.
+    """
+    square, density = (torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("square", "density"))
+    return {
+        "ratio": relative_second_moment(square, density),
+        "oracle": oracle(square.mean(dim=0)).ratio,
+        "student_s": float(np.mean([row["student_s"] for row in rows])),
+        "law_s": float(np.mean([row["law_s"] for row in rows])),
+    }
