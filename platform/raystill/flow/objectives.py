@@ -20,7 +20,7 @@ from torch import Tensor
 from raystill.config.errors import UserError
 from raystill.flow.paths import Coefficients
 from raystill.flow.predictions import Kind, Latent, Prediction, column
-from raystill.flow.schedules import Times
+from raystill.flow.schedules import Times, at_hand
 
 Target = Literal["data", "velocity", "noise"]
 Distance = Literal["squared", "pseudo_huber"]
@@ -58,7 +58,7 @@ class Objective:
         self, prediction: Prediction, x_0: Latent, epsilon: Latent, c: Coefficients
     ) -> Float[Tensor, " batch"]:
         """Losses of predictions about the points with coefficients `c`, in x_0's dtype on its device; `epsilon` is
-        `effective_noise`. UserError as `check` says. No host-device synchronisation: `c` is on the CPU.
+        `effective_noise`. UserError as `check` says. No host-device synchronisation.
         """
         self.check(c)
         gain = error_gain(prediction.kind, self.target, c.angle)
@@ -73,7 +73,7 @@ class Objective:
         eps = (x - data x_0 - mean mu) / noise is then an error of x_0 magnified more than ten times, without bound as
         sigma goes to 0, and the effective noise is the target mean under another name.
         """
-        if self.target == "noise" and bool((c.noise < NOISE_SHARE * c.mean - 1e-9).any()):  # less the rounding of 1 - s
+        if self.target == "noise" and at_hand(c.noise) and bool((c.noise < NOISE_SHARE * c.mean - 1e-9).any()):  # less the rounding of 1 - s
             raise UserError(
                 "the objective's target is 'noise' on a path that has almost none (sigma below 0.1, or a paired path): "
                 "near sigma = 0 use data or velocity: --set method.objective.target=velocity"

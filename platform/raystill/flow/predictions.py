@@ -6,6 +6,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from raystill.flow.schedules import at_hand
+
 Latent = Float[Tensor, "batch channels height width"]
 Coefficient = Float[Tensor, "batch 1 1 1"]
 Kind = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
@@ -58,8 +60,9 @@ class Prediction:
 
 
 def check_data(kind: Kind, angle: Float[Tensor, " batch"]) -> None:
-    """Refuse, with ValueError, to ask a noise prediction for x_0 at pure noise; angles in radians, on the CPU."""
-    if kind == "epsilon" and bool((angle.cos().abs() < VANISHING).any()):
+    """Refuse, with ValueError, to ask a noise prediction for x_0 at pure noise; angles in radians, looked at where they are on the CPU.
+    """
+    if kind == "epsilon" and at_hand(angle) and bool((angle.cos().abs() < VANISHING).any()):
         raise ValueError(
             "an epsilon prediction has no x_0 at zero signal; a zero-SNR schedule needs v_prediction, a flow schedule "
             "flow_prediction. Otherwise ask at times before the one where the signal vanishes"
@@ -67,8 +70,10 @@ def check_data(kind: Kind, angle: Float[Tensor, " batch"]) -> None:
 
 
 def check_noise(kind: Kind, angle: Float[Tensor, " batch"]) -> None:
-    """Refuse, with ValueError, to ask a data prediction for the noise at clean data; angles in radians, on the CPU."""
-    if kind == "sample" and bool((angle.sin().abs() < VANISHING).any()):
+    """Refuse, with ValueError, to ask a data prediction for the noise at clean data; angles in radians, looked at where they are on the
+    CPU.
+    """
+    if kind == "sample" and at_hand(angle) and bool((angle.sin().abs() < VANISHING).any()):
         raise ValueError(
             "a sample prediction has no noise where the noise coefficient is 0; ask at times t > 0, such as 1 / K "
             "for a schedule of K steps, or use its data there"

@@ -199,12 +199,18 @@ def zero_terminal_snr(alphas: Alphas) -> Alphas:
     return ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
 
 
+def at_hand(values: Tensor) -> bool:
+    """Whether values can be looked at without waiting for a device; checks of values are for those that can."""
+    return values.device.type == "cpu"
+
+
 def _check(t: Times) -> None:
-    # Times are drawn on the CPU: this waits for no device.
-    if t.dtype != torch.float64 or t.ndim != 1 or not bool(((t >= 0) & (t <= 1)).all()):
+    outside = at_hand(t) and not bool(((t >= 0) & (t <= 1)).all())
+    if t.dtype != torch.float64 or t.ndim != 1 or outside:
+        shown = t.flatten()[:4].tolist() if at_hand(t) else f"on {t.device}"
         raise ValueError(
             "times are float64, of shape (batch,), and lie in [0, 1]; "
-            f"found {t.dtype}, shape {tuple(t.shape)}, values {t.flatten()[:4].tolist()}: "
+            f"found {t.dtype}, shape {tuple(t.shape)}, values {shown}: "
             "write for example torch.full((batch,), 0.5, dtype=torch.float64)"
         )
 
@@ -215,7 +221,8 @@ def _check_steps(steps: int, most: int) -> None:
 
 
 def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Piecewise linear interpolation, constant outside the knots."""
+    """Piecewise linear interpolation, constant outside the knots, on x's device."""
+    knots, values = knots.to(x.device, non_blocking=True), values.to(x.device, non_blocking=True)
     right = torch.searchsorted(knots, x.contiguous()).clamp(1, len(knots) - 1)
     x_l, x_r = knots[right - 1], knots[right]
     fraction = ((x - x_l) / (x_r - x_l)).clamp(0, 1)

@@ -34,7 +34,7 @@ class Denoiser:
         noise prediction is asked about pure noise, since it says nothing of the data there, or where there is not one
         angle per sample.
         """
-        check_data(self.kind, angle)  # angles are on the CPU: no device sync
+        check_data(self.kind, angle)
         timestep = self.schedule.timestep(self.schedule.time_of(angle)).to(x.device, torch.float32, non_blocking=True)
         scaled = x * column(self.schedule.input_scale(angle), x)
         value = self.network(scaled, timestep, condition, return_dict=False)[0]

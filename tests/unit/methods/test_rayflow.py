@@ -226,3 +226,21 @@ def test_a_step_with_a_learned_law_waits_for_no_device(times: Learned) -> None:
             loss.value.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("times", LEARNED, ids=lambda times: type(times).__name__)
+def test_a_step_with_a_learned_law_waits_for_no_device(times: Learned, path: RayPath, kind: Kind) -> None:
+    """Tensors on `meta` have no values: whatever looked at one there would wait for a GPU, and fails here."""
+    shape = SHAPES[0]
+    bound = RayFlow(path=path, times=times).bind(SCHEDULE, kind)
+    networks = {"student": Network().to("meta"), TIME_SAMPLER: times.network(shape[1]).to("meta")}
+    batch = {name: tensor.to("meta") for name, tensor in batch_of(shape).items()}
+    for step in (0, times.warmup_steps):
+        losses = bound.losses(networks, batch, rng(), step)
+        assert set(losses) == {"student", TIME_SAMPLER}
+        for role, loss in losses.items():
+            loss.value.backward()
+            assert loss.value.device.type == "meta"
+            assert all(p.grad is not None and p.grad.is_meta for p in networks[role].parameters())
