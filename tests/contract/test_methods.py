@@ -14,7 +14,7 @@ from raystill.flow.importance import GridTimes, LearnedTimes, SecondMomentTimes
 from raystill.flow.objectives import Objective
 from raystill.flow.paths import PairedDiffusionPath, RayPath
 from raystill.flow.predictions import Kind
-from raystill.flow.schedules import DiffusionSchedule
+from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, UniformTimes, UShapedTimes
 from raystill.methods.autoencoder import Autoencoder, AutoencoderPass
@@ -62,8 +62,8 @@ def targets(shape: tuple[int, ...]) -> Fields:
     return {"x_0": x_0, "target_mean": mu, "condition": torch.randn(shape[0], TEXT, TEXT, generator=rng(3))}
 
 
-def ray(kind: Kind = "v_prediction", **settings: object) -> Case:
-    return Case(RayFlow(**settings).bind(SCHEDULE, kind), student, targets)  # type: ignore[arg-type]
+def ray(kind: Kind = "v_prediction", schedule: Schedule = SCHEDULE, **settings: object) -> Case:
+    return Case(RayFlow(**settings).bind(schedule, kind), student, targets)  # type: ignore[arg-type]
 
 
 def taught(times: LearnedTimes, **settings: object) -> Case:
@@ -77,8 +77,8 @@ def taught(times: LearnedTimes, **settings: object) -> Case:
     return Case(method, networks, targets)
 
 
-def denoising(kind: Kind) -> Case:
-    method = Denoising(schedule=SCHEDULE, kind=kind, empty_tokens=(1, 8, 8, 8), caption_dropout=0.3)
+def denoising(kind: Kind, schedule: Schedule = SCHEDULE) -> Case:
+    method = Denoising(schedule=schedule, kind=kind, empty_tokens=(1, 8, 8, 8), caption_dropout=0.3)
 
     def networks() -> Roles:
         text = SHAPE.text_encoder(Tokens(vocabulary=9, start=1, end=8, empty=method.empty_tokens))
@@ -106,9 +106,11 @@ CASES = {
     "rayflow-stein": taught(SteinTimes(), path=RayPath(sigma=0.3)),
     "rayflow-paired": ray("epsilon", path=PairedDiffusionPath(), times=SamplingTimes(steps=4)),
     "rayflow-sample": ray("sample", objective=Objective(target="data")),
+    "rayflow-flow": ray("flow_prediction", FlowSchedule(shift=3.0)),
     "denoising-v": denoising("v_prediction"),
     "denoising-epsilon": denoising("epsilon"),
     "denoising-sample": denoising("sample"),
+    "denoising-flow": denoising("flow_prediction", FlowSchedule()),
     "autoencoder": Case(
         Autoencoder(),
         lambda: {"autoencoder": AutoencoderPass(AutoencoderShape(widths=(8, 16), groups=4).build())},

@@ -73,7 +73,9 @@ class Objective:
         eps = (x - data x_0 - mean mu) / noise is then an error of x_0 magnified more than ten times, without bound as
         sigma goes to 0, and the effective noise is the target mean under another name.
         """
-        if self.target == "noise" and at_hand(c.noise) and bool((c.noise < NOISE_SHARE * c.mean - 1e-9).any()):  # less the rounding of 1 - s
+        if (
+            self.target == "noise" and at_hand(c.noise) and bool((c.noise < NOISE_SHARE * c.mean - 1e-9).any())
+        ):  # less the rounding of 1 - s
             raise UserError(
                 "the objective's target is 'noise' on a path that has almost none (sigma below 0.1, or a paired path): "
                 "near sigma = 0 use data or velocity: --set method.objective.target=velocity"

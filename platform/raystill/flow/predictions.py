@@ -60,7 +60,8 @@ class Prediction:
 
 
 def check_data(kind: Kind, angle: Float[Tensor, " batch"]) -> None:
-    """Refuse, with ValueError, to ask a noise prediction for x_0 at pure noise; angles in radians, looked at where they are on the CPU.
+    """Refuse, with ValueError, to ask a noise prediction for x_0 at pure noise; angles in radians, looked at where they
+    are on the CPU.
     """
     if kind == "epsilon" and at_hand(angle) and bool((angle.cos().abs() < VANISHING).any()):
         raise ValueError(
@@ -70,8 +71,8 @@ def check_data(kind: Kind, angle: Float[Tensor, " batch"]) -> None:
 
 
 def check_noise(kind: Kind, angle: Float[Tensor, " batch"]) -> None:
-    """Refuse, with ValueError, to ask a data prediction for the noise at clean data; angles in radians, looked at where they are on the
-    CPU.
+    """Refuse, with ValueError, to ask a data prediction for the noise at clean data; angles in radians, looked at where
+    they are on the CPU.
     """
     if kind == "sample" and at_hand(angle) and bool((angle.sin().abs() < VANISHING).any()):
         raise ValueError(

@@ -231,7 +231,7 @@ def test_a_step_with_a_learned_law_waits_for_no_device(times: Learned) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("times", LEARNED, ids=lambda times: type(times).__name__)
-def test_a_step_with_a_learned_law_waits_for_no_device(times: Learned, path: RayPath, kind: Kind) -> None:
+def test_a_step_with_a_learned_law_looks_at_no_value_on_the_device(times: Learned, path: RayPath, kind: Kind) -> None:
     """Tensors on `meta` have no values: whatever looked at one there would wait for a GPU, and fails here."""
     shape = SHAPES[0]
     bound = RayFlow(path=path, times=times).bind(SCHEDULE, kind)
