@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 from raystill.data.server import ObjectStoreServer
 from raystill.data.store import create_bucket
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else whatever tests start would not hear Ctrl-C, either
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from raystill.flow.paths import PairedDiffusionPath, RayPath
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, UniformTimes, UShapedTimes
 from raystill.models.student import Sampling
+from raystill.orchestration.probes import Probe
 from raystill.orchestration.run import Run, Targets
 from raystill.orchestration.study import Question, Study, Variant
 from raystill.recipes import nano
@@ -38,6 +39,7 @@ def run() -> Study:
         name="rayflow",
         base=base(),
         text=TEXT,
+        probe=Probe(shards=2, captions=16),
         questions=(sigma(), estimators(), time_samplers(), jumps(), paths(), objectives()),
     )
 
