@@ -23,8 +23,8 @@ JOBS = {  # that take settings of a type
 
 def job(description: str | None, recipe: str, action: Callable[..., object], *, local: bool = True) -> int:
     """Resolve the recipe that was typed (`recipe` by default), override it, print what `action(run, local=...)` gives;
-    returns the exit status. The annotation of `action`'s `run` says which settings it takes. An action of a cluster
-    only is called without `local` and does not offer `--local`.
+    returns the exit status. The annotation of `action`'s first parameter says which settings it takes. An action of a
+    cluster only is called without `local` and does not offer `--local`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -43,7 +43,7 @@ def job(description: str | None, recipe: str, action: Callable[..., object], *, 
         parser.add_argument("--local", action="store_true", help="run in this process: one device, plain torch, no Ray")
     parser.add_argument("--show", action="store_true", help="print the resolved settings with their paths, and stop")
     typed = parser.parse_args()
-    check = partial(_check_kind, typed.recipe, recipe, get_type_hints(action)["run"])
+    check = partial(_check_kind, typed.recipe, recipe, _settings_of(action))
     return guarded(partial(_act, typed, check, partial(action, local=typed.local) if local else action))
 
 
@@ -52,6 +52,12 @@ def _act(typed: argparse.Namespace, check: Callable[[Any], None], action: Callab
     check(found)
     run = override(found, parse_assignments(typed.set))
     print(shown(run) if typed.show else action(run))
+
+
+def _settings_of(action: Callable[..., object]) -> type:
+    """The annotation of the first parameter."""
+    kind: type = next(iter(get_type_hints(action).values()))
+    return kind
 
 
 def _check_kind(recipe: str, usual: str, wanted: type, found: object) -> None:

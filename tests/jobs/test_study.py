@@ -15,6 +15,7 @@ from raystill.data.targets import Generated
 from raystill.flow.importance import GridTimes
 from raystill.flow.paths import RayPath
 from raystill.flow.times import UniformTimes
+from raystill.models.student import Sampling
 from raystill.orchestration.gradients import GradientProbe
 from raystill.orchestration.probes import Probe
 from raystill.orchestration.report import launch_study, reach
@@ -47,6 +48,9 @@ def study(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         evaluation=Evaluation(shards=1, teacher_steps=(1, 2), reference_steps=2),
     )  # fmt: skip
     variants = tuple(Variant(label=f"sigma {s}", x=s, changes={"method.path": RayPath(sigma=s)}) for s in (0.0, 0.3))
+    anchored = Variant(  # the same training, sampled otherwise
+        label="anchored", changes={**variants[1].changes, "sampling": Sampling(jump="anchored")}
+    )
     times = (
         Variant(label="the first again"),
         Variant(label="uniform", changes={"method.times": UniformTimes()}),
@@ -55,6 +59,7 @@ def study(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     questions = (
         Question(title="sigma", variants=variants, conclusion="Sigma does this and that."),
         Question(title="times", variants=times, gradients=True, probes=True),
+        Question(title="jumps", variants=(variants[1], anchored), probes=True),
     )
     return Study(
         name="small_study", base=base, questions=questions, seeds=(0, 1), probe=Probe(captions=3, starts=2),
@@ -65,18 +70,26 @@ def study(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_study_measures_each_run_once_and_reports_it_under_every_label(study: Study) -> None:
     text = launch_study(study, local=True)
     results = json.loads(study.results.read_text())
-    assert len(results["runs"]) == 8  # four variants and two seeds: the third label is the first variant
+    assert len(results["runs"]) == 10  # five variants and two seeds: the third label is the first variant
     one = next(iter(results["runs"].values()))
     assert set(one["student"]) == {"1", "2", "4", "8"}
     assert one["probes"]["lipschitz_1"] > 0
     assert one["probes"]["diversity_4"] > 0
     assert len(one["loss"]) == 2
     assert text.count("±") > 20
-    assert re.search(r"^\| teacher \| [\d.]+ \|", text, re.MULTILINE)  # its stability beside the students'
+    assert re.search(r"^The teacher's: lipschitz at 2 steps [\d.]+, diversity at 2 steps [\d.]+\.$", text, re.MULTILINE)
     assert "`a command`" in text
     assert "Sigma does this and that." in text
     assert study.results.with_name("small_study-1.png").stat().st_size > 5000
     assert study.results.with_suffix(".md").is_file()
+
+
+def test_another_sampling_shares_the_training(study: Study) -> None:
+    results = measure_all(replace(study, seeds=(0,)), local=True)
+    ode, anchored = (results["runs"][study.run_of(v, 0)[0]] for v in study.questions[2].variants)
+    assert ode["loss"] == anchored["loss"]
+    assert ode["student"]["4"]["frechet"] != anchored["student"]["4"]["frechet"]
+    assert ode["probes"].keys() - anchored["probes"].keys() == {f"lipschitz_{n}" for n in (1, 2, 4, 8)}
 
 
 def test_the_gradients_second_moment_is_measured_for_laws_of_times(study: Study) -> None:
@@ -113,7 +126,7 @@ def test_a_stopped_study_goes_on_where_it_was(study: Study) -> None:
     assert study.results.stat().st_mtime_ns == before
     both = measure_all(study, local=True)
     assert {key: both["runs"][key] for key in first["runs"]} == first["runs"]
-    assert len(both["runs"]) == 8
+    assert len(both["runs"]) == 10
 
 
 def test_every_variant_of_the_shipped_study_is_a_run_that_passes_its_checks() -> None:

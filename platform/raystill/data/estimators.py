@@ -72,7 +72,10 @@ class Estimator(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Independent(Estimator):
-    """The control: x_0 is the real latent and mu a fresh N(0, I) draw that knows nothing of it."""
+    """The control: x_0 is the real latent and mu a N(0, I) draw that knows nothing of it.
+
+    Targets are stored, so a sample keeps its one draw; new ones every time a sample is seen would need no store.
+    """
 
     reads_picture: ClassVar[bool] = True
 

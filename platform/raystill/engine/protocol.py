@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from raystill.config.errors import UserError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimizer:
@@ -49,5 +51,5 @@ class Engine(Protocol):
         """Restore what `save` wrote. Collective."""
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError):
     """A loss or gradient became infinite or NaN; the update was not applied."""

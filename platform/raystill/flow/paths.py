@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raystill.config.errors import UserError
 from raystill.flow.predictions import Latent, column
-from raystill.flow.schedules import Schedule, Times
+from raystill.flow.schedules import Schedule, Times, check_times
 
 
 class Coefficients(NamedTuple):
@@ -77,6 +77,7 @@ class StraightPath:
 
     def coefficients(self, schedule: Schedule, t: Times) -> Coefficients:
         """Coefficients (1 - t, t, 0)."""
+        check_times(t)
         return Coefficients(1 - t, t, torch.zeros_like(t))
 
 

@@ -27,28 +27,28 @@ class Prediction:
 
     @property
     def data(self) -> Latent:
-        """Estimate of x_0; from a noise prediction only where signal > 0 (`check_data` refuses the others)."""
+        """Estimate of x_0; from a noise prediction only where signal > 0, else ValueError."""
         match self.kind:
             case "sample":
                 return self.value
             case "v_prediction":  # v = s e - n x_0 (Salimans & Ho 2202.00512)
                 return self.signal * self.x - self.noise * self.value
             case "epsilon":
+                check_data(self.kind, self.signal.flatten().acos())
                 return (self.x - self.noise * self.value) / self.signal
             case "flow_prediction":  # e - x_0 (Liu et al. 2209.03003)
                 return (self.x - self.noise * self.value) / (self.signal + self.noise)
 
     @property
     def epsilon(self) -> Latent:
-        """Estimate of the unit noise e; from a data prediction only where noise > 0 (`check_noise` refuses the
-        others).
-        """
+        """Estimate of the unit noise e; from a data prediction only where noise > 0, else ValueError."""
         match self.kind:
             case "epsilon":
                 return self.value
             case "v_prediction":
                 return self.noise * self.x + self.signal * self.value
             case "sample":
+                check_noise(self.kind, self.noise.flatten().asin())
                 return (self.x - self.signal * self.value) / self.noise
             case "flow_prediction":
                 return (self.x + self.signal * self.value) / (self.signal + self.noise)

@@ -85,7 +85,7 @@ class DiffusionSchedule(Schedule):
 
     def angle(self, t: Times) -> Times:
         """Angle at times in [0, 1], radians; ValueError outside."""
-        _check(t)
+        check_times(t)
         return _interpolate(t * self.steps, torch.arange(self.steps + 1, dtype=torch.float64), self.angles)
 
     def signal(self, t: Times) -> Times:
@@ -132,17 +132,17 @@ class FlowSchedule(Schedule):
 
     def angle(self, t: Times) -> Times:
         """Angle arctan(t / (1 - t)) at times in [0, 1], radians; ValueError outside."""
-        _check(t)
+        check_times(t)
         return torch.atan2(t, 1 - t)
 
     def signal(self, t: Times) -> Times:
         """Signal level 1 - t."""
-        _check(t)
+        check_times(t)
         return 1 - t
 
     def noise(self, t: Times) -> Times:
         """Noise level t."""
-        _check(t)
+        check_times(t)
         return t
 
     def time_of(self, angle: Times) -> Times:
@@ -204,7 +204,8 @@ def at_hand(values: Tensor) -> bool:
     return values.device.type == "cpu"
 
 
-def _check(t: Times) -> None:
+def check_times(t: Times) -> None:
+    """Refuse, with ValueError, what are no times; their values are looked at where they are on the CPU."""
     outside = at_hand(t) and not bool(((t >= 0) & (t <= 1)).all())
     if t.dtype != torch.float64 or t.ndim != 1 or outside:
         shown = t.flatten()[:4].tolist() if at_hand(t) else f"on {t.device}"

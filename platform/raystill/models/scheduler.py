@@ -72,7 +72,15 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **changes: Any) -> Any:
-        """Make one from the settings of another scheduler, flow-matching ones included, with changes."""
+        """Make one from the settings of another scheduler, flow-matching ones included, with changes; UserError for one
+        that moves its times with the size of a picture.
+        """
+        if config.get("use_dynamic_shifting"):
+            raise UserError(
+                "the scheduler shifts its times with the size of a picture (use_dynamic_shifting), and RayFlow's does "
+                "not; give the shift of one size: RayFlowScheduler.from_config(config | "
+                '{"use_dynamic_shifting": False, "shift": 3.0})'
+            )
         if "shift" in config and "beta_start" not in config:
             straight = {"use_flow_sigmas": True, "flow_shift": config["shift"], "prediction_type": "flow_prediction"}
             changes = straight | changes
@@ -142,6 +150,10 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         if self._listed and not self._moving:
             self._walk = Walk.midway(self._stops, self._eta, mean)
         return self._to_network(interpolate(c, data, mean, own), c).to(original_samples.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise`, as pipelines of flow-matching models call it."""
+        return self.add_noise(sample, noise, timestep)
 
     @property
     def _plain(self) -> bool:

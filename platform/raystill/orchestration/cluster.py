@@ -159,10 +159,10 @@ def _for_people(error: BaseException) -> BaseException:
     while causes:
         cause = causes.pop()
         inner = cause.cause if isinstance(cause, RayTaskError) else cause
+        if isinstance(inner, NonFiniteError):
+            return NonFiniteError(f"the training was stopped before a bad update: {inner}")
         if isinstance(inner, UserError):
             return inner
-        if isinstance(inner, NonFiniteError):
-            return UserError(f"the training was stopped before a bad update: {inner}")
         causes += [c for c in (inner if inner is not cause else None, inner.__cause__) if c is not None]
     return error
 

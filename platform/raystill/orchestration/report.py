@@ -11,17 +11,25 @@ from matplotlib.figure import Figure
 from raystill.flow.times import UniformTimes
 from raystill.orchestration.study import Question, Study, Variant, measure_all
 
-Measured = list[Mapping[str, Any]]  # one per seed that has been measured and did not fail
+Measured = Mapping[int, Mapping[str, Any]]  # by seed
 STEPS = ("1", "2", "4", "8")
 SMOOTHED = 5  # reports of a training, whose mean is compared
 PROBES = """How far an output moves, relative to its start, where that moves a little (of latents, in Euclidean norms),
-and the mean distance of features between pictures of one caption from independent starts; the teacher's at its own last
-step count."""
+and the mean distance of features between pictures of one caption from independent starts. A sampler that draws noise
+has no such estimate: a moved start would draw other noise."""
 GRADIENTS = """For each law of times, with the student that was trained with it: the second moment of the weighted
 gradient over that under the objective's own law; the same of the best law that knows the time alone; their quotient;
-the variance of the weighted loss over that with uniform times; steps and seconds of training to the final loss of
-uniform times; and what drawing and learning take of a student's forward and backward."""
-FIGURES = {"frechet": "Frechet distance", "kernel": "kernel distance", "lpips_teacher": "LPIPS to the teacher's sample"}
+the variance of the weighted loss over that with uniform times; steps of training to the final loss of uniform times (a
+training loss, smoothed over five reports, with the number of seeds that came so far); the time of these steps over that
+of all of uniform's; and what drawing and learning take of a student's forward and backward, the law's engine not
+counted."""
+SHORT = {"frechet": "Frechet", "frechet_teacher": "to teacher", "kernel": "kernel", "lpips_teacher": "LPIPS"}
+FIGURES = {
+    "frechet": "Frechet distance",
+    "frechet_teacher": "to its own 50 steps",
+    "kernel": "kernel distance",
+    "lpips_teacher": "LPIPS to the teacher's sample",
+}
 
 
 def launch_study(study: Study, *, local: bool = False) -> str:
@@ -51,9 +59,9 @@ def report(study: Study, results: Mapping[str, Any]) -> str:
 
 
 def measured(study: Study, variant: Variant, results: Mapping[str, Any]) -> Measured:
-    """What was measured of a variant, one entry per seed."""
-    found = [results["runs"].get(study.run_of(variant, seed)[0]) for seed in study.seeds]
-    return [one for one in found if one is not None and "failed" not in one]
+    """What was measured of a variant, by seed; those are left out whose training stopped before a bad update."""
+    found = {seed: results["runs"].get(study.run_of(variant, seed)[0]) for seed in study.seeds}
+    return {seed: one for seed, one in found.items() if one is not None and "failed" not in one}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -66,17 +74,18 @@ def spread(values: Sequence[float]) -> str:
 
 def _head(study: Study, results: Mapping[str, Any]) -> str:
     training, run = study.base.training, study.base
-    samples = training.steps * training.batch_size * run.cluster.workers
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "ray", "deepspeed"))
-    planned = study.runs()
-    done = sum(key in results["runs"] for key in planned)
+    planned, runs = study.runs(), results["runs"]
+    done = [runs[key] for key in planned if key in runs]
+    stopped = sum("failed" in one for one in done)
+    commits = sorted({one["commit"][:10] for one in done if "commit" in one})
     lines = [
-        f"{done} of {len(planned)} runs are measured; seeds {', '.join(map(str, study.seeds))}.",
-        f"{training.steps} steps of {training.batch_size} samples on each of {run.cluster.workers} workers ({samples}",
-        f"samples); {run.targets.estimator.calls} teacher calls for each target, stored once.",
+        f"{len(done)} of {len(planned)} runs are measured, {stopped} of which stopped before a bad update; seeds",
+        f"{', '.join(map(str, study.seeds))}. {training.steps} steps of {training.batch_size} samples per worker;",
+        f"{run.targets.estimator.calls} teacher calls for each target unless a row says otherwise, stored once.",
         f"Teacher `{run.teacher}`; {run.evaluation.shards} shards of held-out captions, {run.evaluation.features}.",
         f"Means ± standard deviations over seeds; every measurement is in `{study.results.name}`.",
-        f"Python {platform.python_version()}, {versions}.",
+        f"Commits {', '.join(commits)}; Python {platform.python_version()}, {versions}.",
     ]
     return "\n\n".join(filter(None, [f"# {study.name}", study.text, "\n".join(lines)]))
 
@@ -90,41 +99,37 @@ def _teacher(teacher: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[tuple[Variant, Measured]]) -> str:
-    head = [
-        "", *(f"Frechet {n}" for n in STEPS), "kernel 1", "kernel 4", "LPIPS 1", "LPIPS 4", "Lipschitz 1",
-        "diversity 1", "mse of x_0", "s",
-    ]  # fmt: skip
-    return markdown(head, [_row(variant.label, found) for variant, found in rows])
+    """Every figure of quality at every step count, a table per two figures."""
+    return "\n\n".join(_figures(rows, names) for names in (("frechet", "frechet_teacher"), ("kernel", "lpips_teacher")))
 
 
-def _row(label: str, found: Measured) -> list[str]:
-    def figure(name: str, steps: str) -> str:
-        return spread([one["student"][steps][name] for one in found])
-
-    def probe(name: str) -> str:
-        return spread([one["probes"][name] for one in found])
-
-    return [
-        label, *(figure("frechet", n) for n in STEPS), figure("kernel", "1"), figure("kernel", "4"),
-        figure("lpips_teacher", "1"), figure("lpips_teacher", "4"), probe("lipschitz_1"), probe("diversity_1"),
-        spread([_late(one["data_mse"]) for one in found]),
-        spread([one["train_s"] for one in found]),
-    ]  # fmt: skip
+def _figures(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> str:
+    head = ["", *(f"{SHORT[name]} {n}" for name in names for n in STEPS), "teacher calls", "seeds"]
+    lines = []
+    for variant, found in rows:
+        of_steps = [one["student"] for one in found.values()]
+        cells = [spread([figures[n][name] for figures in of_steps]) for name in names for n in STEPS]
+        calls = spread([one["teacher_calls"] for one in list(found.values())[:1]])
+        lines.append([variant.label, *cells, calls, str(len(found))])
+    return markdown(head, lines)
 
 
 def _probes(rows: Sequence[tuple[Variant, Measured]], teacher: Mapping[str, float]) -> str:
-    """How far outputs move with their starts, and how diverse they are, at each step count; the teacher first."""
+    """How far outputs move with their starts, and how diverse they are, at each step count; the teacher's first."""
+    shown = ", ".join(f"{name.replace('_', ' at ')} steps {value:.3g}" for name, value in teacher.items())
     names = [f"{kind}_{n}" for kind in ("lipschitz", "diversity") for n in STEPS]
-    of_teacher = {name.rpartition("_")[0]: value for name, value in teacher.items()}  # at its one step count
-    first = ["teacher", *(f"{of_teacher[kind]:.4g}" for kind in ("lipschitz", "diversity") for _ in STEPS)]
-    lines = [[v.label, *(spread([one["probes"][name] for one in found]) for name in names)] for v, found in rows]
-    return markdown(["", *(name.replace("_", " ") for name in names)], [first, *lines])
+    lines = [
+        [variant.label, *(spread([p[name] for p in probes if name in p]) for name in names)]
+        for variant, found in rows
+        for probes in [[one["probes"] for one in found.values()]]
+    ]
+    return f"The teacher's: {shown}.\n\n{markdown(['', *(name.replace('_', ' ') for name in names)], lines)}"
 
 
 def _gradients(rows: Sequence[tuple[Variant, Measured]]) -> str:
     """How well each law of times serves the gradient, what it costs, and how soon it is where uniform times end."""
-    uniform = next((found for variant, found in rows if _times(variant) == UniformTimes()), [])
-    head = ["", "gradient", "best of time", "quotient", "loss variance", "steps", "s", "cost of a step"]
+    uniform = next((found for variant, found in rows if _times(variant) == UniformTimes()), {})
+    head = ["", "gradient", "best of time", "quotient", "loss variance", "steps", "time", "cost of a step"]
     return markdown(head, [_gradient_row(variant, found, uniform) for variant, found in rows])
 
 
@@ -133,20 +138,25 @@ def _times(variant: Variant) -> object:
 
 
 def _gradient_row(variant: Variant, found: Measured, uniform: Measured) -> list[str]:
-    measured = [one["gradients"] for one in found if "gradients" in one]
+    law = [one["gradients"] for one in found.values() if "gradients" in one]
     same = getattr(_times(variant), "objective", None) == UniformTimes()
-    pairs = list(zip(found, uniform, strict=False)) if same else []
-    reached = [(step, step * statistics.fmean(one["step_s"])) for one, u in pairs if (step := reach(one, u))]
+    pairs = [(found[seed], uniform[seed]) for seed in found if same and seed in uniform]
+    reached = [(step, one, other) for one, other in pairs if (step := reach(one, other)) is not None]
     return [
         variant.label,
-        spread([m["ratio"] for m in measured]),
-        spread([m["oracle"] for m in measured]),
-        spread([m["ratio"] / m["oracle"] for m in measured]),
-        spread([_late(one["loss_variance"]) / _late(u["loss_variance"]) for one, u in pairs]),
-        spread([step for step, _ in reached]),
-        spread([s for _, s in reached]),
-        spread([100 * m["law_s"] / m["student_s"] for m in measured]) + " %",
+        spread([m["ratio"] for m in law]),
+        spread([m["oracle"] for m in law]),
+        spread([m["ratio"] / m["oracle"] for m in law]),
+        spread([_late(one["loss_variance"]) / _late(other["loss_variance"]) for one, other in pairs]),
+        f"{spread([step for step, _, _ in reached])} ({len(reached)} of {len(pairs)})" if pairs else "-",
+        spread([step / other["steps"] * _cost(one) / _cost(other) for step, one, other in reached]),
+        f"{spread([100 * (_cost(one) - 1) for one in found.values()])} %",
     ]
+
+
+def _cost(one: Mapping[str, Any]) -> float:
+    """A step with its law of times over one without, both timed in one process."""
+    return 1 + float(one["gradients"]["law_s"] / one["gradients"]["student_s"]) if "gradients" in one else 1.0
 
 
 def reach(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
@@ -172,7 +182,7 @@ def _curve(question: Question, rows: Sequence[tuple[Variant, Measured]]) -> Figu
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for steps in STEPS:
-        points = [(v.x, [one["student"][steps]["frechet"] for one in found]) for v, found in rows if found]
+        points = [(v.x, [one["student"][steps]["frechet"] for one in found.values()]) for v, found in rows if found]
         xs = [float(x) for x, _ in points if x is not None]
         ys = [statistics.fmean(values) for _, values in points]
         errors = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]

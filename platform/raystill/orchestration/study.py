@@ -2,25 +2,28 @@
 
 import json
 import logging
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from tqdm import tqdm
 
 from raystill.config.digest import canonical, digest
-from raystill.config.errors import UserError
 from raystill.config.overrides import override
 from raystill.data.derive import Index, Source, place
 from raystill.data.records import unpack_row
 from raystill.data.shards import unpack
 from raystill.data.store import Store, open_store
 from raystill.data.targets import start_law_of
+from raystill.engine.protocol import NonFiniteError
+from raystill.flow.jumps import has_mean, held
+from raystill.flow.schedules import FlowSchedule
 from raystill.models.pipeline import revision
+from raystill.models.student import Sampling
 from raystill.orchestration.distill import checkpoints_of, compute_targets, trained_student
 from raystill.orchestration.evaluate import evaluate
 from raystill.orchestration.gradients import GradientProbe, GradientTransform, efficiency
@@ -30,6 +33,7 @@ from raystill.orchestration.probes import Probe, ProbeTransform, means
 from raystill.orchestration.run import Run
 from raystill.orchestration.samples import Trained, teacher_draw
 from raystill.orchestration.services import DIRECTORY
+from raystill.tracking.commit import code_commit
 from raystill.tracking.runs import TrackedRun, Tracking, history, open_experiment, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -135,19 +139,18 @@ def _write(study: Study, results: Mapping[str, Any]) -> None:
 def _measure(study: Study, planned: Planned, launcher: Launcher) -> dict[str, Any]:
     """Train, evaluate and probe one run; a training that stops before a bad update is a result too."""
     run = planned.run
+    trained_as = replace(run, sampling=Sampling())  # how a student is sampled changes nothing in its training
     tracking = Tracking(
-        uri=tracking_uri(DIRECTORY), experiment=study.name, name=digest(run), artifact_root=run.artifacts
+        uri=tracking_uri(DIRECTORY), experiment=study.name, name=digest(trained_as), artifact_root=run.artifacts
     )
     open_experiment(tracking.uri, tracking.experiment, run.artifacts)
     targets, index = compute_targets(run, launcher)
     checkpoints = checkpoints_of(run, targets, launcher)
-    began = time.monotonic()
     try:
-        launcher.train(run.task, targets, index, checkpoints, partial(TrackedRun, tracking, run))
-    except UserError as error:
+        launcher.train(run.task, targets, index, checkpoints, partial(TrackedRun, tracking, trained_as))
+    except NonFiniteError as error:
         log.warning("%s", error)
         return {"failed": str(error)}
-    seconds = time.monotonic() - began
     trained = trained_student(run, checkpoints, start_law_of(run.targets.estimator, targets, index))
     evaluated = evaluate(run, launcher, trained)
     make = partial(trained.draw, launcher.stage_device)
@@ -155,16 +158,23 @@ def _measure(study: Study, planned: Planned, launcher: Launcher) -> dict[str, An
     return {
         "student": evaluated.student,
         "teacher": {"figures": evaluated.teacher},
-        "probes": _probe(study, launcher, make, run.evaluation.student_steps, identity),
+        "probes": _steady(run, _probe(study, launcher, make, run.evaluation.student_steps, identity)),
         "steps": run.training.steps,
-        "loss": history(tracking, run, LOSS),
-        "data_mse": history(tracking, run, f"{LOSS}_data_mse"),
-        "step_s": history(tracking, run, "time/step_s"),
-        "loss_variance": history(tracking, run, "times/weighted_loss_variance"),
-        "train_s": seconds,
+        "loss": history(tracking, trained_as, LOSS),
+        "data_mse": history(tracking, trained_as, f"{LOSS}_data_mse"),
+        "step_s": history(tracking, trained_as, "time/step_s"),
+        "loss_variance": history(tracking, trained_as, "times/weighted_loss_variance"),
+        "commit": code_commit(),
         "teacher_calls": run.targets.estimator.calls,
         **({"gradients": _gradients(study, trained, targets, launcher)} if planned.gradients else {}),
     }
+
+
+def _steady(run: Run, probes: dict[str, float]) -> dict[str, float]:
+    """Probes without the Lipschitz estimates of a sampler that draws noise: a moved start would have other noise."""
+    end = held(run.method.path, run.sampling.jump).coefficients(FlowSchedule(), torch.ones(1, dtype=torch.float64))
+    noisy = run.sampling.eta > 0 or (has_mean(end) and bool(end.noise.any()))
+    return {name: value for name, value in probes.items() if not (noisy and name.startswith("lipschitz"))}
 
 
 def _gradients(study: Study, trained: Trained, targets: Store, launcher: Launcher) -> dict[str, float]:

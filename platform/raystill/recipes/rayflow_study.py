@@ -6,7 +6,7 @@ from typing import Any, get_args
 from raystill.data.targets import Assigned, Expectation, Generated, Independent, Inverted
 from raystill.flow.importance import GridTimes, SecondMomentTimes
 from raystill.flow.jumps import Jump
-from raystill.flow.objectives import Objective
+from raystill.flow.objectives import Objective, Weighting
 from raystill.flow.paths import PairedDiffusionPath, RayPath
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, UniformTimes, UShapedTimes
@@ -40,7 +40,7 @@ def run() -> Study:
         base=base(),
         text=TEXT,
         probe=Probe(shards=2, captions=16),
-        questions=(sigma(), estimators(), time_samplers(), jumps(), paths(), objectives()),
+        questions=(sigma(), estimators(), time_samplers(), ablation(), jumps(), paths(), objectives()),
     )
 
 
@@ -48,6 +48,7 @@ def sigma() -> Question:
     """The paper's figure 3."""
     return Question(
         title="sigma",
+        probes=True,
         text="Quality against the variance coefficient (the paper's figure 3).",
         variants=tuple(Variant(label=f"sigma {s:g}", x=s, changes={"method.path": RayPath(sigma=s)}) for s in SIGMAS),
     )
@@ -64,6 +65,7 @@ def estimators() -> Question:
     }
     return Question(
         title="target means",
+        probes=True,
         text="Where the target mean comes from; `independent` is training without instance targets (table 3).",
         variants=tuple(Variant(label=n, changes={"targets": Targets(estimator=e)}) for n, e in kinds.items()),
     )
@@ -92,9 +94,24 @@ three are objectives themselves, without weights; the last weights the default."
     )
 
 
+def ablation() -> Question:
+    """The paper's table 3: neither, one or both of its two parts."""
+    means: dict[str, Any] = {"independent": Independent(), "generated": GENERATED}
+    laws: dict[str, Any] = {"uniform times": UniformTimes(), "Stein times": SteinTimes()}
+    return Question(
+        title="instance targets and the Time Sampler",
+        text="With and without the instance's own target mean and the learned law of times (the paper's table 3).",
+        variants=tuple(
+            Variant(label=f"{m}, {t}", changes={"targets": Targets(estimator=means[m]), "method.times": laws[t]})
+            for m in means
+            for t in laws
+        ),
+    )
+
+
 def jumps() -> Question:
     """Anchored and ODE jumps, deterministic and stochastic."""
-    cases = [(s, j) for s in (0.0, 0.1, 0.3) for j in get_args(Jump)]
+    cases = [(s, j) for s in (0.0, 0.1, 0.3, 1.0) for j in get_args(Jump)]
     plain = tuple(
         Variant(label=f"sigma {s:g}, {j}", changes={"method.path": RayPath(sigma=s), "sampling": Sampling(jump=j)})
         for s, j in cases
@@ -103,7 +120,11 @@ def jumps() -> Question:
         label="sigma 0.3, anchored, eta 1",
         changes={"method.path": RayPath(sigma=0.3), "sampling": Sampling(jump="anchored", eta=1.0)},
     )
-    return Question(title="jumps", variants=(*plain, noisy))
+    paired = Variant(
+        label="paired diffusion, anchored",
+        changes={"method.path": PairedDiffusionPath(), "sampling": Sampling(jump="anchored")},
+    )
+    return Question(title="jumps", variants=(*plain, noisy, paired))
 
 
 def paths() -> Question:
@@ -130,7 +151,7 @@ def objectives() -> Question:
         "data, squared": Objective(target="data"),
         "data, pseudo-Huber": Objective(target="data", distance="pseudo_huber"),
         "velocity, pseudo-Huber": Objective(distance="pseudo_huber"),
-        "data, min-SNR": Objective(target="data", weighting="min_snr"),
+        **{f"data, {w}": Objective(target="data", weighting=w) for w in get_args(Weighting) if w != "uniform"},
     }
     return Question(
         title="losses", variants=tuple(Variant(label=n, changes={"method.objective": o}) for n, o in kinds.items())

@@ -78,6 +78,15 @@ def test_what_a_kind_cannot_say_at_an_end_is_refused_there_only(kind: Kind) -> N
         check_noise(kind, clean)
 
 
+def test_a_conversion_that_does_not_exist_is_an_error_and_no_infinity() -> None:
+    x, zero, one = torch.ones(1, 2, 3, 3), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    with pytest.raises(ValueError, match="ask at times t > 0"):
+        _ = Prediction("sample", x, x, one, zero).epsilon
+    with pytest.raises(ValueError, match="needs v_prediction"):
+        _ = Prediction("epsilon", x, x, zero, one).data
+    assert bool(Prediction("sample", x, x, one, zero).data.isfinite().all())
+
+
 def test_guidance_one_is_none_zero_is_unconditional_and_w_counts_from_zero() -> None:
     u, c = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 5.0])
     assert torch.equal(guided(u, c, 1.0), c)

@@ -10,7 +10,7 @@ from raystill.flow.schedules import (
     DiffusionSchedule,
     FlowSchedule,
     Schedule,
-    _check,
+    check_times,
     cosine_alphas,
     cumulative_alphas,
     linear_alphas,
@@ -175,4 +175,4 @@ def test_bad_times_are_refused_with_what_to_write(schedule: Schedule, ask: str, 
 def test_times_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     # Their annotation says so as well, but only while tests run: here, as for users, the check itself.
     with pytest.raises(ValueError, match=r"of shape \(batch,\)"):
-        _check.__wrapped__(torch.zeros(shape, dtype=torch.float64))  # type: ignore[attr-defined]
+        check_times.__wrapped__(torch.zeros(shape, dtype=torch.float64))  # type: ignore[attr-defined]

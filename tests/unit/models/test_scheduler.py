@@ -182,6 +182,20 @@ def test_it_reads_back_from_files_and_from_the_settings_of_other_schedulers(tmp_
     assert back.config.beta_schedule == "scaled_linear"
 
 
+def test_times_that_move_with_a_pictures_size_are_refused() -> None:
+    moving = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    with pytest.raises(UserError, match=r"use_dynamic_shifting.*give the shift of one size"):
+        RayFlowScheduler.from_config(moving.config)
+
+
+def test_flow_pipelines_add_noise_by_another_name() -> None:
+    scheduler = RayFlowScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0).config)
+    scheduler.set_timesteps(4)
+    x_0, noise = (torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    t = scheduler.timesteps[1:2]
+    torch.testing.assert_close(scheduler.scale_noise(x_0, t, noise), scheduler.add_noise(x_0, noise, t))
+
+
 @pytest.mark.parametrize(
     "flow",
     [
