@@ -109,7 +109,7 @@ def _figures(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> 
     for variant, found in rows:
         of_steps = [one["student"] for one in found.values()]
         cells = [spread([figures[n][name] for figures in of_steps]) for name in names for n in STEPS]
-        calls = spread([one["teacher_calls"] for one in list(found.values())[:1]])
+        calls = next((str(one["teacher_calls"]) for one in found.values()), "-")
         lines.append([variant.label, *cells, calls, str(len(found))])
     return markdown(head, lines)
 
