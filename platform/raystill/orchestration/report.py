@@ -150,7 +150,7 @@ def _gradient_row(variant: Variant, found: Measured, uniform: Measured) -> list[
         spread([_late(one["loss_variance"]) / _late(other["loss_variance"]) for one, other in pairs]),
         f"{spread([step for step, _, _ in reached])} ({len(reached)} of {len(pairs)})" if pairs else "-",
         spread([step / other["steps"] * _cost(one) / _cost(other) for step, one, other in reached]),
-        f"{spread([100 * (_cost(one) - 1) for one in found.values()])} %",
+        f"{spread([100 * (_cost(one) - 1) for one in found.values() if 'gradients' in one])} %" if law else "-",
     ]
 
 
