@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,7 @@ class RayLauncher:
         threads = max(1, round(self.cluster.worker_cpus))
         work = _Work(task, data, index, checkpoints, recorder, self.cluster.zero_stage, threads, Path.cwd())
         trainer = TorchTrainer(
-            _train_worker,
-            train_loop_config={"work": work},
+            partial(_train_worker, work),  # as train_loop_config the controller would unpickle it, and import it all
             scaling_config=ScalingConfig(
                 num_workers=self.cluster.workers,
                 use_gpu=self.cluster.worker_gpus > 0,
@@ -181,11 +181,10 @@ class _Work:
     directory: Path  # the driver's, for relative paths in the settings
 
 
-def _train_worker(config: dict[str, Any]) -> None:
+def _train_worker(work: _Work) -> None:
     """One rank of a training."""
     from raystill.engine.zero import ZeroEngine, agree  # imported here: it chooses its accelerator where it runs
 
-    work: _Work = config["work"]
     quiet_libraries()
     torch.set_num_threads(work.threads)
     if work.directory.is_dir():  # Ray Train starts workers in a scratch directory of its own
