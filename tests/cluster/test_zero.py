@@ -22,10 +22,12 @@ from torch import Tensor
 from raystill.config.errors import UserError
 from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import Engine, NonFiniteError, Optimizer
+from raystill.engine.replicated import ReplicatedEngine
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 STAGES = (0, 1, 2, 3)
+ENGINES: tuple[int | str, ...] = (*STAGES, "replicated")
 STEPS, MIDDLE, BATCH = 4, 2, 6
 OPTIMIZER = Optimizer(clip_norm=0.05)
 PLATFORM = Path(__file__).parents[2] / "platform"
@@ -85,27 +87,40 @@ def work(config: dict[str, str]) -> None:
     """One rank: trains at every stage in turn, writes what comes out, and then provokes the errors."""
     from raystill.engine.zero import ZeroEngine, agree  # not on the driver: DeepSpeed belongs to the workers
 
+    def make(name: int | str) -> Engine:
+        if isinstance(name, int):
+            return ZeroEngine(adapted(), OPTIMIZER, name)
+        return ReplicatedEngine(adapted(), OPTIMIZER, world_size=ranks)
+
     torch.set_num_threads(1)
     root, rank, ranks = Path(config["root"]), dist.get_rank(), dist.get_world_size()
     report: dict[str, Any] = {"agree": raised(lambda: agree(f"{rank} steps"), UserError)}
     agree("4 steps")
-    for stage in STAGES:
-        engine = ZeroEngine(adapted(), OPTIMIZER, stage)
+    for name, following in zip(ENGINES, (*ENGINES[1:], ENGINES[0]), strict=True):
+        engine = make(name)
         norms = train(engine, range(MIDDLE), rank, ranks)
-        engine.save(root / f"state-{stage}")
+        engine.save(root / f"state-{name}" if rank == 0 else root / "another")
+        dist.barrier()
         norms += train(engine, range(MIDDLE, STEPS), rank, ranks)
         trained = values(engine)
-        resumed = ZeroEngine(adapted(), OPTIMIZER, (stage + 1) % len(STAGES))
-        resumed.load(root / f"state-{stage}")
+        resumed = make(following)
+        resumed.load(root / f"state-{name}")
         train(resumed, range(MIDDLE, STEPS), rank, ranks)
-        save_file(trained, root / f"trained-{stage}-{rank}.safetensors")
-        save_file(values(resumed), root / f"resumed-{stage}-{rank}.safetensors")
-        report[f"norms-{stage}"] = norms
-        for kind, spoiled in (("loss", engine), ("gradient", resumed)):
+        save_file(trained, root / f"trained-{name}-{rank}.safetensors")
+        save_file(values(resumed), root / f"resumed-{name}-{rank}.safetensors")
+        report[f"norms-{name}"] = norms
+    for stage in STAGES:
+        for kind in ("loss", "gradient"):
+            spoiled = make(stage)
             before = values(spoiled)
             poison(spoiled, kind, rank, ranks)
             report[f"{kind}-{stage}"] = raised(partial(spoiled.step, 0.01), NonFiniteError)
             report[f"kept-{kind}-{stage}"] = all(torch.equal(before[k], v) for k, v in values(spoiled).items())
+    for kind in ("loss", "gradient"):
+        spoiled = make("replicated")
+        poison(spoiled, kind, rank, ranks)
+        spoiled.step(0.01)
+        report[f"{kind}-replicated"] = raised(partial(spoiled.save, root / "spoiled"), NonFiniteError)
     (root / f"report-{rank}.json").write_text(json.dumps(report))
 
 
@@ -146,37 +161,37 @@ def reports(root: Path) -> list[dict[str, Any]]:
     return [json.loads((root / f"report-{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_trained_as_on_one_process(root: Path, alone: tuple[LocalEngine, list[float]], stage: int) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_trained_as_on_one_process(root: Path, alone: tuple[LocalEngine, list[float]], engine: int | str) -> None:
     expected = values(alone[0])
     start = values(LocalEngine(adapted(), OPTIMIZER))
     assert any(not torch.allclose(start[name], tensor) for name, tensor in expected.items())
     for rank in range(2):
-        found = load_file(root / f"trained-{stage}-{rank}.safetensors")
+        found = load_file(root / f"trained-{engine}-{rank}.safetensors")
         assert set(found) == set(expected)
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5)
-    assert reports(root)[0][f"norms-{stage}"] == pytest.approx(alone[1], rel=1e-4)
+    assert reports(root)[0][f"norms-{engine}"] == pytest.approx(alone[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_resumed_at_the_next_stage_equals_uninterrupted(root: Path, stage: int) -> None:
-    trained = load_file(root / f"trained-{stage}-0.safetensors")
-    resumed = load_file(root / f"resumed-{stage}-0.safetensors")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_resumed_on_the_next_engine_equals_uninterrupted(root: Path, engine: int | str) -> None:
+    trained = load_file(root / f"trained-{engine}-0.safetensors")
+    resumed = load_file(root / f"resumed-{engine}-0.safetensors")
     assert set(resumed) == set(trained)
     for name, tensor in trained.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_state_of_two_ranks_resumes_on_one_process(
-    root: Path, alone: tuple[LocalEngine, list[float]], stage: int
+    root: Path, alone: tuple[LocalEngine, list[float]], engine: int | str
 ) -> None:
-    engine = LocalEngine(adapted(), OPTIMIZER)
-    engine.load(root / f"state-{stage}")
-    assert train(engine, range(MIDDLE, STEPS)) == pytest.approx(alone[1][MIDDLE:], rel=1e-4)
+    resumed = LocalEngine(adapted(), OPTIMIZER)
+    resumed.load(root / f"state-{engine}")
+    assert train(resumed, range(MIDDLE, STEPS)) == pytest.approx(alone[1][MIDDLE:], rel=1e-4)
     for name, tensor in values(alone[0]).items():
-        torch.testing.assert_close(values(engine)[name], tensor, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(values(resumed)[name], tensor, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -187,6 +202,13 @@ def test_nan_on_one_rank_stops_every_rank_before_the_update(root: Path, stage: i
         assert report[f"kept-{kind}-{stage}"]
         if kind == "loss":
             assert "on ranks [1]" in report[f"{kind}-{stage}"]
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_nan_on_one_rank_of_a_replicated_engine_is_in_no_rank_s_state(root: Path, kind: str) -> None:
+    for report in reports(root):
+        assert "not finite since the last checkpoint" in report[f"{kind}-replicated"]
+    assert not (root / "spoiled").exists()
 
 
 def test_disagreement_is_raised_on_every_rank(root: Path) -> None:

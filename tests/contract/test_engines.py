@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from raystill.config.errors import UserError
 from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import Engine, NonFiniteError, Optimizer
+from raystill.engine.replicated import ReplicatedEngine
 from raystill.engine.zero import ZeroEngine, agree
 
 Build = Callable[[nn.Module, Optimizer], Engine]
 
 ENGINES: dict[str, Build] = {
     "local": LocalEngine,
+    "replicated": ReplicatedEngine,
     **{f"zero-{stage}": partial(ZeroEngine, stage=stage) for stage in range(4)},
 }
 OPTIMIZER = Optimizer(clip_norm=0.5, weight_decay=0.01)
@@ -140,9 +142,13 @@ def test_module_may_be_called_twice_in_a_loss(build: Build) -> None:
         torch.testing.assert_close(tensor, values(plain)[name])
 
 
-@pytest.mark.parametrize("spoil", [lambda loss: loss * torch.inf, lambda loss: loss + (0.0 * loss).sqrt()])
-def test_non_finite_stops_before_the_update(build: Build, spoil: Callable[[Tensor], Tensor]) -> None:
-    engine = build(network(), OPTIMIZER)
+SPOILS: list[Callable[[Tensor], Tensor]] = [lambda loss: loss * torch.inf, lambda loss: loss + (0.0 * loss).sqrt()]
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+@pytest.mark.parametrize("kind", [kind for kind in ENGINES if kind != "replicated"])
+def test_non_finite_stops_before_the_update(kind: str, spoil: Callable[[Tensor], Tensor]) -> None:
+    engine = ENGINES[kind](network(), OPTIMIZER)
     train(engine, range(2))
     before = values(engine)
     engine.backward(spoil(loss(engine, 2)))
@@ -150,6 +156,28 @@ def test_non_finite_stops_before_the_update(build: Build, spoil: Callable[[Tenso
         engine.step(0.01)
     for name, tensor in values(engine).items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_no_state_is_saved_of_a_replicated_module_that_is_not_finite(
+    spoil: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    engine = ReplicatedEngine(network(), OPTIMIZER)
+    engine.backward(spoil(loss(engine, 0)))
+    engine.step(0.01)
+    train(engine, range(1, 2))
+    with pytest.raises(NonFiniteError, match="since the last checkpoint"):
+        engine.save(tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_replicated_step_waits_for_no_device() -> None:
+    engine = ReplicatedEngine(network().to("meta"), OPTIMIZER, "meta")  # a tensor there has no value to wait for
+    inputs, targets = (part.to("meta") for part in batch(0))
+    engine.backward((engine.module(inputs) - targets).square().mean())
+    assert engine.step(0.01).is_meta
+    with pytest.raises(RuntimeError, match="meta"):
+        LocalEngine(network().to("meta"), OPTIMIZER, "meta").step(0.01)
 
 
 @pytest.mark.parametrize("resumed", list(ENGINES))

@@ -85,13 +85,16 @@ def test_a_bench_compares_the_loop_with_bare_steps(workplace: Path, alone: subpr
     line = command(job="bench", training__batch_size="2", **PLAIN)
     done = run([*line, "--local", "--set", "method.times=GridTimes"], workplace)  # with a second network to be learned
     assert done.returncode == 0, done.stderr[-3000:]
-    setting, *figures, ratio = done.stdout.splitlines()[-5:]
+    setting, *figures, ratio, targets = done.stdout.splitlines()[-6:]
     assert setting.startswith("plain torch in this process, 2 samples per worker and step")
     loop, bare, wait = (float(re.findall(r"^\S+ +([\d.]+) ms, median of 8 blocks$", line)[0]) for line in figures)
     assert loop > 0
     assert bare > 0
     assert 0 <= wait < loop
     assert re.fullmatch(r"loop / bare +[\d.]+ median, [\d.]+ to [\d.]+", ratio)
+    number = r"[\d.]+"
+    median = rf"{number} median, {number} to {number}"
+    assert re.fullmatch(rf"targets +{number} images/s, {number} of bare forwards; {median}", targets)
 
 
 @pytest.fixture(scope="module")

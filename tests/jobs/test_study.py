@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from raystill.config.errors import UserError
 from raystill.data.records import Reading
 from raystill.data.shards import list_shards, pack, unpack
 from raystill.data.store import open_store
@@ -74,6 +75,11 @@ def test_a_study_measures_each_run_once_and_reports_it_under_every_label(study: 
     one = next(iter(results["runs"].values()))
     assert set(one["student"]) == {"1", "2", "4", "8"}
     assert one["probes"]["lipschitz_1"] > 0
+    assert len(one["overlap"]) == 8
+    assert one["overlap"][0] > one["overlap"][-1] > 0
+    assert re.search(
+        r"^- grid: [\d.e+]+ of the best law's second moment \(1\.2 at most: (met|missed)\)", text, re.MULTILINE
+    )
     assert one["probes"]["diversity_4"] > 0
     assert len(one["loss"]) == 2
     assert text.count("±") > 20
@@ -127,6 +133,14 @@ def test_a_stopped_study_goes_on_where_it_was(study: Study) -> None:
     both = measure_all(study, local=True)
     assert {key: both["runs"][key] for key in first["runs"]} == first["runs"]
     assert len(both["runs"]) == 10
+
+
+def test_results_of_another_teacher_are_not_added_to(study: Study) -> None:
+    measure_all(replace(study, seeds=(0,)), local=True)
+    found = json.loads(study.results.read_text())
+    study.results.write_text(json.dumps({**found, "teacher_revision": "0123"}))
+    with pytest.raises(UserError, match=r"small_study.json holds results of the teacher 0123, .* --set output="):
+        measure_all(study, local=True)
 
 
 def test_every_variant_of_the_shipped_study_is_a_run_that_passes_its_checks() -> None:

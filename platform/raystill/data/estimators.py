@@ -48,7 +48,7 @@ class Estimator(ABC):
     """Makes (x_0, mu) of instances; an implementation is its own settings."""
 
     reads_picture: ClassVar[bool]
-    start: ClassVar[StartLaw | None] = StartLaw()  # mu's law at inference; None: fitted by `data.targets.start_law_of`
+    start: ClassVar[StartLaw | None] = StartLaw()  # z's law at inference; None: fitted by `data.targets.start_law_of`
 
     @property
     def calls(self) -> int:

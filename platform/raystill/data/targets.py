@@ -17,6 +17,7 @@ from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_r
 from raystill.data.shards import Sample, unpack
 from raystill.data.solved import Expectation, Generated, Inverted
 from raystill.data.store import Store
+from raystill.flow.schedules import Schedule
 from raystill.flow.starts import StartLaw
 from raystill.models.pipeline import load_pipeline
 
@@ -83,21 +84,21 @@ def start_of(key: str, seed: int, shape: tuple[int, int, int]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(number))
 
 
-def start_law_of(estimator: Estimator, store: Store, index: Index) -> StartLaw:
-    """The law of an estimator's target means at inference, from which its students start.
+def start_law_of(estimator: Estimator, schedule: Schedule, store: Store, index: Index) -> StartLaw:
+    """The law at inference of the starts z = s_1 x_0 + n_1 mu of an estimator's targets, for students to begin from.
 
     A fitted one is fitted wherever this is called, to the first `FITTED_SAMPLES` targets of the index at most: whole
     shards are read until there are as many, so that the driver never streams the data set. The index sorts shards by
     name, hence shards should be as alike as shuffled ones are.
     """
-    return estimator.start or fit_start(islice(_means(store, index), FITTED_SAMPLES))
+    return estimator.start or fit_start(islice(_starts(schedule, store, index), FITTED_SAMPLES))
 
 
-def fit_start(targets: Iterable[np.ndarray]) -> StartLaw:
-    """The normal law per channel of target means of shape (channels, height, width), over samples and pixels; six
-    digits of it, so that it does not depend on the order of a sum. UserError where there is nothing to fit.
+def fit_start(starts: Iterable[np.ndarray]) -> StartLaw:
+    """The normal law per channel of starts of shape (channels, height, width), over samples and pixels; six digits of
+    it, so that it does not depend on the order of a sum. UserError where there is nothing to fit.
     """
-    found = list(targets)
+    found = list(starts)
     if not found:
         raise UserError("there are no targets to fit a start law to; compute them first: jobs/targets.py")
     mean = np.mean([t.mean(axis=(1, 2), dtype=np.float64) for t in found], axis=0)
@@ -109,10 +110,13 @@ def _rounded(values: np.ndarray) -> tuple[float, ...]:
     return tuple(float(f"{value:.6g}") for value in values)
 
 
-def _means(store: Store, index: Index) -> Iterator[np.ndarray]:
+def _starts(schedule: Schedule, store: Store, index: Index) -> Iterator[np.ndarray]:
+    end = torch.ones(1, dtype=torch.float64)
+    signal, noise = float(schedule.signal(end)), float(schedule.noise(end))
     for shard in index.shards:
         if shard.count:
-            yield from (unpack_row(s)["target_mean"] for s in unpack(store.read(shard.key), shard.key))
+            rows = (unpack_row(sample) for sample in unpack(store.read(shard.key), shard.key))
+            yield from (signal * row["x_0"] + noise * row["target_mean"] for row in rows)
 
 
 def check_identity(index: Index, identity: Mapping[str, Any], uri: str) -> None:

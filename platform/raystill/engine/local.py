@@ -87,10 +87,18 @@ class LocalEngine:
 
     def step(self, learning_rate: float) -> Tensor:
         """Clip, update and zero the gradients; returns the norm before clipping, shape (); raises `NonFiniteError`."""
-        norm = nn.utils.clip_grad_norm_(self._named.values(), self._clip_norm)
+        norm = self._clip()
         # HOST SYNC: the one of a step. The loss is added because an infinite one can have finite gradients.
         if not bool(torch.isfinite(norm + self._loss)):
             raise NonFiniteError(f"gradient norm {norm.item()}, loss {self._loss.item()}; the update was not applied")
+        return self._update(learning_rate, norm)
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients; returns the norm before."""
+        return nn.utils.clip_grad_norm_(self._named.values(), self._clip_norm)
+
+    def _update(self, learning_rate: float, norm: Tensor) -> Tensor:
+        """Update and begin anew; returns the norm."""
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         self._adamw.step()

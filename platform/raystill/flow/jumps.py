@@ -148,6 +148,19 @@ class Walk:
         return cls(every, eta, None if has_mean(first) else torch.zeros_like(start), start, noise, seeds)
 
     @classmethod
+    def entered(cls, every: Coefficients, eta: float, point: Latent) -> "Walk":
+        """Begin at points of N(0, I) that a network has been asked about already: x = (mean z + noise eps) / b is split
+        into z = (mean x + noise xi) / b and eps = (noise x - mean xi) / b, with xi from the point's own bits: a start
+        and a noise of their laws.
+        """
+        c = stop(every, 0, len(point))
+        b = torch.hypot(c.mean, c.noise)
+        m, n = column(c.mean / b, point), column(c.noise / b, point)
+        seeds = own_seeds(point)
+        xi = own_noise(seeds, 0, point)
+        return cls(every, eta, None, m * point + n * xi, n * point - m * xi, seeds)
+
+    @classmethod
     def midway(cls, every: Coefficients, eta: float, mean: Latent) -> "Walk":
         """Begin at points of the path, noised from data with a mean that is known."""
         seeds = own_seeds(mean) if eta > 0 else []

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from raystill.flow.schedules import at_hand
 
-Latent = Float[Tensor, "batch channels height width"]
-Coefficient = Float[Tensor, "batch 1 1 1"]
+# (batch, channels, height, width), or (batch, tokens, channels) where a pipeline packs them.
+Latent = Float[Tensor, "batch *latent"]
+Coefficient = Float[Tensor, "batch *ones"]  # broadcasts over a latent
 Kind = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 
 VANISHING = 1e-6  # of a coefficient on the unit circle: below it, nothing can be divided by it
@@ -97,4 +98,4 @@ def column(values: Float[Tensor, " batch"], like: Latent) -> Coefficient:
             f"expected one number per sample, shape ({len(like)},), found shape {tuple(values.shape)}: "
             f"write value.expand({len(like)}) to give every sample the same"
         )
-    return values.to(like.device, like.dtype, non_blocking=True).view(-1, 1, 1, 1)
+    return values.to(like.device, like.dtype, non_blocking=True).view(-1, *[1] * (like.ndim - 1))

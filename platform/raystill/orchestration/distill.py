@@ -15,7 +15,6 @@ from raystill.data.derive import Index, Source, place
 from raystill.data.store import Store, check, open_store
 from raystill.data.targets import TargetTransform, check_identity, start_law_of
 from raystill.evaluation.alexnet import find_checkpoint
-from raystill.flow.starts import StartLaw
 from raystill.models import artifact
 from raystill.models.card import AdapterCard, Base, model_card
 from raystill.models.lora import adapter_state, add_adapter, load_adapter, peft_config
@@ -91,7 +90,7 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
         checkpoints = checkpoints_of(run, targets, launcher)
         launcher.train(run.task, targets, index, checkpoints, partial(TrackedRun, tracking, run))
     with seconds.stage("evaluation"):
-        trained = trained_student(run, checkpoints, start_law_of(run.targets.estimator, targets, index))
+        trained = trained_student(run, checkpoints, targets, index)
         evaluated = evaluate(run, launcher, trained)
     with seconds.stage("registry"), TrackedRun(tracking, run) as tracked:
         adapter = export(run, trained, evaluated, directory / "adapters" / digest(run))
@@ -135,7 +134,18 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
         stage="targets", teacher=revision(Path(run.teacher)), reading=run.reading, targets=settings
     )
     store = place(open_store(run.work), "targets", identity)
-    make = partial(
+    make = target_maker(run, launcher)
+    before, began = {entry.key for entry in store.list()}, time.monotonic()
+    index = launcher.derive(source, store, make, identity, run.reading.max_bad_fraction)
+    check_identity(index, identity, store.uri)
+    _log_targets(store, index, settings.estimator.calls, before, time.monotonic() - began)
+    return store, index
+
+
+def target_maker(run: Run, launcher: Launcher) -> partial[TargetTransform]:
+    """What makes the teacher's targets where a stage runs."""
+    settings = run.targets
+    return partial(
         TargetTransform,
         Path(run.teacher),
         settings.estimator,
@@ -145,11 +155,6 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
         settings.precision,
         launcher.stage_device,
     )
-    before, began = {entry.key for entry in store.list()}, time.monotonic()
-    index = launcher.derive(source, store, make, identity, run.reading.max_bad_fraction)
-    check_identity(index, identity, store.uri)
-    _log_targets(store, index, settings.estimator.calls, before, time.monotonic() - began)
-    return store, index
 
 
 def _log_targets(store: Store, index: Index, calls: int, before: set[str], seconds: float) -> None:
@@ -161,9 +166,10 @@ def _log_targets(store: Store, index: Index, calls: int, before: set[str], secon
         log.info("computed %d of them at %.1f images/s, %.0f teacher calls/s", computed, rate, rate * calls)
 
 
-def trained_student(run: Run, checkpoints: Store, start: StartLaw) -> Trained:
-    """The run's student, once its training is finished."""
-    return Trained(run.task, checkpoints, run.sampling, start)
+def trained_student(run: Run, checkpoints: Store, targets: Store, index: Index) -> Trained:
+    """The run's student, once its training is finished, with the law that its targets' starts have."""
+    schedule = schedule_of(read_scheduler(Path(run.teacher)))
+    return Trained(run.task, checkpoints, run.sampling, start_law_of(run.targets.estimator, schedule, targets, index))
 
 
 def export(run: Run, trained: Trained, evaluated: Evaluated, directory: Path) -> Path:

@@ -41,19 +41,25 @@ def evaluate(run: Run, launcher: Launcher, trained: Trained) -> Evaluated:
     not drawn again.
     """
     settings, work = run.evaluation, open_store(run.work)
-    source = Source.of(open_store(run.shards), settings.shards)
-    identity = source.identity(
-        stage="teacher samples", teacher=revision(Path(run.teacher)), reading=run.reading, settings=settings
-    )
-    drawn = place(work, "teacher-samples", identity)
-    make = partial(TeacherSamples, Path(run.teacher), settings, run.reading, launcher.stage_device)
-    teacher = launcher.derive(source, drawn, make, identity, run.reading.max_bad_fraction)
+    drawn, teacher = draw_teacher(run, launcher)
     stage = Source.of(drawn)
     student_identity = stage.identity(stage="student samples", steps=settings.student_steps, **trained.identity())
     by_student = place(work, "student-samples", student_identity)
     make_student = partial(StudentSamples, trained, settings, launcher.stage_device)
     student = launcher.derive(stage, by_student, make_student, student_identity, run.reading.max_bad_fraction)
-    return _measure(run, digest(identity), _read(drawn, teacher), _read(by_student, student), teacher.left_out)
+    rows = _read(drawn, teacher), _read(by_student, student)
+    return _measure(run, digest(teacher.identity), *rows, teacher.left_out)
+
+
+def draw_teacher(run: Run, launcher: Launcher) -> tuple[Store, Index]:
+    """The teacher's pictures of the captions that are evaluated, with the real ones' features; drawn or found."""
+    settings, source = run.evaluation, Source.of(open_store(run.shards), run.evaluation.shards)
+    identity = source.identity(
+        stage="teacher samples", teacher=revision(Path(run.teacher)), reading=run.reading, settings=settings
+    )
+    drawn = place(open_store(run.work), "teacher-samples", identity)
+    make = partial(TeacherSamples, Path(run.teacher), settings, run.reading, launcher.stage_device)
+    return drawn, launcher.derive(source, drawn, make, identity, run.reading.max_bad_fraction)
 
 
 def _read(store: Store, index: Index) -> list[Row]:

@@ -14,16 +14,15 @@ from torch import Tensor
 
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import Sample
-from raystill.data.store import Store
 from raystill.data.targets import start_of
+from raystill.engine.replicated import ReplicatedEngine
 from raystill.flow.efficiency import midpoints, oracle, relative_second_moment
 from raystill.flow.importance import BatchLaw, LearnedTimes
 from raystill.methods.method import Batch
 from raystill.methods.rayflow import TIME_SAMPLER, BoundRayFlow
-from raystill.models.lora import load_adapter
-from raystill.training.distillation import DistillTask
+from raystill.orchestration.samples import Trained
+from raystill.training.distillation import law_optimizer
 from raystill.training.loop import generator
-from raystill.training.task import final_averages
 
 TENSORS = ("x_0", "target_mean", "condition")
 
@@ -42,17 +41,11 @@ class GradientProbe:
 class GradientTransform:
     """Stored targets to ||grad||^2 of the finished student's loss along their paths, beside the law's density."""
 
-    def __init__(self, task: DistillTask, checkpoints: Store, probe: GradientProbe, device: str) -> None:
-        averages = final_averages(checkpoints)
-        assert averages is not None
-        self.task, self.probe, self.device = task, probe, torch.device(device)
-        built = task.build(self.device)
+    def __init__(self, trained: Trained, probe: GradientProbe, device: str) -> None:
+        self.task, self.probe, self.device = trained.task, probe, torch.device(device)
+        built = trained.assembly(self.device)
         assert isinstance(built.method, BoundRayFlow)
-        self.method, self.student = built.method, built.modules["student"]
-        load_adapter(self.student, averages["student"])
-        self.law = built.modules.get(TIME_SAMPLER)
-        if self.law is not None:
-            self.law.load_state_dict(averages[TIME_SAMPLER])
+        self.method, self.student, self.law = built.method, built.modules["student"], built.modules.get(TIME_SAMPLER)
 
     def read(self, sample: Sample) -> Row:
         """A row of the targets."""
@@ -77,7 +70,7 @@ class GradientTransform:
 
     def _squares(self, row: Row, t: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
         """||grad||^2 of one sample's loss at each time, with one noise each."""
-        batch, parameters = self._batch([row]), [p for p in self.student.parameters() if p.requires_grad]
+        batch, parameters = batch_of([row], self.device), [p for p in self.student.parameters() if p.requires_grad]
         squares = []
         for k in range(len(t)):
             eps = start_of(row["key"], self.probe.seed + k, batch["x_0"].shape[1:]).to(self.device)[None]
@@ -92,17 +85,14 @@ class GradientTransform:
         if not isinstance(times, LearnedTimes):
             return times.relative_density(v)
         assert self.law is not None
-        batch = self._batch([row])
+        batch = batch_of([row], self.device)
         outputs = self.law(times.features(batch["x_0"], batch["target_mean"]))
         return times.density(outputs, v[None].to(self.device))[0].cpu()
 
-    def _batch(self, rows: list[Row]) -> Batch:
-        return {name: torch.from_numpy(np.stack([row[name] for row in rows])).to(self.device) for name in TENSORS}
-
     def _seconds(self, rows: list[Row]) -> tuple[float, float]:
-        """Seconds of the student's forward and backward in a step, and of all that the law does there."""
+        """Seconds of the student's forward and backward in a step, and of all that the law does there on one rank."""
         size = self.task.training.batch_size
-        batch = self._batch([rows[i % len(rows)] for i in range(size)])
+        batch = batch_of([rows[i % len(rows)] for i in range(size)], self.device)
         t, eps = torch.linspace(0.1, 0.9, size, dtype=torch.float64), torch.randn_like(batch["x_0"])
 
         def student_step() -> None:
@@ -118,16 +108,20 @@ class GradientTransform:
         if not isinstance(times, LearnedTimes):
             return partial(times.draw, len(losses), path, schedule, rng)
         assert law is not None
-        optimizer = torch.optim.AdamW(law.parameters(), lr=0.0)
+        engine = ReplicatedEngine(law, law_optimizer(times), self.device)
 
         def step() -> None:
             sampler = BatchLaw(times, law(times.features(batch["x_0"], batch["target_mean"])), times.warmup_steps)
             draw = sampler.draw(len(losses), path, schedule, rng)
-            torch.stack(list(sampler.losses(draw, losses, rng).values())).sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            engine.backward(torch.stack(list(sampler.losses(draw, losses, rng).values())).sum())
+            engine.step(0.0)
 
         return step
+
+
+def batch_of(rows: list[Row], device: torch.device) -> Batch:
+    """Stored targets as a batch of a training."""
+    return {name: torch.from_numpy(np.stack([row[name] for row in rows])).to(device) for name in TENSORS}
 
 
 def seconds(call: Callable[[], object], count: int) -> float:

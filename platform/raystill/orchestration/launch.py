@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from raystill.config.errors import UserError
-from raystill.data.targets import start_law_of
 from raystill.models.pipeline import check_pipeline, picture_shape
 from raystill.orchestration.distill import (
     Distilled,
@@ -82,7 +81,7 @@ def launch_evaluation(run: Run, *, local: bool = False) -> str:
             )
         seeds = range(run.evaluation.seed, run.evaluation.seed + 3)
         changed = [replace(run, evaluation=replace(run.evaluation, seed=seed)) for seed in seeds]
-        trained = trained_student(run, checkpoints, start_law_of(run.targets.estimator, targets, index))
+        trained = trained_student(run, checkpoints, targets, index)
         evaluated = [evaluate(one, launcher, trained) for one in changed]
     return "\n\n".join([*(table(one) for one in evaluated), spread(evaluated)])
 

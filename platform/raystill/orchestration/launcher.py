@@ -1,9 +1,9 @@
 """Where stages and trainings run: in this process, or on a Ray cluster (`orchestration.cluster`)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from tqdm import tqdm
@@ -15,12 +15,14 @@ from raystill.data.store import Store
 from raystill.engine.local import LocalEngine
 from raystill.training.task import Place, Recorder, Task, last_step, run_task
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 MakeRecorder = Callable[[], AbstractContextManager[Recorder]]  # picklable: it is opened where rank 0 runs
 
 
 @runtime_checkable  # so that tests can check annotations
 class Launcher(Protocol):
-    """Runs the two kinds of work there are."""
+    """Runs the three kinds of work there are."""
 
     @property
     def stage_device(self) -> str:
@@ -42,6 +44,11 @@ class Launcher(Protocol):
 
     def train(self, task: Task, data: Store, index: Index, checkpoints: Store, recorder: MakeRecorder | None) -> None:
         """Train a task to its end over derived shards; its averages lie in `checkpoints` afterwards."""
+
+    def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
+        """Do a training worker's share of work for each item, many at once where there is room; numbers of items with
+        results, as they are done.
+        """
 
 
 @dataclass(slots=True)
@@ -94,3 +101,8 @@ class LocalLauncher:
                 on_step=lambda step: bar.update(step - bar.n) and None,
             )
             run_task(task, place)
+
+    def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
+        """One after the other."""
+        for number, item in enumerate(items):
+            yield number, work(item)

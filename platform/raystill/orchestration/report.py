@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from raystill.flow.importance import LearnedTimes
 from raystill.flow.times import UniformTimes
 from raystill.orchestration.study import Question, Study, Variant, measure_all
 
@@ -15,14 +16,15 @@ Measured = Mapping[int, Mapping[str, Any]]  # by seed
 STEPS = ("1", "2", "4", "8")
 SMOOTHED = 5  # reports of a training, whose mean is compared
 PROBES = """How far an output moves, relative to its start, where that moves a little (of latents, in Euclidean norms),
-and the mean distance of features between pictures of one caption from independent starts. A sampler that draws noise
-has no such estimate: a moved start would draw other noise."""
+the mean distance of features between pictures of one caption from independent starts, and the squared error of x_0
+along the path, a mean over the same eight signal-to-noise ratios for every path. A sampler that draws noise has no such
+estimate of stability: a moved start would draw other noise."""
 GRADIENTS = """For each law of times, with the student that was trained with it: the second moment of the weighted
 gradient over that under the objective's own law; the same of the best law that knows the time alone; their quotient;
 the variance of the weighted loss over that with uniform times; steps of training to the final loss of uniform times (a
 training loss, smoothed over five reports, with the number of seeds that came so far); the time of these steps over that
-of all of uniform's; and what drawing and learning take of a student's forward and backward, the law's engine not
-counted."""
+of all of uniform's; and what drawing and learning take of a student's forward and backward, on one rank."""
+WITHIN, COST = 1.2, 0.05  # what is asked of a learned law: its ratio over the best one's, and its share of a step
 SHORT = {"frechet": "Frechet", "frechet_teacher": "to teacher", "kernel": "kernel", "lpips_teacher": "LPIPS"}
 FIGURES = {
     "frechet": "Frechet distance",
@@ -49,7 +51,7 @@ def report(study: Study, results: Mapping[str, Any]) -> str:
         if question.probes:
             parts += [PROBES, _probes(rows, results["teacher"]["probes"])]
         if question.gradients:
-            parts += [GRADIENTS, _gradients(rows)]
+            parts += [GRADIENTS, _gradients(rows), _verdicts(rows)]
         if all(variant.x is not None for variant in question.variants):
             picture = study.results.with_name(f"{study.name}-{number}.png")
             _curve(question, rows).savefig(picture, dpi=110)
@@ -115,15 +117,20 @@ def _figures(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> 
 
 
 def _probes(rows: Sequence[tuple[Variant, Measured]], teacher: Mapping[str, float]) -> str:
-    """How far outputs move with their starts, and how diverse they are, at each step count; the teacher's first."""
+    """How far outputs move with their starts, how diverse they are, at each step count, and what is left of doubt."""
     shown = ", ".join(f"{name.replace('_', ' at ')} steps {value:.3g}" for name, value in teacher.items())
     names = [f"{kind}_{n}" for kind in ("lipschitz", "diversity") for n in STEPS]
     lines = [
-        [variant.label, *(spread([p[name] for p in probes if name in p]) for name in names)]
+        [
+            variant.label,
+            *(spread([p[name] for p in probes if name in p]) for name in names),
+            spread([statistics.fmean(one["overlap"]) for one in found.values()]),
+        ]
         for variant, found in rows
         for probes in [[one["probes"] for one in found.values()]]
     ]
-    return f"The teacher's: {shown}.\n\n{markdown(['', *(name.replace('_', ' ') for name in names)], lines)}"
+    head = ["", *(name.replace("_", " ") for name in names), "error of x_0"]
+    return f"The teacher's: {shown}.\n\n{markdown(head, lines)}"
 
 
 def _gradients(rows: Sequence[tuple[Variant, Measured]]) -> str:
@@ -131,6 +138,27 @@ def _gradients(rows: Sequence[tuple[Variant, Measured]]) -> str:
     uniform = next((found for variant, found in rows if _times(variant) == UniformTimes()), {})
     head = ["", "gradient", "best of time", "quotient", "loss variance", "steps", "time", "cost of a step"]
     return markdown(head, [_gradient_row(variant, found, uniform) for variant, found in rows])
+
+
+def _verdicts(rows: Sequence[tuple[Variant, Measured]]) -> str:
+    """Which learned laws did what is asked of them, by their means over seeds."""
+    lines = []
+    for variant, found in rows:
+        law = [one["gradients"] for one in found.values() if "gradients" in one]
+        if not law or not isinstance(_times(variant), LearnedTimes):
+            continue
+        quotient, cost = (
+            statistics.fmean(v) for v in zip(*((m["ratio"] / m["oracle"], _law(m)) for m in law), strict=True)
+        )
+        lines.append(
+            f"- {variant.label}: {quotient:.3g} of the best law's second moment ({WITHIN:g} at most: "
+            f"{_met(quotient <= WITHIN)}), {cost:.2%} of a step ({COST:.0%} at most: {_met(cost <= COST)})."
+        )
+    return "\n".join(lines)
+
+
+def _met(held: bool) -> str:
+    return "met" if held else "missed"
 
 
 def _times(variant: Variant) -> object:
@@ -156,7 +184,12 @@ def _gradient_row(variant: Variant, found: Measured, uniform: Measured) -> list[
 
 def _cost(one: Mapping[str, Any]) -> float:
     """A step with its law of times over one without, both timed in one process."""
-    return 1 + float(one["gradients"]["law_s"] / one["gradients"]["student_s"]) if "gradients" in one else 1.0
+    return 1 + _law(one["gradients"]) if "gradients" in one else 1.0
+
+
+def _law(measured: Mapping[str, float]) -> float:
+    """What the law takes, as a share of the student's forward and backward."""
+    return measured["law_s"] / measured["student_s"]
 
 
 def reach(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:

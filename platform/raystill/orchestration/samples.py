@@ -22,12 +22,14 @@ from raystill.evaluation.features import FeatureNetwork, Lpips, extract, feature
 from raystill.flow.predictions import Latent
 from raystill.flow.solvers import ddim
 from raystill.flow.starts import StartLaw
+from raystill.methods.rayflow import TIME_SAMPLER
 from raystill.models.denoiser import Denoiser, GuidedDenoiser
+from raystill.models.lora import load_adapter
 from raystill.models.pipeline import Pipeline, load_pipeline
 from raystill.models.student import Sampling, Student
 from raystill.orchestration.run import Evaluation
 from raystill.training.distillation import DistillTask
-from raystill.training.task import FINAL
+from raystill.training.task import FINAL, Assembly, final_averages
 
 Draw = Callable[[Latent, Tensor, int], Latent]  # (start, condition, steps) -> clean latents
 
@@ -92,6 +94,16 @@ class Trained:
             sampling=self.sampling, start=self.start,
         )  # fmt: skip
         return student.pipeline, student.latents
+
+    def assembly(self, device: torch.device) -> Assembly:
+        """Its method, and its networks at the end of their training."""
+        averages = final_averages(self.checkpoints)
+        assert averages is not None
+        built = self.task.build(device)
+        load_adapter(built.modules["student"], averages["student"])
+        if TIME_SAMPLER in built.modules:
+            built.modules[TIME_SAMPLER].load_state_dict(averages[TIME_SAMPLER])
+        return built
 
     def identity(self) -> dict[str, Any]:
         """What its samples depend on."""

@@ -1,8 +1,11 @@
-"""Studies: many variants of one run, several seeds each, measured alike and reported side by side."""
+"""Studies: many variants of one run, several seeds each, measured alike and reported side by side.
+
+Every run is a training of one process; as many of them run at once as the cluster has room for.
+"""
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -13,22 +16,23 @@ import torch
 from tqdm import tqdm
 
 from raystill.config.digest import canonical, digest
+from raystill.config.errors import UserError
 from raystill.config.overrides import override
 from raystill.data.derive import Index, Source, place
 from raystill.data.records import unpack_row
 from raystill.data.shards import unpack
 from raystill.data.store import Store, open_store
-from raystill.data.targets import start_law_of
 from raystill.engine.protocol import NonFiniteError
 from raystill.flow.jumps import has_mean, held
 from raystill.flow.schedules import FlowSchedule
 from raystill.models.pipeline import revision
 from raystill.models.student import Sampling
 from raystill.orchestration.distill import checkpoints_of, compute_targets, trained_student
-from raystill.orchestration.evaluate import evaluate
+from raystill.orchestration.evaluate import draw_teacher, evaluate
 from raystill.orchestration.gradients import GradientProbe, GradientTransform, efficiency
 from raystill.orchestration.launch import surroundings
-from raystill.orchestration.launcher import Launcher
+from raystill.orchestration.launcher import Launcher, LocalLauncher
+from raystill.orchestration.overlap import OverlapProbe, OverlapTransform, overlap
 from raystill.orchestration.probes import Probe, ProbeTransform, means
 from raystill.orchestration.run import Run
 from raystill.orchestration.samples import Trained, teacher_draw
@@ -78,6 +82,7 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)  # of the training; targets and evaluation are shared
     probe: Probe = field(default_factory=Probe)
     gradients: GradientProbe = field(default_factory=GradientProbe)
+    overlap: OverlapProbe = field(default_factory=OverlapProbe)
     text: str = ""  # of the report: its command, and what it found
     output: str = "docs/results"  # NAME.json with every measurement, NAME.md and pictures
 
@@ -99,7 +104,7 @@ class Study:
     def run_of(self, variant: Variant, seed: int) -> tuple[str, Run]:
         """A variant's run with a seed; equal runs under two labels have one key and are measured once."""
         run = override(self.base, {**variant.changes, "training.seed": seed})
-        return digest([canonical(part) for part in (run, self.probe, self.gradients)]), run
+        return digest([canonical(part) for part in (run, self.probe, self.gradients, self.overlap)]), run
 
 
 def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
@@ -108,17 +113,38 @@ def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
     for run, _ in planned.values():
         run.check()
     results = read_results(study)
-    todo = {key: one for key, one in planned.items() if key not in results["runs"]}
-    if not todo and "teacher" in results:
+    keys = [key for key in planned if key not in results["runs"]]
+    if not keys and "teacher" in results:
         return results
     with surroundings(study.base, local=local) as launcher:
+        _check_teacher(study, results)
         if "teacher" not in results:
             results["teacher"] = _probe_teacher(study, launcher)
-        for key, one in tqdm(todo.items(), desc=study.name, unit="run"):
-            results["runs"][key] = _measure(study, one, launcher)
-            results["teacher"] |= results["runs"][key].pop("teacher", {})
+        todo = [planned[key] for key in keys]
+        _share(study, [one.run for one in todo], launcher)
+        for number, measured in tqdm(launcher.each(partial(_measure, study), todo), study.name, len(todo), unit="run"):
+            results["teacher"] |= measured.pop("teacher", {})
+            results["runs"][keys[number]] = measured
             _write(study, results)
     return results
+
+
+def _check_teacher(study: Study, results: dict[str, Any]) -> None:
+    """Refuse, with UserError, to add to the results of another teacher."""
+    ours = revision(Path(study.base.teacher))
+    found = results.setdefault("teacher_revision", ours)
+    if found != ours:
+        raise UserError(
+            f"{study.results} holds results of the teacher {found}, and {study.base.teacher} is {ours}: move it away, "
+            "or write elsewhere: --set output=DIRECTORY"
+        )
+
+
+def _share(study: Study, runs: Sequence[Run], launcher: Launcher) -> None:
+    """Compute what runs have in common, on the whole cluster: their targets and the teacher's samples."""
+    for run in {digest(run.targets): run for run in runs}.values():
+        compute_targets(run, launcher)
+    draw_teacher(study.base, launcher)
 
 
 def read_results(study: Study) -> dict[str, Any]:
@@ -136,9 +162,9 @@ def _write(study: Study, results: Mapping[str, Any]) -> None:
     partial_file.replace(study.results)
 
 
-def _measure(study: Study, planned: Planned, launcher: Launcher) -> dict[str, Any]:
-    """Train, evaluate and probe one run; a training that stops before a bad update is a result too."""
-    run = planned.run
+def _measure(study: Study, planned: Planned) -> dict[str, Any]:
+    """Train, evaluate and probe one run in this process; a training that stops before a bad update is a result too."""
+    run, launcher = planned.run, LocalLauncher()
     trained_as = replace(run, sampling=Sampling())  # how a student is sampled changes nothing in its training
     tracking = Tracking(
         uri=tracking_uri(DIRECTORY), experiment=study.name, name=digest(trained_as), artifact_root=run.artifacts
@@ -151,7 +177,7 @@ def _measure(study: Study, planned: Planned, launcher: Launcher) -> dict[str, An
     except NonFiniteError as error:
         log.warning("%s", error)
         return {"failed": str(error)}
-    trained = trained_student(run, checkpoints, start_law_of(run.targets.estimator, targets, index))
+    trained = trained_student(run, checkpoints, targets, index)
     evaluated = evaluate(run, launcher, trained)
     make = partial(trained.draw, launcher.stage_device)
     identity = {"probe": study.probe, **trained.identity()}
@@ -164,6 +190,7 @@ def _measure(study: Study, planned: Planned, launcher: Launcher) -> dict[str, An
         "data_mse": history(tracking, trained_as, f"{LOSS}_data_mse"),
         "step_s": history(tracking, trained_as, "time/step_s"),
         "loss_variance": history(tracking, trained_as, "times/weighted_loss_variance"),
+        "overlap": _overlap(study, trained, targets, launcher),
         "commit": code_commit(),
         "teacher_calls": run.targets.estimator.calls,
         **({"gradients": _gradients(study, trained, targets, launcher)} if planned.gradients else {}),
@@ -182,8 +209,17 @@ def _gradients(study: Study, trained: Trained, targets: Store, launcher: Launche
     source = Source.of(targets, study.gradients.shards)
     identity = source.identity(stage="gradients", probe=study.gradients, task=trained.task, **trained.identity())
     target = place(open_store(study.base.work), "gradients", identity)
-    make = partial(GradientTransform, trained.task, trained.checkpoints, study.gradients, launcher.stage_device)
+    make = partial(GradientTransform, trained, study.gradients, launcher.stage_device)
     return efficiency(_rows(target, launcher.derive(source, target, make, identity, 0.0)))
+
+
+def _overlap(study: Study, trained: Trained, targets: Store, launcher: Launcher) -> list[float]:
+    """The student's error of x_0 along the paths of some of its targets, noisy end first."""
+    source = Source.of(targets, study.overlap.shards)
+    identity = source.identity(stage="overlap", probe=study.overlap, **trained.identity())
+    target = place(open_store(study.base.work), "overlap", identity)
+    make = partial(OverlapTransform, trained, study.overlap, launcher.stage_device)
+    return overlap(_rows(target, launcher.derive(source, target, make, identity, 0.0)))
 
 
 def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:

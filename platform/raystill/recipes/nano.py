@@ -34,7 +34,7 @@ def run() -> Run:
         targets=Targets(estimator=Generated(steps=8)),
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, final_fraction=0.02),
         training=Training(
-            steps=250, batch_size=64, average_decay=0.98, log_every=10, checkpoint_every=125, picture_every=125
+            steps=150, batch_size=64, average_decay=0.98, log_every=10, checkpoint_every=75, picture_every=75
         ),
         evaluation=Evaluation(captions=CAPTIONS),
     )
@@ -49,6 +49,7 @@ def open_ended() -> Run:
         model="nano-open",
         reading=Reading(drop_captions=1.0),
         targets=Targets(estimator=Generated(steps=16, guidance=1.0)),
+        training=replace(demo.training, steps=250, checkpoint_every=125, picture_every=125),
         evaluation=replace(demo.evaluation, guidance=1.0),
     )
 

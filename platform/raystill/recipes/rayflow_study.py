@@ -12,7 +12,7 @@ from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, UniformTimes, UShapedTimes
 from raystill.models.student import Sampling
 from raystill.orchestration.probes import Probe
-from raystill.orchestration.run import Run, Targets
+from raystill.orchestration.run import Cluster, Run, Targets
 from raystill.orchestration.study import Question, Study, Variant
 from raystill.recipes import nano
 
@@ -29,8 +29,9 @@ one picture, and leaves a distillation little to do (`docs/results/nano.md`)."""
 def base() -> Run:
     """The demo without captions, on a smaller budget."""
     run = nano.open_ended()
-    training = replace(run.training, steps=200, batch_size=32, checkpoint_every=200, picture_every=0)
-    return replace(run, name="rayflow-study", model="rayflow-study", training=training)
+    training = replace(run.training, steps=200, batch_size=64, checkpoint_every=200, picture_every=0)
+    cluster = Cluster(workers=1, worker_cpus=1.0)  # a run is one process; as many run at once as there is room
+    return replace(run, name="rayflow-study", model="rayflow-study", training=training, cluster=cluster)
 
 
 def run() -> Study:
@@ -133,8 +134,8 @@ def paths() -> Question:
     targets: dict[str, Any] = {"": GENERATED, ", independent": Independent()}
     return Question(
         title="paths",
-        text="""The mean squared error of x_0 along the path is what is left of doubt where trajectories overlap: two
-instances that pass one point at one time cannot both be known from it.""",
+        text="""The error of x_0 along the path is what is left of doubt where trajectories overlap: two instances that
+pass one point at one time cannot both be known from it.""",
         probes=True,
         variants=tuple(
             Variant(label=f"{name}{suffix}", changes={"method.path": path, "targets": Targets(estimator=estimator)})

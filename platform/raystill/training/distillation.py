@@ -49,6 +49,7 @@ class DistillTask:
             channels = teacher.latent_shape[0]
             built.modules[TIME_SAMPLER] = times.network(channels).to(device)
             built.optimizers[TIME_SAMPLER] = law_optimizer(times)
+            built.small = frozenset({TIME_SAMPLER})
             built.pictures["times/law"] = LawPicture(times, channels)
         return built
 

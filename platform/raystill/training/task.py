@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from raystill.data.store import Store
 from raystill.engine.protocol import Engine, Optimizer
+from raystill.engine.replicated import ReplicatedEngine
 from raystill.methods.method import Batch, Method
 from raystill.models.averaging import Average
 from raystill.training.loop import Learner, Observers, Training, train
@@ -30,6 +31,7 @@ class Assembly:
     modules: dict[str, nn.Module]  # role -> the module that an engine wraps
     frozen: dict[str, nn.Module] = field(default_factory=dict)
     optimizers: dict[str, Optimizer] = field(default_factory=dict)  # of the roles that have not the task's
+    small: frozenset[str] = frozenset()  # roles that are kept whole on every rank, and wait for no device
     pictures: dict[str, Picture] = field(default_factory=dict)  # by their names for the recorder; rank 0 draws
 
 
@@ -85,7 +87,7 @@ def run_task(task: Task, place: Place) -> None:
     torch.manual_seed(task.training.seed)
     built = task.build(place.device)
     learners = {
-        role: _learner(module, built.optimizers.get(role, task.optimizer), task, place)
+        role: _learner(module, built.optimizers.get(role, task.optimizer), task, place, small=role in built.small)
         for role, module in built.modules.items()
     }
     start = _restore(learners, place)
@@ -114,8 +116,12 @@ def last_step(checkpoints: Store) -> int:
     return int(json.loads(checkpoints.read("latest.json"))["step"]) if checkpoints.exists("latest.json") else 0
 
 
-def _learner(module: nn.Module, optimizer: Optimizer, task: Task, place: Place) -> Learner:
-    engine = place.engine(module, optimizer)
+def _learner(module: nn.Module, optimizer: Optimizer, task: Task, place: Place, *, small: bool) -> Learner:
+    engine: Engine
+    if small:
+        engine = ReplicatedEngine(module, optimizer, place.device, world_size=place.world_size)
+    else:
+        engine = place.engine(module, optimizer)
     with engine.trainable() as tensors:
         average = Average(tensors, task.training.average_decay)
     return Learner(engine, optimizer, average)

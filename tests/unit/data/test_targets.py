@@ -332,13 +332,18 @@ def test_every_estimator_has_its_law_at_inference(tiny_pipeline: Path, tmp_path:
     source.write("000002.tar", pack([sample(2)]))
     make = partial(TargetTransform, tiny_pipeline, Expectation(steps=2), READING, 0, 4, "float32")
     index = derive(Source.of(source), target, make, {}, 0.5)
-    found = start_law_of(Expectation(steps=2), target, index)
+    schedule, one = load_pipeline(tiny_pipeline).schedule, torch.ones(1, dtype=torch.float64)
+    found = start_law_of(Expectation(steps=2), schedule, target, index)
     rows = targets(tiny_pipeline, [sample(i) for i in range(3)], Expectation(steps=2))
-    expected = fit_start(row["target_mean"] for row in rows)
+    signal, noise = float(schedule.signal(one)), float(schedule.noise(one))
+    expected = fit_start(signal * row["x_0"] + noise * row["target_mean"] for row in rows)
+    means = fit_start(row["target_mean"] for row in rows)
     assert found.law == "channel_normal"
     assert (*found.mean, *found.std) == pytest.approx((*expected.mean, *expected.std), rel=1e-3, abs=1e-5)
+    assert found.mean != pytest.approx(means.mean, rel=1e-2)
+    assert start_law_of(Expectation(steps=2), FlowSchedule(), target, index).std == pytest.approx(means.std, rel=1e-3)
     for estimator in (Generated(), Inverted(), Independent(), Assigned()):
-        assert start_law_of(estimator, target, index) == StartLaw()
+        assert start_law_of(estimator, schedule, target, index) == StartLaw()
 
 
 def test_no_more_shards_are_read_than_a_fit_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +361,7 @@ def test_no_more_shards_are_read_than_a_fit_needs(tmp_path: Path, monkeypatch: p
         rows = [{**row, "key": f"{name[0]}{row['key']}", "caption": ""} for row in rows_of(count, seed=ord(name[0]))]
         store.write(name, pack(pack_row(row) for row in rows))
         shards.append(Shard(key=name, count=count))
-    law = start_law_of(Expectation(), store, Index(identity={}, shards=tuple(shards)))
+    law = start_law_of(Expectation(), FlowSchedule(), store, Index(identity={}, shards=tuple(shards)))
     assert read == ["a.tar", "b.tar"]
     first = [row["target_mean"] for name in "ab" for row in rows_of(2, seed=ord(name))][:3]
     assert law == fit_start(first)

@@ -1,17 +1,23 @@
 """RayFlowScheduler in diffusers' own pipelines: the picture of raystill's own sampler, for every path, jump and law."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -19,7 +25,7 @@ from diffusers import (
 from torch import Tensor
 
 from raystill.config.errors import UserError
-from raystill.flow.jumps import Jump, own_noise, own_seeds
+from raystill.flow.jumps import Jump, Walk, own_noise, own_seeds, stops
 from raystill.flow.paths import PairedDiffusionPath, RayPath, interpolate, path_of, times_at
 from raystill.flow.predictions import column, guided
 from raystill.flow.starts import StartLaw
@@ -212,6 +218,77 @@ def test_flow_matching_settings_become_its_own(flow: Any) -> None:
     assert scheduler.timesteps.tolist() == pytest.approx([1000.0, 900.0, 750.0, 500.0])
 
 
+def eighth() -> AutoencoderKL:
+    """An autoencoder that is asked for nothing but its factor, 8."""
+    return AutoencoderKL(block_out_channels=(4, 4, 4, 4), norm_num_groups=4, layers_per_block=1)
+
+
+def sd3() -> StableDiffusion3Pipeline:
+    """A tiny one that is given its embeddings."""
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
+        caption_projection_dim=32, joint_attention_dim=16, pooled_projection_dim=24, out_channels=4,
+        pos_embed_max_size=8,
+    )  # fmt: skip
+    texts = dict.fromkeys(
+        ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
+    )
+    return StableDiffusion3Pipeline(transformer, FlowMatchEulerDiscreteScheduler(shift=3.0), eighth(), **texts)
+
+
+def flux() -> FluxPipeline:
+    """A tiny one that is given its embeddings."""
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, pooled_projection_dim=24, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    texts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    return FluxPipeline(FlowMatchEulerDiscreteScheduler(shift=1.0), eighth(), transformer=transformer, **texts)
+
+
+@pytest.mark.parametrize("make", [sd3, flux])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_pipelines_of_flow_models_take_it(make: Callable[[], Any], steps: int) -> None:
+    pipeline = make()
+    for parameter in pipeline.transformer.parameters():  # fresh ones end in zeros
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipeline.set_progress_bar_config(disable=True)
+    plain, rng = pipeline.scheduler, torch.Generator().manual_seed(1)
+    given = {
+        "prompt_embeds": torch.randn(2, 5, 16, generator=rng),
+        "pooled_prompt_embeds": torch.randn(2, 24, generator=rng),
+    }
+
+    def drawn(scheduler: Any, **more: Any) -> Tensor:
+        pipeline.scheduler = scheduler
+        generator = torch.Generator().manual_seed(2)
+        settings = {"guidance_scale": 1.0, "num_inference_steps": steps, "height": 64, "width": 64}
+        found: Tensor = pipeline(**given, **settings, **more, generator=generator, output_type="latent").images
+        return found
+
+    ode = drawn(RayFlowScheduler.from_config(plain.config, sigma=0.3))
+    even = [1 - i / steps for i in range(steps)]  # Stable Diffusion 3 asks a second time next to data otherwise
+    torch.testing.assert_close(ode, drawn(plain, sigmas=even), rtol=1e-3, atol=1e-3)
+    # On a straight schedule mean and noise keep their ratio, so that nothing but fresh noise tells the jumps apart.
+    anchored = drawn(RayFlowScheduler.from_config(plain.config, sigma=0.3, jump="anchored"))
+    torch.testing.assert_close(anchored, ode, rtol=1e-3, atol=1e-3)
+    fresh = drawn(RayFlowScheduler.from_config(plain.config, sigma=0.3, jump="anchored", eta=0.5))
+    assert bool(fresh.isfinite().all())
+    assert (float((fresh - ode).abs().max()) > 1e-2) == (steps > 1)
+
+
+def test_points_that_were_asked_about_are_split_into_a_start_and_a_noise_of_their_laws() -> None:
+    schedule = schedule_of(RayFlowScheduler(**TEACHERS["v"]))
+    every = stops(RayPath(sigma=0.5), schedule, schedule.angle(schedule.sampling_times(2)))
+    points = torch.randn(4000, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    walk = Walk.entered(every, 0.0, points)
+    torch.testing.assert_close(walk.entry(), points, rtol=1e-5, atol=1e-5)
+    both = torch.stack([walk.start.flatten(), walk.noise.flatten()])
+    torch.testing.assert_close(both.cov(), torch.eye(2), rtol=0, atol=0.05)
+
+
 def test_a_pipeline_with_it_is_saved_and_loaded(stock: StableDiffusionPipeline, tmp_path: Path) -> None:
     scheduler = RayFlowScheduler(**TEACHERS["v"], sigma=0.3, jump="anchored")
     expected = by_pipeline(stock, scheduler, 2)
@@ -369,8 +446,10 @@ def test_bad_times_are_refused() -> None:
         scheduler.scale_model_input(x, 500)
     with pytest.raises(UserError, match=r"must know their start, .* write jump="):
         scheduler.step(x, 499, x)
+    fitted = RayFlowScheduler(**TEACHERS["v"], start=LAW)
+    fitted.set_timesteps(2)
     with pytest.raises(UserError, match="does not ask the scheduler for the network's input"):
-        scheduler.step(x, 999, x)
+        fitted.step(x, 999, x)
     with pytest.raises(ValueError, match="epsilon prediction has no x_0 at zero signal"):
         RayFlowScheduler(**{**TEACHERS["epsilon"], "rescale_betas_zero_snr": True}).set_timesteps(1)
 

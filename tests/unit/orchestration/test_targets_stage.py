@@ -15,6 +15,7 @@ from raystill.data.local import LocalStore
 from raystill.data.records import Reading
 from raystill.data.shards import Sample, pack
 from raystill.data.targets import Assigned, Expectation, Generated, Inverted, start_law_of
+from raystill.models.pipeline import load_pipeline
 from raystill.orchestration.distill import compute_targets
 from raystill.orchestration.launcher import LocalLauncher
 from raystill.orchestration.run import Evaluation, Run, Targets
@@ -81,7 +82,8 @@ def test_settings_that_the_teacher_cannot_follow_are_refused_on_the_driver(run: 
 
 
 def test_a_fitted_start_is_had_from_the_stage_s_result(run: Run, tmp_path: Path) -> None:
-    assert start_law_of(run.targets.estimator, *compute_targets(run, CPU)).law == "normal"
+    schedule = load_pipeline(run.teacher).schedule
+    assert start_law_of(run.targets.estimator, schedule, *compute_targets(run, CPU)).law == "normal"
     blind = replace(run, targets=Targets(estimator=Expectation(steps=2)))
     with pytest.raises(UserError, match="no picture"):
         compute_targets(blind, CPU)

@@ -1,0 +1,56 @@
+"""A small module, whole and equal on every rank: the engine of a role that waits for nothing."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from raystill.engine.local import LocalEngine
+from raystill.engine.protocol import NonFiniteError, Optimizer
+
+
+class ReplicatedEngine(LocalEngine):
+    """AdamW on gradients that are averaged over ranks in one collective, without a host-device synchronisation.
+
+    Numbers that are not finite stop the run where the state is saved, so that no checkpoint holds them, and not before
+    the update: an engine that waits for its device in the same step must see what the module gave, as the student's
+    does, whose loss is weighted by the law of times.
+    """
+
+    def __init__(
+        self, module: nn.Module, optimizer: Optimizer, device: torch.device | str = "cpu", *, world_size: int = 1
+    ) -> None:
+        """Move `module` to `device`; rank 0's values win. Collective where there are several ranks."""
+        super().__init__(module, optimizer, device)
+        self._world_size = world_size
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
+        if world_size > 1:
+            for parameter in self._named.values():
+                dist.broadcast(parameter.data, 0)  # COLLECTIVE
+
+    def step(self, learning_rate: float) -> Tensor:
+        """Average, clip, update and zero; returns the norm of the average before clipping, shape (). Collective."""
+        if self._world_size > 1:
+            self._average()
+        norm = self._clip()
+        self._finite &= torch.isfinite(norm + self._loss)
+        return self._update(learning_rate, norm)
+
+    def save(self, directory: Path) -> None:
+        """Write parameters and optimizer state; raises `NonFiniteError` on every rank where they are not finite."""
+        # HOST SYNC: one a checkpoint.
+        if not bool(self._finite):
+            raise NonFiniteError("a gradient or loss was not finite since the last checkpoint; no other was written")
+        super().save(directory)
+
+    def _average(self) -> None:
+        """Replace every gradient, and the loss, by its mean over ranks."""
+        parameters = list(self._named.values())
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([*(grad.flatten() for grad in grads), self._loss[None]])
+        dist.all_reduce(flat)  # COLLECTIVE
+        *parts, loss = (flat / self._world_size).split([*(p.numel() for p in parameters), 1])
+        self._loss.copy_(loss[0])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)

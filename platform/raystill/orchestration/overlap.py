@@ -1,0 +1,63 @@
+"""Trajectory overlap, measured: what a student cannot know of x_0 from a point of its path."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raystill.data.records import Row, unpack_row
+from raystill.data.shards import Sample
+from raystill.data.targets import start_of
+from raystill.flow.paths import times_at
+from raystill.methods.rayflow import BoundRayFlow
+from raystill.orchestration.gradients import batch_of
+from raystill.orchestration.samples import Trained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverlapProbe:
+    """Where the error of x_0 is measured."""
+
+    shards: int = 2  # of the targets
+    instances: int = 32  # of each shard
+    points: int = 8  # the angles of the stock sampler's timesteps in so many steps: the same ones for every path
+    seed: int = 6000  # of the path's noise
+
+
+class OverlapTransform:
+    """Stored targets to the finished student's squared error of x_0 along their paths.
+
+    Two instances whose paths meet at one point and time cannot both be known from it, so that the least error there is
+    the variance of x_0 given the point: 0 where no paths meet (2209.03003).
+    """
+
+    def __init__(self, trained: Trained, probe: OverlapProbe, device: str) -> None:
+        self.probe, self.device = probe, torch.device(device)
+        built = trained.assembly(self.device)
+        assert isinstance(built.method, BoundRayFlow)
+        self.method, self.student = built.method, built.modules["student"].eval()
+
+    def read(self, sample: Sample) -> Row:
+        """A row of the targets."""
+        return unpack_row(sample)
+
+    @torch.inference_mode()
+    def compute(self, rows: list[Row]) -> list[Row]:
+        """One row per instance with `error`, shape (points,), noisy end first: means over the numbers of a latent."""
+        rows = rows[: self.probe.instances]
+        batch, schedule = batch_of(rows, self.device), self.method.schedule
+        angles = schedule.angle(schedule.sampling_times(self.probe.points)[:-1])
+        times = times_at(self.method.settings.path, schedule, angles)
+        shape = batch["x_0"].shape[1:]
+        errors = []
+        for k, t in enumerate(times):
+            eps = torch.stack([start_of(row["key"], self.probe.seed + k, shape) for row in rows]).to(self.device)
+            prediction, _ = self.method.per_sample(self.student, batch, t.expand(len(rows)), eps)
+            errors.append((prediction.data.float() - batch["x_0"]).square().mean(dim=(1, 2, 3)))
+        found = torch.stack(errors, dim=1).cpu().numpy()
+        return [{"key": r["key"], "caption": r["caption"], "error": e} for r, e in zip(rows, found, strict=True)]
+
+
+def overlap(rows: list[Row]) -> list[float]:
+    """Mean error at every angle, noisy end first, over instances."""
+    return [float(value) for value in np.mean([row["error"] for row in rows], axis=0)]
