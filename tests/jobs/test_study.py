@@ -72,7 +72,7 @@ def test_a_study_measures_each_run_once_and_reports_it_under_every_label(study: 
     text = launch_study(study, local=True)
     results = json.loads(study.results.read_text())
     assert len(results["runs"]) == 10  # five variants and two seeds: the third label is the first variant
-    one = next(iter(results["runs"].values()))
+    one = results["runs"][study.run_of(study.questions[0].variants[0], 0)[0]]
     assert set(one["student"]) == {"1", "2", "4", "8"}
     assert one["probes"]["lipschitz_1"] > 0
     assert len(one["overlap"]) == 8

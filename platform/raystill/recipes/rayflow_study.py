@@ -29,9 +29,14 @@ one picture, and leaves a distillation little to do (`docs/results/nano.md`)."""
 def base() -> Run:
     """The demo without captions, on a smaller budget."""
     run = nano.open_ended()
-    training = replace(run.training, steps=200, batch_size=64, checkpoint_every=200, picture_every=0)
-    cluster = Cluster(workers=1, worker_cpus=1.0)  # a run is one process; as many run at once as there is room
-    return replace(run, name="rayflow-study", model="rayflow-study", training=training, cluster=cluster)
+    return replace(
+        run,
+        name="rayflow-study",
+        model="rayflow-study",
+        training=replace(run.training, steps=200, batch_size=32, checkpoint_every=200, picture_every=0),
+        evaluation=replace(run.evaluation, shards=2),  # the same pictures for every run: differences are of pairs
+        cluster=Cluster(workers=1, worker_cpus=1.0),  # a run is one process; as many run at once as there is room
+    )
 
 
 def run() -> Study:
