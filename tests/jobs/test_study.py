@@ -87,6 +87,8 @@ def test_a_study_measures_each_run_once_and_reports_it_under_every_label(study: 
     assert "`a command`" in text
     assert "Sigma does this and that." in text
     assert study.results.with_name("small_study-1.png").stat().st_size > 5000
+    assert study.results.with_name("small_study-2-laws.png").stat().st_size > 5000
+    assert "![The laws of times](small_study-2-laws.png)" in text
     assert study.results.with_suffix(".md").is_file()
 
 
@@ -106,6 +108,8 @@ def test_the_gradients_second_moment_is_measured_for_laws_of_times(study: Study)
     assert grid["ratio"] != 1
     for one in (again, uniform, grid):
         assert 0 < one["oracle"] <= 1
+        assert sum(one["best_density"]) / 4 == pytest.approx(1, abs=1e-3)
+        assert len(one["density"]) == 4
         assert one["student_s"] > 0
         assert one["law_s"] > 0
     assert "gradients" not in results["runs"][study.run_of(study.questions[0].variants[1], 0)[0]]

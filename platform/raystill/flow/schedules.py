@@ -73,7 +73,7 @@ class DiffusionSchedule(Schedule):
         not decrease.
         """
         alphas = alphas_cumprod.double()
-        if alphas.min() < 0 or alphas.max() >= 1 or bool((alphas.diff() >= 0).any()):
+        if not (alphas.min() >= 0 and alphas.max() < 1 and bool((alphas.diff() < 0).all())):  # NaN is refused, too
             raise ValueError("cumulative alphas must lie in [0, 1) and decrease strictly")
         angles = torch.atan2((1 - alphas).sqrt(), alphas.sqrt())
         return cls(torch.cat([angles.new_zeros(1), angles]))

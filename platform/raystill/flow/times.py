@@ -161,7 +161,8 @@ class SamplingTimes(FixedTimes):
     spacing.
 
     The times are those whose signal-to-noise ratio is the stock timestep's; the start gets `start_share` of the draws,
-    the others share the rest. This is a choice of objective, the sampler's own times: weights are 1.
+    the others share the rest. This is a choice of objective, the sampler's own times: weights are 1. With `steps` 1 it
+    is the one-step variant, whose student learns nothing but the jump from the start to data.
     """
 
     steps: int = 8

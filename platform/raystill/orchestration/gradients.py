@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,14 +141,18 @@ def _wait() -> None:
         torch.cuda.synchronize()  # HOST SYNC: of a probe, not of a training
 
 
-def efficiency(rows: list[Row]) -> dict[str, float]:
+def efficiency(rows: list[Row]) -> dict[str, Any]:
     """Second moment of the weighted gradient under the law over that under its objective's own; the same of the best
-    law of time alone; and the seconds of a student's step and of the law's part in it.
+    law of time alone; both laws' densities, means over instances; and the seconds of a student's step and of the law's
+    part in it.
     """
     square, density = (torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("square", "density"))
+    best = oracle(square.mean(dim=0))
     return {
         "ratio": relative_second_moment(square, density),
-        "oracle": oracle(square.mean(dim=0)).ratio,
+        "oracle": best.ratio,
+        "density": [round(value, 4) for value in density.mean(dim=0).tolist()],
+        "best_density": [round(value, 4) for value in best.density.tolist()],
         "student_s": float(np.mean([row["student_s"] for row in rows])),
         "law_s": float(np.mean([row["law_s"] for row in rows])),
     }

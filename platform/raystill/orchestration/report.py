@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from raystill.flow.efficiency import midpoints
 from raystill.flow.importance import LearnedTimes
 from raystill.flow.times import UniformTimes
 from raystill.orchestration.study import Question, Study, Variant, measure_all
@@ -51,7 +52,9 @@ def report(study: Study, results: Mapping[str, Any]) -> str:
         if question.probes:
             parts += [PROBES, _probes(rows, results["teacher"]["probes"])]
         if question.gradients:
-            parts += [GRADIENTS, _gradients(rows), _verdicts(rows)]
+            picture = study.results.with_name(f"{study.name}-{number}-laws.png")
+            _laws(rows).savefig(picture, dpi=110)
+            parts += [GRADIENTS, _gradients(rows), _verdicts(rows), f"![The laws of times]({picture.name})"]
         if all(variant.x is not None for variant in question.variants):
             picture = study.results.with_name(f"{study.name}-{number}.png")
             _curve(question, rows).savefig(picture, dpi=110)
@@ -155,6 +158,29 @@ def _verdicts(rows: Sequence[tuple[Variant, Measured]]) -> str:
             f"{_met(quotient <= WITHIN)}), {cost:.2%} of a step ({COST:.0%} at most: {_met(cost <= COST)})."
         )
     return "\n".join(lines)
+
+
+def _laws(rows: Sequence[tuple[Variant, Measured]]) -> Figure:
+    """Densities of the learned laws of uniform times, means over seeds and instances, and the best law of time alone
+    for the student that was trained with uniform times.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for variant, found in rows:
+        times = _times(variant)
+        law = [one["gradients"] for one in found.values() if "gradients" in one]
+        learned = isinstance(times, LearnedTimes) and times.objective == UniformTimes()
+        if law and (learned or times == UniformTimes()):
+            curve = [
+                statistics.fmean(v)
+                for v in zip(*(m["density" if learned else "best_density"] for m in law), strict=True)
+            ]
+            label = variant.label if learned else "the best law of time alone"
+            axes.plot(midpoints(len(curve)).tolist(), curve, label=label, linestyle="-" if learned else "--")
+    axes.set(xlabel="t", ylabel="density")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
 
 
 def _met(held: bool) -> str:

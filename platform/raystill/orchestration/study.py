@@ -204,7 +204,7 @@ def _steady(run: Run, probes: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in probes.items() if not (noisy and name.startswith("lipschitz"))}
 
 
-def _gradients(study: Study, trained: Trained, targets: Store, launcher: Launcher) -> dict[str, float]:
+def _gradients(study: Study, trained: Trained, targets: Store, launcher: Launcher) -> dict[str, Any]:
     """How well the law of times served this student, over some of its targets."""
     source = Source.of(targets, study.gradients.shards)
     identity = source.identity(stage="gradients", probe=study.gradients, task=trained.task, **trained.identity())

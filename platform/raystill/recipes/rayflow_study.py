@@ -89,12 +89,13 @@ def time_samplers() -> Question:
         "logit-normal": LogitNormalTimes(),
         "U-shaped": UShapedTimes(),
         "the sampler's own (default)": SamplingTimes(),
+        "the one-step variant": SamplingTimes(steps=1),
         "grid over the sampler's own": GridTimes(base=SamplingTimes()),
     }
     return Question(
         title="time samplers",
         text="""The first six have the same objective, the loss over uniform times, and weight what they draw; the next
-three are objectives themselves, without weights; the last weights the default.""",
+four are objectives themselves, without weights; the last weights the default.""",
         gradients=True,
         variants=tuple(Variant(label=n, changes={"method.times": t}) for n, t in kinds.items()),
     )

@@ -81,7 +81,7 @@ def test_step_counts_beyond_the_schedule_are_refused(steps: int) -> None:
         DiffusionSchedule.from_alphas(stock().alphas_cumprod).sampling_times(steps)
 
 
-@pytest.mark.parametrize("alphas", [[0.5, 0.5], [0.5, 0.6], [0.5, -0.1], [1.0, 0.5], [1.5, 0.5]])
+@pytest.mark.parametrize("alphas", [[0.5, 0.5], [0.5, 0.6], [0.5, -0.1], [1.0, 0.5], [1.5, 0.5], [0.5, float("nan")]])
 def test_alphas_that_are_no_schedule_are_refused(alphas: list[float]) -> None:
     with pytest.raises(ValueError, match="decrease strictly"):
         DiffusionSchedule.from_alphas(torch.tensor(alphas))
