@@ -195,7 +195,7 @@ def test_bad_input_gets_one_clear_line_before_anything_starts(
     assert "Traceback" not in done.stderr
 
 
-STEPS_OF_A_LONG_RUN, ENOUGH = 80, 30
+STEPS_OF_A_LONG_RUN, EVERY, REPORTED = 80, 20, 3
 
 
 def test_ctrl_c_in_a_terminal_leaves_nothing_behind_and_the_same_line_goes_on(workplace: Path, few: Path) -> None:
@@ -203,12 +203,14 @@ def test_ctrl_c_in_a_terminal_leaves_nothing_behind_and_the_same_line_goes_on(wo
     work.mkdir()
     line = command(
         work=str(work), model="long-rayflow", training__steps=str(STEPS_OF_A_LONG_RUN),
-        training__checkpoint_every="10", training__picture_every="0",
+        training__checkpoint_every=str(EVERY), training__log_every=str(REPORTED), training__picture_every="0",
     )  # fmt: skip
     said = interrupted(line, workplace, work)
+    assert "SIGINT: saving a checkpoint first" in said
     assert "go on with the same command" in said
     stopped_at = checkpoint(work)
-    assert ENOUGH <= stopped_at < STEPS_OF_A_LONG_RUN
+    assert EVERY < stopped_at < STEPS_OF_A_LONG_RUN
+    assert stopped_at % REPORTED == 0  # it was saved at the next report, not at the last checkpoint
     done = run(line, workplace)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "models:/long-rayflow/1: there was no champion" in done.stdout
@@ -226,7 +228,7 @@ def interrupted(line: list[str], cwd: Path, work: Path) -> str:
     with log.open("w") as file:
         process = subprocess.Popen(line, cwd=cwd, env=environment(), stderr=file, stdout=file, start_new_session=True)
     try:
-        while checkpoint(work) < ENOUGH:
+        while checkpoint(work) < EVERY:
             assert process.poll() is None, log.read_text()[-4000:]
             time.sleep(0.1)
         family = psutil.Process(process.pid).children(recursive=True)

@@ -46,6 +46,13 @@ def agree(value: str) -> None:
         )
 
 
+def anywhere(flag: bool) -> bool:
+    """Whether `flag` holds on any rank. Collective."""
+    found = torch.tensor([float(flag)], device=_device())
+    dist.all_reduce(found)  # COLLECTIVE
+    return bool(found > 0)  # HOST SYNC
+
+
 class ZeroEngine:
     """AdamW on the trainable parameters of a module, spread over the ranks of the default process group."""
 

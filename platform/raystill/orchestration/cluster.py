@@ -4,12 +4,12 @@ trainings.
 
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import ray
@@ -30,6 +30,7 @@ from raystill.engine.protocol import NonFiniteError
 from raystill.orchestration.command import quiet_libraries
 from raystill.orchestration.launcher import Item, MakeRecorder, Result
 from raystill.orchestration.run import Cluster
+from raystill.orchestration.stopping import asked_to_stop, saving
 from raystill.training.task import Place, Task, last_step, run_task
 
 LOOPBACK = "127.0.0.1"  # a cluster of one machine listens to nobody else
@@ -135,8 +136,8 @@ class RayLauncher:
             ),
         )
         try:
-            with _interruptible():
-                trainer.fit()
+            with saving(checkpoints):
+                _fit(trainer)
         except WorkerGroupError as error:
             raise _for_people(error) from error
 
@@ -169,16 +170,21 @@ def _settle(threads: int, directory: Path) -> None:
         os.chdir(directory)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ray Train takes Ctrl-C for itself, ends the process by it and never gives it back: turn that into our own way."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _fit(trainer: TorchTrainer) -> None:
+    """Run a trainer beside the main thread, where Ray Train would take Ctrl-C for itself and end the process by it."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001  # it is raised where people wait
+            failed.append(error)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
 
 
 def _for_people(error: BaseException) -> BaseException:
@@ -211,7 +217,11 @@ class _Work:
 
 def _train_worker(work: _Work) -> None:
     """One rank of a training."""
-    from raystill.engine.zero import ZeroEngine, agree  # imported here: it chooses its accelerator where it runs
+    from raystill.engine.zero import (
+        ZeroEngine,
+        agree,
+        anywhere,
+    )  # imported here: it chooses its accelerator where it runs
 
     quiet_libraries()
     _settle(work.threads, work.directory)
@@ -235,6 +245,7 @@ def _train_worker(work: _Work) -> None:
             rank=rank,
             world_size=world_size,
             device=torch.device(device),
+            stop=lambda: anywhere(rank == 0 and asked_to_stop(work.checkpoints)),
             on_step=lambda step: _advance(bar, step),
         )
         run_task(work.task, place)

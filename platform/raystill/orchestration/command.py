@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,10 +20,11 @@ KEPT = "Finished stages and checkpoints are kept; go on with the same command:"
 
 
 def guarded(main: Callable[[], None], stopped: str = KEPT) -> int:
-    """Run a command; exit status 2 with a message for bad input or a full disk, 130 for Ctrl-C after everything that it
-    started has stopped: `stopped` says what remains.
+    """Run a command; exit status 2 with a message for bad input or a full disk, 130 for Ctrl-C or SIGTERM after
+    everything that it started has stopped: `stopped` says what remains.
     """
     _quiet()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except UserError as error:

@@ -13,6 +13,7 @@ from raystill.data.derive import Index, Source, Transform, derive
 from raystill.data.plan import Plan
 from raystill.data.store import Store
 from raystill.engine.local import LocalEngine
+from raystill.orchestration.stopping import asked_to_stop, saving
 from raystill.training.task import Place, Recorder, Task, last_step, run_task
 
 Item = TypeVar("Item")
@@ -43,7 +44,9 @@ class Launcher(Protocol):
         """Compute derived shards, or find them."""
 
     def train(self, task: Task, data: Store, index: Index, checkpoints: Store, recorder: MakeRecorder | None) -> None:
-        """Train a task to its end over derived shards; its averages lie in `checkpoints` afterwards."""
+        """Train a task to its end over derived shards; its averages lie in `checkpoints` afterwards. KeyboardInterrupt,
+        after a checkpoint, where it was stopped by a signal.
+        """
 
     def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
         """Do a training worker's share of work for each item, many at once where there is room; numbers of items with
@@ -87,6 +90,7 @@ class LocalLauncher:
             return
         listening = recorder() if recorder is not None else nullcontext(None)
         with (
+            saving(checkpoints),
             listening as opened,
             tqdm(total=training.steps, initial=start, desc=task.name, unit="step", smoothing=0.05) as bar,
         ):
@@ -99,6 +103,7 @@ class LocalLauncher:
                 recorder=opened,
                 device=self.device,
                 on_step=lambda step: bar.update(step - bar.n) and None,
+                stop=lambda: asked_to_stop(checkpoints),
             )
             run_task(task, place)
 

@@ -48,6 +48,7 @@ class Observers:
     metrics: Callable[[int, dict[str, float]], None] = lambda _step, _values: None
     checkpoint: Callable[[int], None] = _nothing  # after the update of the given step count
     picture: Callable[[int], None] = _nothing
+    stop: Callable[[], bool] = lambda: False  # asked after metrics; what all ranks agree on: save, and train no further
 
 
 @dataclass(slots=True)
@@ -86,8 +87,8 @@ def train(  # noqa: PLR0913
     """Run steps `start` to `training.steps`; raises NonFiniteError, naming step, role, times and samples, before a bad
     update.
 
-    The batches begin at step `start`. A resumed run equals an uninterrupted one, since each step's randomness depends
-    on (seed, rank, step) alone.
+    The batches begin at step `start`; a run that is asked to stop ends early, after a checkpoint. A resumed run equals
+    an uninterrupted one, since each step's randomness depends on (seed, rank, step) alone.
     """
     networks = {**frozen, **{role: learner.engine.module for role, learner in learners.items()}}
     progress = Progress({})
@@ -103,12 +104,15 @@ def train(  # noqa: PLR0913
         progress.step_s += time.perf_counter() - fetched
         progress.count += 1
         done = step + 1
-        last = done == training.steps
+        last, stop = done == training.steps, False
         if done % training.log_every == 0 or last:
             observers.metrics(done, progress.report(training.batch_size * world_size))
             progress = Progress({})
-        if done % training.checkpoint_every == 0 or last:
+            stop = observers.stop()
+        if done % training.checkpoint_every == 0 or last or stop:
             observers.checkpoint(done)
+        if stop:
+            return
         if training.picture_every and (done % training.picture_every == 0 or last):
             observers.picture(done)
 

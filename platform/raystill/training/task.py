@@ -78,11 +78,12 @@ class Place:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     on_step: Callable[[int], None] = lambda _step: None  # called where metrics are reported
+    stop: Callable[[], bool] = lambda: False  # whether to save and end, asked where metrics are reported; collective
 
 
 def run_task(task: Task, place: Place) -> None:
     """Train from the last checkpoint, or from the start, to the end, and leave the averages in the checkpoint store as
-    `final.safetensors`.
+    `final.safetensors`; or until it is asked to stop, and leave a checkpoint.
     """
     torch.manual_seed(task.training.seed)
     built = task.build(place.device)
@@ -91,10 +92,13 @@ def run_task(task: Task, place: Place) -> None:
         for role, module in built.modules.items()
     }
     start = _restore(learners, place)
+    if place.stop():
+        return
     observers = Observers(
         metrics=lambda step, values: _report(place, step, values),
         checkpoint=lambda step: _save(learners, place, step, last=step == task.training.steps),
         picture=lambda step: _draw(built, learners, place, step),
+        stop=place.stop,
     )
     frozen = {role: network.to(place.device).eval() for role, network in built.frozen.items()}
     batches = place.batches(start)

@@ -164,6 +164,15 @@ def test_observers_are_called_at_their_steps_and_at_the_last() -> None:
     assert (checkpoints, pictures) == ([2, 4, 5], [3, 5])
 
 
+def test_a_run_that_is_asked_to_stop_saves_at_its_next_report_and_ends() -> None:
+    checkpoints: list[int] = []
+    pictures: list[int] = []
+    settings = replace(TRAINING, steps=5, log_every=3, checkpoint_every=2, picture_every=3)
+    observers = Observers(checkpoint=checkpoints.append, picture=pictures.append, stop=lambda: True)
+    train(Line(), {"line": line_learner()}, {}, iter(line_batches()), settings, observers)
+    assert (checkpoints, pictures) == ([2, 3], [])
+
+
 class StoppedError(Exception):
     """The machine is taken away."""
 
