@@ -46,7 +46,7 @@ def adapted() -> UNet2DConditionModel:
         attention_head_dim=4,
         norm_num_groups=4,
     )
-    unet.requires_grad_(False)
+    unet.requires_grad_(False).to(memory_format=torch.channels_last)  # as pipelines are loaded
     targets = ["to_q", "to_k", "to_v", "to_out.0", "conv1"]
     unet.add_adapter(LoraConfig(r=3, lora_alpha=3, target_modules=targets, init_lora_weights="gaussian"))
     return unet

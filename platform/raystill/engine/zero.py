@@ -83,7 +83,8 @@ class ZeroEngine:
             self._adamw.register_step_pre_hook(self._clip)
         elements = sum(parameter.numel() for parameter in self._named.values())
         settings = _settings(stage, precision, optimizer.clip_norm, elements)
-        self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._adamw, config=settings)
+        with _contiguous(module, restored=stage < 3):  # stage 3 keeps no whole tensor to lay out
+            self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._adamw, config=settings)
         if precision == "float32":
             self._engine.register_forward_pre_hook(_refuse_autocast)
         self._create_moments()
@@ -198,6 +199,20 @@ class ZeroEngine:
             zero.safe_set_full_optimizer_state(parameter, value, kind)
         else:
             zero.safe_set_full_fp32_param(parameter, value)
+
+
+@contextmanager
+def _contiguous(module: nn.Module, *, restored: bool) -> Iterator[None]:
+    """Lay frozen tensors out plainly while DeepSpeed sends them to all ranks, and afterwards as they were."""
+    last = torch.channels_last
+    frozen = [
+        p for p in module.parameters() if p.ndim == 4 and not p.requires_grad and p.is_contiguous(memory_format=last)
+    ]
+    for parameter in frozen:  # a copy, for the strides of a 1 x 1 kernel: both layouts are contiguous there
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    yield
+    for parameter in frozen if restored else ():
+        parameter.data = parameter.data.contiguous(memory_format=last)
 
 
 def _slice(value: Tensor, size: int) -> Tensor:
