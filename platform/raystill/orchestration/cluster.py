@@ -249,6 +249,8 @@ def _train_worker(work: _Work) -> None:
             on_step=lambda step: _advance(bar, step),
         )
         run_task(work.task, place)
+    if bar is not None:
+        bar.close()
 
 
 def _advance(bar: Any, step: int) -> None:

@@ -120,13 +120,35 @@ def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
         _check_teacher(study, results)
         if "teacher" not in results:
             results["teacher"] = _probe_teacher(study, launcher)
-        todo = [planned[key] for key in keys]
-        _share(study, [one.run for one in todo], launcher)
-        for number, measured in tqdm(launcher.each(partial(_measure, study), todo), study.name, len(todo), unit="run"):
-            results["teacher"] |= measured.pop("teacher", {})
-            results["runs"][keys[number]] = measured
+        _share(study, [planned[key].run for key in keys], launcher)
+        todo = list(_by_training({key: planned[key] for key in keys}).values())
+        done = launcher.each(partial(_measure_all, study), todo)
+        for _, measured in tqdm(done, study.name, len(todo), unit="training"):
+            for key, one in measured.items():
+                results["teacher"] |= one.pop("teacher", {})
+                results["runs"][key] = one
             _write(study, results)
     return results
+
+
+def _by_training(planned: Mapping[str, Planned]) -> dict[str, dict[str, Planned]]:
+    """Runs that share a training, together: two processes must not train it at once."""
+    groups: dict[str, dict[str, Planned]] = {}
+    for key, one in planned.items():
+        groups.setdefault(digest(_trained_as(one.run)), {})[key] = one
+    return groups
+
+
+def _trained_as(run: Run) -> Run:
+    """The run as far as its training goes: how a student is sampled changes nothing in it."""
+    return replace(run, sampling=Sampling())
+
+
+def _tracking(study: Study, run: Run) -> Tracking:
+    """Where a run's training is tracked."""
+    return Tracking(
+        uri=tracking_uri(DIRECTORY), experiment=study.name, name=digest(_trained_as(run)), artifact_root=run.artifacts
+    )
 
 
 def _check_teacher(study: Study, results: dict[str, Any]) -> None:
@@ -142,6 +164,7 @@ def _check_teacher(study: Study, results: dict[str, Any]) -> None:
 
 def _share(study: Study, runs: Sequence[Run], launcher: Launcher) -> None:
     """Compute what runs have in common, on the whole cluster: their targets and the teacher's samples."""
+    open_experiment(tracking_uri(DIRECTORY), study.name, study.base.artifacts)
     for run in {digest(run.targets): run for run in runs}.values():
         compute_targets(run, launcher)
     draw_teacher(study.base, launcher)
@@ -162,14 +185,15 @@ def _write(study: Study, results: Mapping[str, Any]) -> None:
     partial_file.replace(study.results)
 
 
+def _measure_all(study: Study, planned: Mapping[str, Planned]) -> dict[str, dict[str, Any]]:
+    """Measure runs one after the other in this process."""
+    return {key: _measure(study, one) for key, one in planned.items()}
+
+
 def _measure(study: Study, planned: Planned) -> dict[str, Any]:
     """Train, evaluate and probe one run in this process; a training that stops before a bad update is a result too."""
     run, launcher = planned.run, LocalLauncher()
-    trained_as = replace(run, sampling=Sampling())  # how a student is sampled changes nothing in its training
-    tracking = Tracking(
-        uri=tracking_uri(DIRECTORY), experiment=study.name, name=digest(trained_as), artifact_root=run.artifacts
-    )
-    open_experiment(tracking.uri, tracking.experiment, run.artifacts)
+    tracking, trained_as = _tracking(study, run), _trained_as(run)
     targets, index = compute_targets(run, launcher)
     checkpoints = checkpoints_of(run, targets, launcher)
     try:
