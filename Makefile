@@ -67,7 +67,7 @@ format: setup ## let ruff sort imports and lay out the code
 	$(BIN)/ruff format
 
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs tests/unit tests/contract --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs tests/unit tests/contract --numprocesses 2 --dist loadfile --durations 10
 	$(BIN)/python -m pytest tests/cluster --durations 10
 
 bench: setup ## measure speed on this machine

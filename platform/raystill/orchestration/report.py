@@ -213,9 +213,9 @@ def _cost(one: Mapping[str, Any]) -> float:
     return 1 + _law(one["gradients"]) if "gradients" in one else 1.0
 
 
-def _law(measured: Mapping[str, float]) -> float:
+def _law(measured: Mapping[str, Any]) -> float:
     """What the law takes, as a share of the student's forward and backward."""
-    return measured["law_s"] / measured["student_s"]
+    return float(measured["law_s"] / measured["student_s"])
 
 
 def reach(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:

@@ -111,8 +111,11 @@ def test_the_law_has_its_own_optimizer_and_is_pictured_and_measured(task: Distil
         return LocalEngine(module, optimizer)
 
     run_task(task, replace(place(open_store(str(tmp_path)), seen=seen), engine=engine))
-    assert asked[0] == OPTIMIZER
-    assert [asked[1].learning_rate, asked[1].decay] == [task.method.times.learning_rate, "constant"]  # type: ignore[union-attr]
+    assert asked == [OPTIMIZER]  # the law has an engine of its own kind
+    built = task.build(torch.device("cpu"))
+    assert built.small == {TIME_SAMPLER}
+    own = built.optimizers[TIME_SAMPLER]
+    assert (own.learning_rate, own.decay) == (task.method.times.learning_rate, "constant")  # type: ignore[union-attr]
     assert seen.pictures == [("times/law", 3), ("times/law", 6)]
     for step, values in seen.values.items():
         assert values["loss/time_sampler_deviance"] >= 0
