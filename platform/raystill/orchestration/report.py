@@ -99,7 +99,7 @@ def _teacher(teacher: Mapping[str, Any]) -> str:
     figures, probes = teacher["figures"], teacher["probes"]
     head = ["steps", *FIGURES.values()]
     lines = [[n, *(f"{f[name]:.4g}" if name in f else "-" for name in FIGURES)] for n, f in figures.items()]
-    shown = ", ".join(f"{name.replace('_', ' at ')} steps {value:.3g}" for name, value in probes.items())
+    shown = ", ".join(f"{name.replace('_', ' at ')} steps {value:.3g}" for name, value in sorted(probes.items()))
     return f"## The teacher\n\n{markdown(head, lines)}\n\n{shown}."
 
 
@@ -121,7 +121,7 @@ def _figures(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> 
 
 def _probes(rows: Sequence[tuple[Variant, Measured]], teacher: Mapping[str, float]) -> str:
     """How far outputs move with their starts, how diverse they are, at each step count, and what is left of doubt."""
-    shown = ", ".join(f"{name.replace('_', ' at ')} steps {value:.3g}" for name, value in teacher.items())
+    shown = ", ".join(f"{name.replace('_', ' at ')} steps {value:.3g}" for name, value in sorted(teacher.items()))
     names = [f"{kind}_{n}" for kind in ("lipschitz", "diversity") for n in STEPS]
     lines = [
         [
