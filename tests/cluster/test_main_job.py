@@ -18,8 +18,6 @@ import pytest
 from PIL import Image
 from tests.workplace import cli, command, environment, run
 
-from raystill.orchestration.command import CHATTER
-
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 PLAIN = """
@@ -86,7 +84,7 @@ def test_the_demo_reports_what_it_did(workplace: Path, demo: subprocess.Complete
     assert len(commands) >= 2
     assert all(line.startswith("  ") for line in commands)
     assert not secrets_of(workplace) & set(re.findall(r"[\w-]+", demo.stdout + demo.stderr))
-    assert not re.search(CHATTER, demo.stderr)
+    assert "Failed to query" not in demo.stderr
 
 
 def secrets_of(workplace: Path) -> set[str]:
