@@ -57,12 +57,37 @@ REPORT: dict[str, Any] = {
 REPORT["required"] = list(REPORT["properties"])
 
 
+STEPS_OF_THE_RUN, REPORTED, PICTURED = 80, 3, 40
+RUN = {  # long enough to be stopped before its first checkpoint
+    "training__steps": str(STEPS_OF_THE_RUN), "training__log_every": str(REPORTED),
+    "training__checkpoint_every": "1000", "training__picture_every": str(PICTURED),
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def demo(workplace: Path, few: Path) -> subprocess.CompletedProcess[str]:
-    """The main job, run by the demo; what it registered is there for the tests below."""
-    done = run(command(job="demo"), workplace)
+def stopped(workplace: Path, few: Path) -> str:
+    """The demo, stopped by Ctrl-C in the middle of its training: what it said."""
+    return interrupted(command(job="demo", **RUN), workplace)
+
+
+@pytest.fixture(scope="module")
+def demo(workplace: Path, stopped: str) -> subprocess.CompletedProcess[str]:
+    """The same line again, to its end; what it registered is there for the tests below."""
+    done = run(command(job="demo", **RUN), workplace)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
+
+
+def test_ctrl_c_in_a_terminal_saves_and_leaves_nothing_behind_and_the_same_line_goes_on(
+    stopped: str, demo: subprocess.CompletedProcess[str]
+) -> None:
+    assert "SIGINT: saving a checkpoint first" in stopped
+    assert "go on with the same command" in stopped
+    assert "targets:" in stopped
+    assert "targets:" not in demo.stderr
+    began = min(step for step in steps_shown(demo.stderr) if step)
+    assert 0 < began < STEPS_OF_THE_RUN  # where the first one was stopped, and no checkpoint was due
+    assert began % REPORTED == 0
 
 
 def test_the_demo_reports_what_it_did(workplace: Path, demo: subprocess.CompletedProcess[str]) -> None:
@@ -103,7 +128,7 @@ def test_the_job_registers_a_champion_with_all_that_it_takes_to_sample_it(
     assert card["path"] == {"kind": "RayPath", "sigma": 0.0}
     assert card["timesteps"] == {"1": [999], "2": [999, 499], "4": [999, 749, 499, 249], "8": list(range(999, 0, -125))}
     assert set(card["evaluation"]["frechet"]) == {"1", "2", "4", "8"}
-    assert card["recipe"]["training"]["steps"] == 6
+    assert card["recipe"]["training"]["steps"] == STEPS_OF_THE_RUN
     unknown = run(cli("pull", "models:/nano-rayflow@best"), workplace)
     assert unknown.returncode == 2
     assert "champion" in unknown.stderr
@@ -140,7 +165,7 @@ def test_a_fresh_process_draws_with_the_registered_adapter(
 def test_a_second_run_finds_everything_and_registers_nothing_new(
     workplace: Path, demo: subprocess.CompletedProcess[str]
 ) -> None:
-    again = run(command(), workplace)
+    again = run(command(**RUN), workplace)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "models:/nano-rayflow/1: version 1 is the champion already" in again.stdout
     for stage in ("targets:", "teacher-samples:", "student-samples:", "student:"):
@@ -193,40 +218,15 @@ def test_bad_input_gets_one_clear_line_before_anything_starts(
     assert "Traceback" not in done.stderr
 
 
-STEPS_OF_A_LONG_RUN, EVERY, REPORTED = 80, 20, 3
-
-
-def test_ctrl_c_in_a_terminal_leaves_nothing_behind_and_the_same_line_goes_on(workplace: Path, few: Path) -> None:
-    work = workplace / "long-work"  # a folder, so that checkpoints can be seen as they come
-    work.mkdir()
-    line = command(
-        work=str(work), model="long-rayflow", training__steps=str(STEPS_OF_A_LONG_RUN),
-        training__checkpoint_every=str(EVERY), training__log_every=str(REPORTED), training__picture_every="0",
-    )  # fmt: skip
-    said = interrupted(line, workplace, work)
-    assert "SIGINT: saving a checkpoint first" in said
-    assert "go on with the same command" in said
-    stopped_at = checkpoint(work)
-    assert EVERY < stopped_at < STEPS_OF_A_LONG_RUN
-    assert stopped_at % REPORTED == 0  # it was saved at the next report, not at the last checkpoint
-    done = run(line, workplace)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert "models:/long-rayflow/1: there was no champion" in done.stdout
-    assert "targets:" not in done.stderr
-    assert checkpoint(work) == STEPS_OF_A_LONG_RUN
-    shown = [float(n) for n in re.findall(r"student:.*?([\d.]+)/[\d.]+ \[", done.stderr)]
-    assert min(n for n in shown if n) >= stopped_at  # its progress bar begins at the checkpoint
-
-
-def interrupted(line: list[str], cwd: Path, work: Path) -> str:
-    """Start a job, send Ctrl-C to its whole group once a checkpoint is there; gives what it wrote. Nothing that it
-    started may be alive at its end.
+def interrupted(line: list[str], cwd: Path) -> str:
+    """Start a job, send Ctrl-C to its whole group once it trains; gives what it wrote. Nothing that it started may be
+    alive at its end.
     """
     log = cwd / "interrupted.log"
     with log.open("w") as file:
         process = subprocess.Popen(line, cwd=cwd, env=environment(), stderr=file, stdout=file, start_new_session=True)
     try:
-        while checkpoint(work) < EVERY:
+        while not any(steps_shown(log.read_text())):
             assert process.poll() is None, log.read_text()[-4000:]
             time.sleep(0.1)
         family = psutil.Process(process.pid).children(recursive=True)
@@ -242,6 +242,6 @@ def interrupted(line: list[str], cwd: Path, work: Path) -> str:
     return said
 
 
-def checkpoint(work: Path) -> int:
-    """The step of the newest checkpoint; 0 where there is none."""
-    return max((json.loads(p.read_text())["step"] for p in work.glob("checkpoints/*/latest.json")), default=0)
+def steps_shown(text: str) -> list[float]:
+    """Steps of the training that its progress bar showed."""
+    return [float(n) for n in re.findall(r"student:.*?([\d.]+)/[\d.]+ \[", text)]

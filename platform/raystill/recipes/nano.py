@@ -14,9 +14,9 @@ from raystill.training.pretraining import AutoencoderTask, DenoiserTask
 SAMPLE = "samples/noto"  # shipped with the repository
 
 
-CAPTIONS = (  # of the first three shards, which are evaluated
-    "broken heart", "flag japan", "hamburger", "light bulb", "panda", "pizza", "tulip", "watermelon",
-    "winking face",
+CAPTIONS = (  # of the first two shards, which are evaluated
+    "broken heart", "duck", "flag india", "hamburger", "light bulb", "palm tree", "panda", "sun", "tulip",
+    "worried face",
 )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def run() -> Run:
         training=Training(
             steps=100, batch_size=64, average_decay=0.97, log_every=10, checkpoint_every=50, picture_every=50
         ),
-        evaluation=Evaluation(shards=3, captions=CAPTIONS),
+        evaluation=Evaluation(shards=2, captions=CAPTIONS),
     )
 
 
