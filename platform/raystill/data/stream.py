@@ -45,7 +45,8 @@ def derive_stream(
         _ShardWorker,
         fn_constructor_args=(source.store, target, make),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(keys))),
+        # One shard at a time: the first actor that is ready would otherwise take several, and the others none.
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(keys)), max_tasks_in_flight_per_actor=1),
         **resources,
     )
     shards = []
