@@ -200,3 +200,27 @@ def test_a_cluster_that_is_too_small_is_refused_before_anything_starts(cluster: 
     with pytest.raises(UserError, match=found) as refused:
         check_resources(cluster)
     assert "--set cluster.workers=1" in str(refused.value)
+
+
+def alone(number: int) -> dict[str, object]:
+    """What a piece of independent work finds around it."""
+    if number < 0:
+        raise UserError("write a number from 0 on")
+    return {
+        "square": number**2, "process": os.getpid(), "threads": torch.get_num_threads(), "directory": str(Path.cwd()),
+        "bars": os.environ.get("TQDM_DISABLE"),
+    }  # fmt: skip
+
+
+def test_independent_work_is_done_in_processes_of_their_own(tmp_path: Path) -> None:
+    launcher = RayLauncher(replace(CLUSTER, workers=1, worker_cpus=1.0), tmp_path)
+    found = dict(launcher.each(alone, list(range(6))))
+    assert {number: one["square"] for number, one in found.items()} == {n: n**2 for n in range(6)}
+    assert os.getpid() not in {one["process"] for one in found.values()}
+    for one in found.values():
+        assert (one["threads"], one["directory"], one["bars"]) == (1, str(Path.cwd()), "1")
+
+
+def test_the_error_for_people_of_independent_work_comes_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="write a number from 0 on"):
+        list(RayLauncher(replace(CLUSTER, workers=1), tmp_path).each(alone, [-1]))
