@@ -14,7 +14,7 @@ from raystill.data.store import Store, open_store
 from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import Engine, Optimizer
 from raystill.flow.efficiency import midpoints
-from raystill.flow.importance import GridTimes, SecondMomentTimes
+from raystill.flow.importance import GridTimes, LearnedTimes, SecondMomentTimes
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import SamplingTimes
 from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
@@ -115,7 +115,8 @@ def test_the_law_has_its_own_optimizer_and_is_pictured_and_measured(task: Distil
     built = task.build(torch.device("cpu"))
     assert built.small == {TIME_SAMPLER}
     own = built.optimizers[TIME_SAMPLER]
-    assert (own.learning_rate, own.decay) == (task.method.times.learning_rate, "constant")  # type: ignore[union-attr]
+    assert isinstance(task.method.times, LearnedTimes)
+    assert (own.learning_rate, own.decay) == (task.method.times.learning_rate, "constant")
     assert seen.pictures == [("times/law", 3), ("times/law", 6)]
     for step, values in seen.values.items():
         assert values["loss/time_sampler_deviance"] >= 0
