@@ -70,17 +70,21 @@ class Lpips:
         """`lpips_alexnet`, followed by the resolution where it is not the usual 64."""
         return "lpips_alexnet" if self.resolution == 64 else f"lpips_alexnet_{self.resolution or 'native'}"
 
-    def __call__(self, a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-        """Give the distance of each pair of pictures in [0, 1], on the network's device."""
-        pictures = torch.cat([a, b]).to(self.alexnet.shift.device)
+    def __call__(
+        self, reference: Float[Tensor, "n 3 h w"], *others: Float[Tensor, "n 3 h w"]
+    ) -> Float[Tensor, "others n"]:
+        """Give the distances of other pictures in [0, 1] from those at the same places in `reference`, on the network's
+        device.
+        """
+        pictures = torch.cat([reference, *others]).to(self.alexnet.shift.device)
         if self.resolution is not None:
             pictures = self.alexnet.resized(pictures, self.resolution)
-        distance = torch.zeros(len(a), device=pictures.device)
+        distances = torch.zeros(len(others), len(reference), device=pictures.device)
         for activation, head in zip(self.alexnet(pictures), self.alexnet.heads, strict=True):
             unit = activation / (activation.norm(dim=1, keepdim=True) + 1e-10)
-            difference = (unit[: len(a)] - unit[len(a) :]).square().mean((2, 3))
-            distance = distance + difference @ head
-        return distance
+            first, *rest = unit.split(len(reference))
+            distances = distances + torch.stack([(u - first).square().mean((2, 3)) @ head for u in rest])
+        return distances
 
 
 def feature_network(name: str) -> FeatureNetwork:
@@ -116,13 +120,13 @@ def extract(
 @torch.inference_mode()
 def pairwise(
     lpips: Lpips,
-    a: UInt8[np.ndarray, "n h w c"],
-    b: UInt8[np.ndarray, "n h w c"],
+    reference: UInt8[np.ndarray, "n h w c"],
+    *others: UInt8[np.ndarray, "n h w c"],
     batch_size: int = 128,
-) -> Float[Tensor, " n"]:
-    """Give the LPIPS distance of each picture of `a` (0 to 255) to the one at the same place in `b`, on the CPU."""
-    starts = range(0, len(a), batch_size)
+) -> Float[Tensor, "others n"]:
+    """Give the LPIPS distances of other pictures (0 to 255) from those at the same places in `reference`, on the CPU."""
+    starts = range(0, len(reference), batch_size)
     if len(starts) == 0:
         raise UserError("found no pairs of pictures to compare, expected at least one")
-    batches = [(to_unit(a[i : i + batch_size]), to_unit(b[i : i + batch_size])) for i in starts]
-    return torch.cat([lpips(x, y).cpu() for x, y in batches])
+    batches = [[to_unit(pictures[i : i + batch_size]) for pictures in (reference, *others)] for i in starts]
+    return torch.cat([lpips(*batch).cpu() for batch in batches], dim=1)

@@ -34,7 +34,9 @@ class GradientProbe:
 
     shards: int = 2  # of the targets
     instances: int = 16  # of each shard
-    points: int = 32  # of time, in the middles of equal shares of the objective's law
+    points: int = (
+        40  # of time, in the middles of equal shares of the objective's law: whole tenths, as the stock law has
+    )
     seed: int = 7000  # of the path's noise
     timed: int = 3  # steps of the student, and ten times as many of the law
 
@@ -144,9 +146,10 @@ def _wait() -> None:
 def efficiency(rows: list[Row]) -> dict[str, Any]:
     """Second moment of the weighted gradient under the law over that under its objective's own; the same of the best
     law of time alone; both laws' densities, means over instances; and the seconds of a student's step and of the law's
-    part in it.
+    part in it. Densities have mean 1 over the points, which a law in bins of another width has only nearly.
     """
     square, density = (torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("square", "density"))
+    density = density / density.mean(dim=1, keepdim=True)
     best = oracle(square.mean(dim=0))
     return {
         "ratio": relative_second_moment(square, density),

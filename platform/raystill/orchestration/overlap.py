@@ -1,5 +1,6 @@
 """Trajectory overlap, measured: what a student cannot know of x_0 from a point of its path."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from raystill.data.targets import start_of
 from raystill.flow.paths import times_at
 from raystill.methods.rayflow import BoundRayFlow
 from raystill.orchestration.gradients import batch_of
-from raystill.orchestration.samples import Trained
+from raystill.training.task import Assembly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,21 +20,21 @@ class OverlapProbe:
     """Where the error of x_0 is measured."""
 
     shards: int = 2  # of the targets
-    instances: int = 32  # of each shard
+    instances: int = 64  # of each shard
     points: int = 8  # the angles of the stock sampler's timesteps in so many steps: the same ones for every path
     seed: int = 6000  # of the path's noise
 
 
 class OverlapTransform:
-    """Stored targets to the finished student's squared error of x_0 along their paths.
+    """Stored targets to a student's squared error of x_0 along their paths, beside the variance of x_0.
 
     Two instances whose paths meet at one point and time cannot both be known from it, so that the least error there is
     the variance of x_0 given the point: 0 where no paths meet (2209.03003).
     """
 
-    def __init__(self, trained: Trained, probe: OverlapProbe, device: str) -> None:
+    def __init__(self, build: Callable[[torch.device], Assembly], probe: OverlapProbe, device: str) -> None:
         self.probe, self.device = probe, torch.device(device)
-        built = trained.assembly(self.device)
+        built = build(self.device)
         assert isinstance(built.method, BoundRayFlow)
         self.method, self.student = built.method, built.modules["student"].eval()
 
@@ -43,7 +44,9 @@ class OverlapTransform:
 
     @torch.inference_mode()
     def compute(self, rows: list[Row]) -> list[Row]:
-        """One row per instance with `error`, shape (points,), noisy end first: means over the numbers of a latent."""
+        """One row per instance with `error`, shape (points,), noisy end first, and `variance`, the variance of x_0 over
+        the instances: means over the numbers of a latent.
+        """
         rows = rows[: self.probe.instances]
         batch, schedule = batch_of(rows, self.device), self.method.schedule
         angles = schedule.angle(schedule.sampling_times(self.probe.points)[:-1])
@@ -55,9 +58,14 @@ class OverlapTransform:
             prediction, _ = self.method.per_sample(self.student, batch, t.expand(len(rows)), eps)
             errors.append((prediction.data.float() - batch["x_0"]).square().mean(dim=(1, 2, 3)))
         found = torch.stack(errors, dim=1).cpu().numpy()
-        return [{"key": r["key"], "caption": r["caption"], "error": e} for r, e in zip(rows, found, strict=True)]
+        variance = batch["x_0"].var(dim=0).mean().cpu().numpy()
+        return [
+            {"key": r["key"], "caption": r["caption"], "error": e, "variance": variance}
+            for r, e in zip(rows, found, strict=True)
+        ]
 
 
 def overlap(rows: list[Row]) -> list[float]:
-    """Mean error at every angle, noisy end first, over instances."""
-    return [float(value) for value in np.mean([row["error"] for row in rows], axis=0)]
+    """Mean error at every angle, noisy end first, over instances, as a share of the variance of x_0."""
+    variance = np.mean([row["variance"] for row in rows])
+    return [float(value) for value in np.mean([row["error"] for row in rows], axis=0) / variance]

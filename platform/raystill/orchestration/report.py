@@ -18,13 +18,16 @@ STEPS = ("1", "2", "4", "8")
 SMOOTHED = 5  # reports of a training, whose mean is compared
 PROBES = """How far an output moves, relative to its start, where that moves a little (of latents, in Euclidean norms),
 the mean distance of features between pictures of one caption from independent starts, and the squared error of x_0
-along the path, a mean over the same eight signal-to-noise ratios for every path. A sampler that draws noise has no such
-estimate of stability: a moved start would draw other noise."""
+along the path, as a share of the variance of x_0: a mean over the same eight signal-to-noise ratios for every path, on
+targets that were trained on, path noise included. Starts are counted as the normal numbers that they are made from. A
+sampler that draws noise has no such estimate of stability: a moved start would draw other noise."""
 GRADIENTS = """For each law of times, with the student that was trained with it: the second moment of the weighted
 gradient over that under the objective's own law; the same of the best law that knows the time alone; their quotient;
 the variance of the weighted loss over that with uniform times; steps of training to the final loss of uniform times (a
-training loss, smoothed over five reports, with the number of seeds that came so far); the time of these steps over that
-of all of uniform's; and what drawing and learning take of a student's forward and backward, on one rank."""
+training loss, smoothed over five reports, with the number of seeds that came so far; uniform's own row is what noise
+does to this); the time of these steps over that of all of uniform's, from the costs of the last column; the same time in
+wall seconds, on a machine that ran another training meanwhile; and what drawing and learning take of a student's forward
+and backward, on one rank."""
 WITHIN, COST = 1.2, 0.05  # what is asked of a learned law: its ratio over the best one's, and its share of a step
 SHORT = {"frechet": "Frechet", "frechet_teacher": "to teacher", "kernel": "kernel", "lpips_teacher": "LPIPS"}
 FIGURES = {
@@ -50,7 +53,7 @@ def report(study: Study, results: Mapping[str, Any]) -> str:
         rows = [(variant, measured(study, variant, results)) for variant in question.variants]
         parts += [f"## {number}. {question.title}", question.text, _table(rows)]
         if question.probes:
-            parts += [PROBES, _probes(rows, results["teacher"]["probes"])]
+            parts += [PROBES, _probes(rows, results["teacher"])]
         if question.gradients:
             picture = study.results.with_name(f"{study.name}-{number}-laws.png")
             _laws(rows).savefig(picture, dpi=110)
@@ -97,10 +100,16 @@ def _head(study: Study, results: Mapping[str, Any]) -> str:
 
 def _teacher(teacher: Mapping[str, Any]) -> str:
     figures, probes = teacher["figures"], teacher["probes"]
-    head = ["steps", *FIGURES.values()]
-    lines = [[n, *(f"{f[name]:.4g}" if name in f else "-" for name in FIGURES)] for n, f in figures.items()]
-    shown = ", ".join(f"{name.replace('_', ' at ')} steps {value:.3g}" for name, value in sorted(probes.items()))
-    return f"## The teacher\n\n{markdown(head, lines)}\n\n{shown}."
+    head = ["steps", *FIGURES.values(), "lipschitz", "diversity"]
+    lines = [
+        [
+            n,
+            *(f"{f[name]:.4g}" if name in f else "-" for name in FIGURES),
+            *(f"{probes[f'{kind}_{n}']:.3g}" for kind in ("lipschitz", "diversity")),
+        ]
+        for n, f in figures.items()
+    ]
+    return f"## The teacher\n\n{markdown(head, lines)}"
 
 
 def _table(rows: Sequence[tuple[Variant, Measured]]) -> str:
@@ -119,11 +128,12 @@ def _figures(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> 
     return markdown(head, lines)
 
 
-def _probes(rows: Sequence[tuple[Variant, Measured]], teacher: Mapping[str, float]) -> str:
+def _probes(rows: Sequence[tuple[Variant, Measured]], teacher: Mapping[str, Any]) -> str:
     """How far outputs move with their starts, how diverse they are, at each step count, and what is left of doubt."""
-    shown = ", ".join(f"{name.replace('_', ' at ')} steps {value:.3g}" for name, value in sorted(teacher.items()))
     names = [f"{kind}_{n}" for kind in ("lipschitz", "diversity") for n in STEPS]
-    lines = [
+    own = [f"{teacher['probes'][name]:.3g}" if name in teacher["probes"] else "-" for name in names]
+    lines = [["the teacher", *own, f"{statistics.fmean(teacher['overlap']):.3g}"]]
+    lines += [
         [
             variant.label,
             *(spread([p[name] for p in probes if name in p]) for name in names),
@@ -133,13 +143,13 @@ def _probes(rows: Sequence[tuple[Variant, Measured]], teacher: Mapping[str, floa
         for probes in [[one["probes"] for one in found.values()]]
     ]
     head = ["", *(name.replace("_", " ") for name in names), "error of x_0"]
-    return f"The teacher's: {shown}.\n\n{markdown(head, lines)}"
+    return markdown(head, lines)
 
 
 def _gradients(rows: Sequence[tuple[Variant, Measured]]) -> str:
     """How well each law of times serves the gradient, what it costs, and how soon it is where uniform times end."""
     uniform = next((found for variant, found in rows if _times(variant) == UniformTimes()), {})
-    head = ["", "gradient", "best of time", "quotient", "loss variance", "steps", "time", "cost of a step"]
+    head = ["", "gradient", "best of time", "quotient", "loss variance", "steps", "time", "seconds", "cost of a step"]
     return markdown(head, [_gradient_row(variant, found, uniform) for variant, found in rows])
 
 
@@ -204,6 +214,7 @@ def _gradient_row(variant: Variant, found: Measured, uniform: Measured) -> list[
         spread([_late(one["loss_variance"]) / _late(other["loss_variance"]) for one, other in pairs]),
         f"{spread([step for step, _, _ in reached])} ({len(reached)} of {len(pairs)})" if pairs else "-",
         spread([step / other["steps"] * _cost(one) / _cost(other) for step, one, other in reached]),
+        spread([step * statistics.fmean(one["step_s"]) for step, one, _ in reached]),
         f"{spread([100 * (_cost(one) - 1) for one in found.values() if 'gradients' in one])} %" if law else "-",
     ]
 

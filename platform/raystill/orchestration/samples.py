@@ -153,11 +153,11 @@ class StudentSamples:
 
     def compute(self, rows: list[Row]) -> list[Row]:
         """Draw and compare with the reference."""
-        columns = self.drawing.columns(rows, self.settings.student_steps)
+        steps = self.settings.student_steps
+        columns = self.drawing.columns(rows, steps)
         reference = np.stack([row[f"image_{self.settings.reference_steps}"] for row in rows])
-        for count in self.settings.student_steps:
-            columns[f"agreement_{count}"] = pairwise(self.lpips, columns[f"image_{count}"], reference).numpy()
-        return _rows(rows, columns)
+        agreements = pairwise(self.lpips, reference, *(columns[f"image_{count}"] for count in steps)).numpy()
+        return _rows(rows, columns | {f"agreement_{n}": found for n, found in zip(steps, agreements, strict=True)})
 
 
 def _rows(rows: list[Row], columns: dict[str, np.ndarray]) -> list[Row]:

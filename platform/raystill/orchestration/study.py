@@ -102,9 +102,12 @@ class Study:
         return planned
 
     def run_of(self, variant: Variant, seed: int) -> tuple[str, Run]:
-        """A variant's run with a seed; equal runs under two labels have one key and are measured once."""
+        """A variant's run with a seed. The key is of what its figures depend on, not of names and places: equal runs under
+        two labels are measured once.
+        """
         run = override(self.base, {**variant.changes, "training.seed": seed})
-        return digest([canonical(part) for part in (run, self.probe, self.gradients, self.overlap)]), run
+        measured = (run.task, run.targets, run.reading, run.sampling, run.evaluation)
+        return digest([canonical(part) for part in (*measured, self.probe, self.gradients, self.overlap)]), run
 
 
 def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
@@ -214,7 +217,7 @@ def _measure(study: Study, planned: Planned) -> dict[str, Any]:
         "data_mse": history(tracking, trained_as, f"{LOSS}_data_mse"),
         "step_s": history(tracking, trained_as, "time/step_s"),
         "loss_variance": history(tracking, trained_as, "times/weighted_loss_variance"),
-        "overlap": _overlap(study, trained, targets, launcher),
+        "overlap": _overlap(study, trained.assembly, targets, launcher, trained.identity()),
         "commit": code_commit(),
         "teacher_calls": run.targets.estimator.calls,
         **({"gradients": _gradients(study, trained, targets, launcher)} if planned.gradients else {}),
@@ -237,21 +240,27 @@ def _gradients(study: Study, trained: Trained, targets: Store, launcher: Launche
     return efficiency(_rows(target, launcher.derive(source, target, make, identity, 0.0)))
 
 
-def _overlap(study: Study, trained: Trained, targets: Store, launcher: Launcher) -> list[float]:
-    """The student's error of x_0 along the paths of some of its targets, noisy end first."""
+def _overlap(
+    study: Study, build: Any, targets: Store, launcher: Launcher, depends_on: Mapping[str, Any]
+) -> list[float]:
+    """A student's error of x_0 along the paths of some of its targets, noisy end first."""
     source = Source.of(targets, study.overlap.shards)
-    identity = source.identity(stage="overlap", probe=study.overlap, **trained.identity())
+    identity = source.identity(stage="overlap", probe=study.overlap, **depends_on)
     target = place(open_store(study.base.work), "overlap", identity)
-    make = partial(OverlapTransform, trained, study.overlap, launcher.stage_device)
+    make = partial(OverlapTransform, build, study.overlap, launcher.stage_device)
     return overlap(_rows(target, launcher.derive(source, target, make, identity, 0.0)))
 
 
 def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
-    run = study.base
-    steps = run.evaluation.teacher_steps[-1:]
+    """The teacher's own stability and diversity, and its error of x_0 as a student that has learned nothing yet."""
+    run, steps = study.base, study.base.evaluation.teacher_steps
     make = partial(teacher_draw, Path(run.teacher), run.evaluation.guidance, launcher.stage_device)
     identity = {"teacher": revision(Path(run.teacher)), "probe": study.probe, "steps": steps}
-    return {"probes": _probe(study, launcher, make, steps, identity)}
+    targets, _ = compute_targets(run, launcher)
+    return {
+        "probes": _probe(study, launcher, make, steps, identity),
+        "overlap": _overlap(study, run.task.build, targets, launcher, {"untrained": run.task}),
+    }
 
 
 def _probe(

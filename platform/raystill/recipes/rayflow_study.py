@@ -17,7 +17,7 @@ from raystill.orchestration.study import Question, Study, Variant
 from raystill.recipes import nano
 
 SIGMAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
-SOLVER_STEPS = 16  # of every estimator, so that a target costs as many teacher steps with each
+SOLVER_STEPS = 16  # of every estimator that asks the teacher, so that a target costs as many teacher steps with each
 GENERATED = Generated(steps=SOLVER_STEPS, guidance=1.0)
 TEXT = """`python jobs/study.py --recipe rayflow_study` measures what is missing and writes this page; a stopped study
 goes on.
@@ -33,7 +33,7 @@ def base() -> Run:
         run,
         name="rayflow-study",
         model="rayflow-study",
-        training=replace(run.training, steps=200, batch_size=32, checkpoint_every=200, picture_every=0),
+        training=replace(run.training, steps=150, batch_size=32, checkpoint_every=150, picture_every=0),
         evaluation=replace(run.evaluation, shards=2),  # the same pictures for every run: differences are of pairs
         cluster=Cluster(workers=1, worker_cpus=1.0),  # a run is one process; as many run at once as there is room
     )
@@ -118,7 +118,7 @@ def ablation() -> Question:
 
 def jumps() -> Question:
     """Anchored and ODE jumps, deterministic and stochastic."""
-    cases = [(s, j) for s in (0.0, 0.1, 0.3, 1.0) for j in get_args(Jump)]
+    cases = [(s, j) for s in SIGMAS for j in get_args(Jump)]
     plain = tuple(
         Variant(label=f"sigma {s:g}, {j}", changes={"method.path": RayPath(sigma=s), "sampling": Sampling(jump=j)})
         for s, j in cases
@@ -158,8 +158,25 @@ def objectives() -> Question:
         "data, squared": Objective(target="data"),
         "data, pseudo-Huber": Objective(target="data", distance="pseudo_huber"),
         "velocity, pseudo-Huber": Objective(distance="pseudo_huber"),
-        **{f"data, {w}": Objective(target="data", weighting=w) for w in get_args(Weighting) if w != "uniform"},
+        **{
+            f"data, {w}": Objective(target="data", weighting=w)
+            for w in get_args(Weighting)
+            if w not in ("uniform", "p2")
+        },
+    }
+    noisy = {
+        "velocity, squared, sigma 0.1": Objective(),
+        "noise, squared, sigma 0.1": Objective(target="noise"),
+        "noise, p2, sigma 0.1": Objective(target="noise", weighting="p2"),
     }
     return Question(
-        title="losses", variants=tuple(Variant(label=n, changes={"method.objective": o}) for n, o in kinds.items())
+        title="losses",
+        text="The last three are on a path with noise of its own, without which the noise cannot be the target.",
+        variants=(
+            *(Variant(label=n, changes={"method.objective": o}) for n, o in kinds.items()),
+            *(
+                Variant(label=n, changes={"method.objective": o, "method.path": RayPath(sigma=0.1)})
+                for n, o in noisy.items()
+            ),
+        ),
     )

@@ -119,10 +119,13 @@ def test_pictures_that_cannot_be_used_are_refused() -> None:
 def test_lpips_is_a_symmetric_distance() -> None:
     lpips = Lpips(alexnet=alexnet())
     a, b = noise_pictures(4, 40, seed=2), noise_pictures(4, 40, seed=3)
-    assert pairwise(lpips, a, a).tolist() == [0, 0, 0, 0]
+    assert pairwise(lpips, a, a).tolist() == [[0, 0, 0, 0]]
     there, back = pairwise(lpips, a, b, batch_size=3), pairwise(lpips, b, a)
     torch.testing.assert_close(there, back, rtol=1e-4, atol=1e-6)
     assert float(there.min()) > 0
+    both = pairwise(lpips, a, b, a[::-1].copy())
+    torch.testing.assert_close(both[:1], there, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(both[1:], pairwise(lpips, a, a[::-1].copy()), rtol=1e-4, atol=1e-6)
 
 
 def test_lpips_of_known_pictures() -> None:
