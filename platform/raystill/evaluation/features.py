@@ -124,7 +124,7 @@ def pairwise(
     *others: UInt8[np.ndarray, "n h w c"],
     batch_size: int = 128,
 ) -> Float[Tensor, "others n"]:
-    """Give the LPIPS distances of other pictures (0 to 255) from those at the same places in `reference`, on the CPU."""
+    """Give the LPIPS distances of other pictures (0 to 255) from those at their places in `reference`, on the CPU."""
     starts = range(0, len(reference), batch_size)
     if len(starts) == 0:
         raise UserError("found no pairs of pictures to compare, expected at least one")

@@ -25,9 +25,9 @@ GRADIENTS = """For each law of times, with the student that was trained with it:
 gradient over that under the objective's own law; the same of the best law that knows the time alone; their quotient;
 the variance of the weighted loss over that with uniform times; steps of training to the final loss of uniform times (a
 training loss, smoothed over five reports, with the number of seeds that came so far; uniform's own row is what noise
-does to this); the time of these steps over that of all of uniform's, from the costs of the last column; the same time in
-wall seconds, on a machine that ran another training meanwhile; and what drawing and learning take of a student's forward
-and backward, on one rank."""
+does to this); the time of these steps over that of all of uniform's, from the costs in the last column; their wall
+seconds, on a machine that ran another training meanwhile; and what drawing and learning take of a student's forward and
+backward, on one rank."""
 WITHIN, COST = 1.2, 0.05  # what is asked of a learned law: its ratio over the best one's, and its share of a step
 SHORT = {"frechet": "Frechet", "frechet_teacher": "to teacher", "kernel": "kernel", "lpips_teacher": "LPIPS"}
 FIGURES = {

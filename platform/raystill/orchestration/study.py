@@ -102,8 +102,8 @@ class Study:
         return planned
 
     def run_of(self, variant: Variant, seed: int) -> tuple[str, Run]:
-        """A variant's run with a seed. The key is of what its figures depend on, not of names and places: equal runs under
-        two labels are measured once.
+        """A variant's run with a seed. Its key is of what the figures depend on, not of names and places: equal runs
+        under two labels are measured once.
         """
         run = override(self.base, {**variant.changes, "training.seed": seed})
         measured = (run.task, run.targets, run.reading, run.sampling, run.evaluation)
