@@ -137,10 +137,10 @@ def _probes(rows: Sequence[tuple[Variant, Measured]], teacher: Mapping[str, Any]
         [
             variant.label,
             *(spread([p[name] for p in probes if name in p]) for name in names),
-            spread([statistics.fmean(one["overlap"]) for one in found.values()]),
+            spread([statistics.fmean(one["overlap"]) for one in found.values() if "overlap" in one]),
         ]
         for variant, found in rows
-        for probes in [[one["probes"] for one in found.values()]]
+        for probes in [[one["probes"] for one in found.values() if "probes" in one]]
     ]
     head = ["", *(name.replace("_", " ") for name in names), "error of x_0"]
     return markdown(head, lines)

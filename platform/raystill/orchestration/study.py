@@ -60,15 +60,16 @@ class Question:
     title: str
     text: str = ""
     conclusion: str = ""  # what its figures say, written by people who have seen them
-    probes: bool = False  # also shown: stability and diversity at every step count, beside the teacher's
+    probes: bool = False  # also measured: stability, diversity and what is left of doubt, beside the teacher's
     gradients: bool = False  # also measured: how well the law of times serves the gradient, and what it costs
     variants: tuple[Variant, ...]
 
 
 class Planned(NamedTuple):
-    """One run of a study, and whether its gradients are measured."""
+    """One run of a study, and what is measured of it beside its pictures."""
 
     run: Run
+    probes: bool
     gradients: bool
 
 
@@ -97,8 +98,8 @@ class Study:
         for seed, question in product(self.seeds, self.questions):
             for variant in question.variants:
                 key, run = self.run_of(variant, seed)
-                before = key in planned and planned[key].gradients
-                planned[key] = Planned(run, question.gradients or before)
+                before = planned.get(key, Planned(run, False, False))
+                planned[key] = Planned(run, question.probes or before.probes, question.gradients or before.gradients)
         return planned
 
     def run_of(self, variant: Variant, seed: int) -> tuple[str, Run]:
@@ -113,8 +114,8 @@ class Study:
 def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
     """Measure every run that the results lack; a stopped study goes on where it was."""
     planned = study.runs()
-    for run, _ in planned.values():
-        run.check()
+    for one in planned.values():
+        one.run.check()
     results = read_results(study)
     keys = [key for key in planned if key not in results["runs"]]
     if not keys and "teacher" in results:
@@ -206,21 +207,27 @@ def _measure(study: Study, planned: Planned) -> dict[str, Any]:
         return {"failed": str(error)}
     trained = trained_student(run, checkpoints, targets, index)
     evaluated = evaluate(run, launcher, trained)
-    make = partial(trained.draw, launcher.stage_device)
-    identity = {"probe": study.probe, **trained.identity()}
     return {
         "student": evaluated.student,
         "teacher": {"figures": evaluated.teacher},
-        "probes": _steady(run, _probe(study, launcher, make, run.evaluation.student_steps, identity)),
         "steps": run.training.steps,
         "loss": history(tracking, trained_as, LOSS),
         "data_mse": history(tracking, trained_as, f"{LOSS}_data_mse"),
         "step_s": history(tracking, trained_as, "time/step_s"),
         "loss_variance": history(tracking, trained_as, "times/weighted_loss_variance"),
-        "overlap": _overlap(study, trained.assembly, targets, launcher, trained.identity()),
         "commit": code_commit(),
         "teacher_calls": run.targets.estimator.calls,
+        **(_probes(study, run, trained, targets, launcher) if planned.probes else {}),
         **({"gradients": _gradients(study, trained, targets, launcher)} if planned.gradients else {}),
+    }
+
+
+def _probes(study: Study, run: Run, trained: Trained, targets: Store, launcher: Launcher) -> dict[str, Any]:
+    """Stability, diversity and what is left of doubt along the path."""
+    make, identity = partial(trained.draw, launcher.stage_device), {"probe": study.probe, **trained.identity()}
+    return {
+        "probes": _steady(run, _probe(study, launcher, make, run.evaluation.student_steps, identity)),
+        "overlap": _overlap(study, trained.assembly, targets, launcher, trained.identity()),
     }
 
 
