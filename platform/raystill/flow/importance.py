@@ -120,6 +120,14 @@ class LearnedTimes(ABC):
     def law(self, outputs: Outputs) -> Law:
         """The laws of a batch, without the share of p."""
 
+    def check(self, batch_size: int) -> None:
+        """Refuse, with UserError, batches that are too small to learn from."""
+        if batch_size < 2:
+            raise UserError(
+                f"a learned law of times compares the losses of a batch: training.batch_size is {batch_size}; write 2 "
+                "or more, or --set method.times=UniformTimes"
+            )
+
     @property
     def objective(self) -> FixedTimes:
         """The law p over which the loss is an integral."""
@@ -167,11 +175,7 @@ class BatchLaw:
 
     def losses(self, draw: TimeDraw, losses: Float[Tensor, " batch"], rng: Generator) -> dict[str, Tensor]:
         """What the law's network minimises after this draw's losses were seen; UserError for a batch of one."""
-        if len(losses) < 2:
-            raise UserError(
-                "a learned law of times compares the losses of a batch: training.batch_size is 1; write 2 or more, or "
-                "--set method.times=UniformTimes"
-            )
+        self.settings.check(len(losses))
         return self.settings.losses(self.outputs, draw, losses.detach().double(), rng)
 
 

@@ -28,7 +28,7 @@ class Prediction:
 
     @property
     def data(self) -> Latent:
-        """Estimate of x_0; from a noise prediction only where signal > 0, else ValueError."""
+        """Estimate of x_0; from a noise prediction where signal > 0, or as `check_data` says."""
         match self.kind:
             case "sample":
                 return self.value
@@ -42,7 +42,7 @@ class Prediction:
 
     @property
     def epsilon(self) -> Latent:
-        """Estimate of the unit noise e; from a data prediction only where noise > 0, else ValueError."""
+        """Estimate of the unit noise e; from a data prediction where noise > 0, or as `check_noise` says."""
         match self.kind:
             case "epsilon":
                 return self.value

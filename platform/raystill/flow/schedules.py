@@ -56,7 +56,7 @@ class Schedule(ABC):
         """Times of `steps` jumps as the stock scheduler spaces them, from the start to 0, `steps + 1` values."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # each is one of its own: tensors cannot be compared by ==
 class DiffusionSchedule(Schedule):
     """A variance-preserving schedule through the teacher's K discrete steps; step k sits at time t = (k + 1) / K and
     data at t = 0.

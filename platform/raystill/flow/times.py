@@ -187,7 +187,7 @@ class SamplingTimes(FixedTimes):
         return times[torch.searchsorted(ends, v, right=True)]
 
 
-@lru_cache(maxsize=16)  # paths and schedules are values, and finding times on a path takes longer than a draw
+@lru_cache(maxsize=16)  # paths are values, a run has one schedule, and finding times on a path takes longer than a draw
 def _asked(steps: int, path: Path, schedule: Schedule) -> Times:
     """Times of a path, in increasing order, at which a sampler of so many steps asks the student."""
     return times_at(path, schedule, schedule.angle(schedule.sampling_times(steps)[:-1])).flip(0)

@@ -69,7 +69,7 @@ class Pipeline:
         return latent
 
     @torch.inference_mode()
-    def decode(self, latents: Latent, batch_size: int = 128) -> Tensor:
+    def decode(self, latents: Latent, batch_size: int = 32) -> Tensor:
         """Pictures of scaled latents as uint8, shape (batch, height, width, channels), on the CPU."""
         parts = []
         for part in latents.split(batch_size):

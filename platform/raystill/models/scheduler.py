@@ -27,13 +27,13 @@ from raystill.flow.paths import Coefficients, interpolate, path_of
 from raystill.flow.predictions import Latent, Prediction, check_data, column
 from raystill.flow.schedules import FlowSchedule, Times
 from raystill.flow.starts import StartLaw
-from raystill.models.stock import kind_of, schedule_of
+from raystill.models.stock import check_settings, kind_of, schedule_of
 
 
 class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is Any to mypy
     """Samples a student of any path with ODE or anchored jumps, an eta and a start law (2503.07699).
 
-    The schedule's settings have the names and defaults of diffusers' own schedulers, so that
+    The schedule's settings have the names of diffusers' own schedulers, so that
     `RayFlowScheduler.from_config(pipeline.scheduler.config, sigma=0.1, jump="anchored")` works.
     """
 
@@ -75,14 +75,17 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
     @classmethod
     def from_config(cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **changes: Any) -> Any:
         """Make one from the settings of another scheduler, flow-matching ones included, with changes; UserError for one
-        that moves its times with the size of a picture.
+        whose schedule is not understood, or moves with the size of a picture.
         """
+        # Settings that a class took from its own defaults count, too: diffusers would put this class's in their place.
+        config = {name: value for name, value in config.items() if name != "_use_default_values"}
         if config.get("use_dynamic_shifting"):
             raise UserError(
                 "the scheduler shifts its times with the size of a picture (use_dynamic_shifting), and RayFlow's does "
                 "not; give the shift of one size: RayFlowScheduler.from_config(config | "
                 '{"use_dynamic_shifting": False, "shift": 3.0})'
             )
+        check_settings(config, "scheduler")
         if "shift" in config and "beta_start" not in config:
             straight = {"use_flow_sigmas": True, "flow_shift": config["shift"], "prediction_type": "flow_prediction"}
             changes = straight | changes
@@ -92,12 +95,19 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         return self._schedule.steps
 
     def set_timesteps(
-        self, num_inference_steps: int, device: str | torch.device | None = None, mu: float | None = None
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        mu: float | None = None,
+        sigmas: Any = None,  # a list or an array
     ) -> None:
-        """Prepare 1 to K steps: the stock trailing timesteps, evenly spaced and shifted ones for flow teachers. `mu`,
-        which Flux's pipelines always give, says how dynamic shifting would go, and is not used without it.
+        """Prepare 1 to K steps: the stock trailing timesteps, evenly spaced and shifted ones for flow teachers.
+
+        Pipelines of flow teachers give `sigmas`, their own evenly spaced times, of which only the number counts, and
+        `mu`, how dynamic shifting would go, which is not used without it.
         """
         del mu
+        num_inference_steps = self._count(num_inference_steps, None if sigmas is None else [float(s) for s in sigmas])
         times = self._schedule.sampling_times(num_inference_steps)
         angles = self._schedule.angle(times)
         check_data(self._kind, angles[:1])
@@ -108,6 +118,23 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         self._listed = [float(t) for t in timesteps]
         self.num_inference_steps = num_inference_steps
         self._walk, self._entered, self._moving = None, False, False
+
+    def _count(self, steps: int | None, sigmas: list[float] | None) -> int:
+        """Number of steps that was asked for; UserError where there is none, or times of a caller's own."""
+        if sigmas is None:
+            if steps is None:
+                raise UserError("set_timesteps needs a number of steps: write set_timesteps(4)")
+            return steps
+        even = [1 - i / len(sigmas) for i in range(len(sigmas))]
+        if (
+            not isinstance(self._schedule, FlowSchedule)
+            or max(abs(a - b) for a, b in zip(sigmas, even, strict=True)) > 1e-3
+        ):
+            raise UserError(
+                f"found sigmas {sigmas[:4]} ...; RayFlow's students know the times of their own sampler: "
+                "give num_inference_steps alone"
+            )
+        return len(sigmas)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Say where sampling begins, as pipelines of flow models do; it is found by the timestep here."""
@@ -192,6 +219,13 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
                 raise UserError(
                     "anchored jumps must know their start, and this pipeline begins midway without add_noise: "
                     'write jump="ode"'
+                )
+            self._walk = Walk.midway(self._stops, self._eta, _work(sample))
+        if self._walk.start.shape != sample.shape:  # latents that a pipeline packs after it has noised them
+            if has_mean(here):
+                raise UserError(
+                    f"this pipeline noised latents of shape {tuple(self._walk.start.shape)} and samples them as "
+                    f'{tuple(sample.shape)}, and anchored jumps hold the noise: write jump="ode"'
                 )
             self._walk = Walk.midway(self._stops, self._eta, _work(sample))
         x = _work(sample)

@@ -3,6 +3,7 @@ scheduler samples it in few steps.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -50,7 +51,7 @@ def schedule_of(scheduler: SchedulerMixin) -> Schedule:
     How the scheduler spaces its own steps (Karras, leading ...) is no part of it; a flow scheduler's static shift is,
     for the sake of `sampling_times`. Where the last alpha is 0, diffusers' multistep schedulers write 2^-24 instead.
     """
-    _check_settings(scheduler)
+    check_settings(scheduler.config, f"{_name(scheduler)} in {FILE}")
     if _flows(scheduler):
         return FlowSchedule(int(scheduler.config["num_train_timesteps"]), _shift(scheduler))
     try:
@@ -160,13 +161,15 @@ def _trained_betas(scheduler: SchedulerMixin) -> Alphas:
     return betas
 
 
-def _check_settings(scheduler: SchedulerMixin) -> None:
+def check_settings(config: Mapping[str, Any], name: str) -> None:
+    """Refuse, with UserError, settings that say of the network's inputs what is not understood; `name` is the
+    scheduler's.
+    """
     for key, (only, advice) in ONLY.items():
-        found = scheduler.config.get(key, only)
+        found = config.get(key, only)
         if found != only:
             raise UserError(
-                f"the {_name(scheduler)} in {FILE} has {key} {found!r}; expected {only!r}. "
-                f"Write {json.dumps({key: only})} there, {advice}"
+                f"the {name} has {key} {found!r}; expected {only!r}. Write {json.dumps({key: only})} there, {advice}"
             )
 
 

@@ -11,6 +11,7 @@ from raystill.data.targets import Assigned, Expectation, Generated, Independent,
 from raystill.engine.learning_rate import check_decay
 from raystill.engine.protocol import Optimizer
 from raystill.evaluation.features import FEATURES
+from raystill.flow.importance import LearnedTimes
 from raystill.flow.schedules import FlowSchedule
 from raystill.methods.rayflow import RayFlow
 from raystill.models.lora import Lora
@@ -106,6 +107,8 @@ class Run:
         end = self.method.path.coefficients(FlowSchedule(), torch.ones(1, dtype=torch.float64))
         self.method.objective.check(end)
         self.sampling.check(self.method.path)
+        if isinstance(self.method.times, LearnedTimes):
+            self.method.times.check(self.training.batch_size)
         _check_targets(self.targets)
         _check_evaluation(self.evaluation)
 

@@ -33,7 +33,7 @@ def base() -> Run:
         run,
         name="rayflow-study",
         model="rayflow-study",
-        training=replace(run.training, steps=150, batch_size=32, checkpoint_every=150, picture_every=0),
+        training=replace(run.training, steps=100, batch_size=32, log_every=5, checkpoint_every=100, picture_every=0),
         evaluation=replace(run.evaluation, shards=2),  # the same pictures for every run: differences are of pairs
         cluster=Cluster(workers=1, worker_cpus=1.0),  # a run is one process; as many run at once as there is room
     )

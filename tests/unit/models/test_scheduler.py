@@ -9,18 +9,24 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxImg2ImgPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    HeunDiscreteScheduler,
+    LCMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    TCDScheduler,
 )
 from torch import Tensor
 
@@ -218,9 +224,44 @@ def test_flow_matching_settings_become_its_own(flow: Any) -> None:
     assert scheduler.timesteps.tolist() == pytest.approx([1000.0, 900.0, 750.0, 500.0])
 
 
+def test_what_another_class_took_from_its_own_defaults_is_kept() -> None:
+    for plain in (LCMScheduler(), TCDScheduler(), HeunDiscreteScheduler()):
+        found = RayFlowScheduler.from_config(plain.config, sigma=0.1)
+        assert torch.equal(schedule_of(found).angles, schedule_of(plain).angles)
+
+
+@pytest.mark.parametrize(
+    ("plain", "message"),
+    [
+        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas True"),
+        (CogVideoXDDIMScheduler(), r"snr_shift_scale 3\.0"),
+        (EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"), "timestep_type 'cont"),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_schedulers_that_are_not_understood_are_refused(plain: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        RayFlowScheduler.from_config(plain.config)
+
+
+def test_times_of_a_caller_s_own_are_refused() -> None:
+    flow = RayFlowScheduler(**TEACHERS["flow"])
+    flow.set_timesteps(sigmas=[1.0, 0.5])
+    assert flow.timesteps.tolist() == pytest.approx([1000.0, 750.0])
+    with pytest.raises(UserError, match=r"sigmas \[1\.0, 0\.9\] .*num_inference_steps alone"):
+        flow.set_timesteps(sigmas=[1.0, 0.9])
+    with pytest.raises(UserError, match="num_inference_steps alone"):
+        RayFlowScheduler(**TEACHERS["v"]).set_timesteps(sigmas=[1.0, 0.5])
+    with pytest.raises(UserError, match=r"set_timesteps\(4\)"):
+        flow.set_timesteps()
+
+
 def eighth() -> AutoencoderKL:
-    """An autoencoder that is asked for nothing but its factor, 8."""
-    return AutoencoderKL(block_out_channels=(4, 4, 4, 4), norm_num_groups=4, layers_per_block=1)
+    """An autoencoder of random weights and factor 8."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 4, 4), norm_num_groups=4, layers_per_block=1, shift_factor=0.1,
+    )  # fmt: skip
 
 
 def sd3() -> StableDiffusion3Pipeline:
@@ -277,6 +318,32 @@ def test_pipelines_of_flow_models_take_it(make: Callable[[], Any], steps: int) -
     fresh = drawn(RayFlowScheduler.from_config(plain.config, sigma=0.3, jump="anchored", eta=0.5))
     assert bool(fresh.isfinite().all())
     assert (float((fresh - ode).abs().max()) > 1e-2) == (steps > 1)
+
+
+def test_an_image_to_image_pipeline_that_packs_what_it_has_noised_takes_ode_jumps() -> None:
+    pipeline = FluxImg2ImgPipeline(**flux().components)
+    for parameter in pipeline.transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipeline.set_progress_bar_config(disable=True)
+    plain, rng = pipeline.scheduler, torch.Generator().manual_seed(1)
+    given = {
+        "prompt_embeds": torch.randn(1, 5, 16, generator=rng),
+        "pooled_prompt_embeds": torch.randn(1, 24, generator=rng),
+        "image": torch.rand(1, 3, 64, 64, generator=rng),
+    }
+
+    def drawn(scheduler: Any) -> Tensor:
+        pipeline.scheduler = scheduler
+        found: Tensor = pipeline(
+            **given, strength=0.5, num_inference_steps=4, guidance_scale=1.0, height=64, width=64,
+            generator=torch.Generator().manual_seed(2), output_type="latent",
+        ).images  # fmt: skip
+        return found
+
+    ode = drawn(RayFlowScheduler.from_config(plain.config, sigma=0.3))
+    torch.testing.assert_close(ode, drawn(plain), rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match=r"noised latents of shape \(1, 4, 8, 8\) .*write jump=\"ode\""):
+        drawn(RayFlowScheduler.from_config(plain.config, sigma=0.3, jump="anchored"))
 
 
 def test_points_that_were_asked_about_are_split_into_a_start_and_a_noise_of_their_laws() -> None:
