@@ -112,7 +112,8 @@ def test_a_study_measures_each_run_once_and_reports_it_under_every_label(measure
     assert one["probes"]["diversity_4"] > 0
     assert len(one["loss"]) == 2
     assert text.count("±") > 20
-    assert re.search(r"^The teacher's: diversity at 2 steps [\d.]+, lipschitz at 2 steps [\d.]+\.$", text, re.MULTILINE)
+    assert len(measured.results["teacher"]["overlap"]) == 8
+    assert re.search(r"^\| the teacher \| [\d.]+ \| [\d.]+ \| - \| - \| [\d.]+ \|", text, re.MULTILINE)
     assert "`a command`" in text
     assert "Sigma does this and that." in text
     assert study.results.with_name("small_study-1.png").stat().st_size > 5000

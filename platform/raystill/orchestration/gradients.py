@@ -21,9 +21,9 @@ from raystill.flow.efficiency import midpoints, oracle, relative_second_moment
 from raystill.flow.importance import BatchLaw, LearnedTimes
 from raystill.methods.method import Batch
 from raystill.methods.rayflow import TIME_SAMPLER, BoundRayFlow
-from raystill.orchestration.samples import Trained
-from raystill.training.distillation import law_optimizer
+from raystill.training.distillation import DistillTask, law_optimizer
 from raystill.training.loop import generator
+from raystill.training.task import Assembly
 
 TENSORS = ("x_0", "target_mean", "condition")
 
@@ -42,11 +42,13 @@ class GradientProbe:
 
 
 class GradientTransform:
-    """Stored targets to ||grad||^2 of the finished student's loss along their paths, beside the law's density."""
+    """Stored targets to ||grad||^2 of a student's loss along their paths, beside the law's density."""
 
-    def __init__(self, trained: Trained, probe: GradientProbe, device: str) -> None:
-        self.task, self.probe, self.device = trained.task, probe, torch.device(device)
-        built = trained.assembly(self.device)
+    def __init__(
+        self, build: Callable[[torch.device], Assembly], task: DistillTask, probe: GradientProbe, device: str
+    ) -> None:
+        self.task, self.probe, self.device = task, probe, torch.device(device)
+        built = build(self.device)
         assert isinstance(built.method, BoundRayFlow)
         self.method, self.student, self.law = built.method, built.modules["student"], built.modules.get(TIME_SAMPLER)
 

@@ -243,7 +243,7 @@ def _gradients(study: Study, trained: Trained, targets: Store, launcher: Launche
     source = Source.of(targets, study.gradients.shards)
     identity = source.identity(stage="gradients", probe=study.gradients, task=trained.task, **trained.identity())
     target = place(open_store(study.base.work), "gradients", identity)
-    make = partial(GradientTransform, trained, study.gradients, launcher.stage_device)
+    make = partial(GradientTransform, trained.assembly, trained.task, study.gradients, launcher.stage_device)
     return efficiency(_rows(target, launcher.derive(source, target, make, identity, 0.0)))
 
 

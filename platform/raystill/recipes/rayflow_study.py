@@ -11,6 +11,7 @@ from raystill.flow.paths import PairedDiffusionPath, RayPath
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, UniformTimes, UShapedTimes
 from raystill.models.student import Sampling
+from raystill.orchestration.gradients import GradientProbe
 from raystill.orchestration.probes import Probe
 from raystill.orchestration.run import Cluster, Run, Targets
 from raystill.orchestration.study import Question, Study, Variant
@@ -46,6 +47,7 @@ def run() -> Study:
         base=base(),
         text=TEXT,
         probe=Probe(shards=2, captions=16),
+        gradients=GradientProbe(shards=2, instances=8),
         questions=(sigma(), estimators(), time_samplers(), ablation(), jumps(), paths(), objectives()),
     )
 
