@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from raystill.flow.efficiency import midpoints
 from raystill.flow.importance import LearnedTimes
 from raystill.flow.times import UniformTimes
+from raystill.orchestration.run import Run
 from raystill.orchestration.study import Question, Study, Variant, measure_all
 
 Measured = Mapping[int, Mapping[str, Any]]  # by seed
@@ -91,11 +92,17 @@ def _head(study: Study, results: Mapping[str, Any]) -> str:
         f"{len(done)} of {len(planned)} runs are measured, {stopped} of which stopped before a bad update; seeds",
         f"{', '.join(map(str, study.seeds))}. {training.steps} steps of {training.batch_size} samples per worker;",
         f"{run.targets.estimator.calls} teacher calls for each target unless a row says otherwise, stored once.",
-        f"Teacher `{run.teacher}`; {run.evaluation.shards} shards of held-out captions, {run.evaluation.features}.",
+        f"Teacher `{run.teacher}`; {_pictures(run)} held-out captions, {run.evaluation.features}.",
         f"Means ± standard deviations over seeds; every measurement is in `{study.results.name}`.",
         f"Commits {', '.join(commits)}; Python {platform.python_version()}, {versions}.",
     ]
     return "\n\n".join(filter(None, [f"# {study.name}", study.text, "\n".join(lines)]))
+
+
+def _pictures(run: Run) -> str:
+    """How many are compared, for people."""
+    each, shards = run.evaluation.pictures, run.evaluation.shards
+    return f"all of {shards} shards'" if each is None else f"the first {each} of each of {shards} shards'"
 
 
 def _teacher(teacher: Mapping[str, Any]) -> str:

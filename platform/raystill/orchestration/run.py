@@ -49,6 +49,7 @@ class Evaluation:
     """What is drawn and compared."""
 
     shards: int = 4  # of the source: their captions are drawn and their pictures are the real ones
+    pictures: int | None = None  # of each shard; None takes all
     seed: int = 1000  # of the starts, none of which was trained on
     teacher_steps: tuple[int, ...] = (1, 2, 4, 8, 25)
     reference_steps: int = 50  # of the teacher, whose samples students are also compared with
@@ -152,6 +153,8 @@ def _check_targets(targets: Targets) -> None:
 
 def _check_evaluation(evaluation: Evaluation) -> None:
     at_least(1, "evaluation.shards", evaluation.shards)
+    if evaluation.pictures is not None:
+        at_least(2, "evaluation.pictures", evaluation.pictures)
     at_least(1, "evaluation.batch_size", evaluation.batch_size)
     at_least(1, "evaluation.reference_steps", evaluation.reference_steps)
     for name, steps in (("teacher_steps", evaluation.teacher_steps), ("student_steps", evaluation.student_steps)):

@@ -129,6 +129,7 @@ class TeacherSamples:
 
     def compute(self, rows: list[Row]) -> list[Row]:
         """Draw, and take features of the real pictures too."""
+        rows = rows[: self.settings.pictures]
         columns = self.drawing.columns(rows, (*self.settings.teacher_steps, self.settings.reference_steps))
         real = np.stack([row["image"] for row in rows])
         columns["features_real"] = extract(self.drawing.features, real).numpy()

@@ -35,7 +35,8 @@ def base() -> Run:
         name="rayflow-study",
         model="rayflow-study",
         training=replace(run.training, steps=100, batch_size=32, log_every=5, checkpoint_every=100, picture_every=0),
-        evaluation=replace(run.evaluation, shards=2),  # the same pictures for every run: differences are of pairs
+        # The same pictures for every run: differences are of pairs.
+        evaluation=replace(run.evaluation, shards=2, pictures=128),
         cluster=Cluster(workers=1, worker_cpus=1.0),  # a run is one process; as many run at once as there is room
     )
 
