@@ -49,8 +49,10 @@ def run() -> Study:
         text=TEXT,
         probe=Probe(shards=2, captions=16),
         gradients=GradientProbe(shards=2, instances=8),
-        questions=(sigma(), estimators(), time_samplers(), ablation(), jumps(), paths(), objectives()),
-    )
+        questions=(
+            sigma(), estimators(), time_samplers(), laws_as_objectives(), ablation(), jumps(), paths(), objectives(),
+        ),
+    )  # fmt: skip
 
 
 def sigma() -> Question:
@@ -89,17 +91,29 @@ def time_samplers() -> Question:
         "second moment": SecondMomentTimes(),
         "grid": GridTimes(),
         "Stein": SteinTimes(),
-        "logit-normal": LogitNormalTimes(),
-        "U-shaped": UShapedTimes(),
-        "the sampler's own (default)": SamplingTimes(),
-        "the one-step variant": SamplingTimes(steps=1),
         "grid over the sampler's own": GridTimes(base=SamplingTimes()),
     }
     return Question(
         title="time samplers",
-        text="""The first six have the same objective, the loss over uniform times, and weight what they draw; the next
-four are objectives themselves, without weights; the last weights the default.""",
+        text="""All but the last one have the same objective, the loss over uniform times, and weight what they draw; the
+last one weights the default law.""",
         gradients=True,
+        variants=tuple(Variant(label=n, changes={"method.times": t}) for n, t in kinds.items()),
+    )
+
+
+def laws_as_objectives() -> Question:
+    """Laws of times that are objectives themselves."""
+    kinds: dict[str, Any] = {
+        "uniform": UniformTimes(),
+        "logit-normal": LogitNormalTimes(),
+        "U-shaped": UShapedTimes(),
+        "the sampler's own (default)": SamplingTimes(),
+        "the one-step variant": SamplingTimes(steps=1),
+    }
+    return Question(
+        title="laws of times without weights",
+        text="The loss under each of these laws is another objective: where a student is taught, not how noisily.",
         variants=tuple(Variant(label=n, changes={"method.times": t}) for n, t in kinds.items()),
     )
 
