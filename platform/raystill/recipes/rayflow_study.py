@@ -95,8 +95,8 @@ def time_samplers() -> Question:
     }
     return Question(
         title="time samplers",
-        text="""All but the last one have the same objective, the loss over uniform times, and weight what they draw; the
-last one weights the default law.""",
+        text="""All but the last one have the same objective, the loss over uniform times, and weight what they draw;
+the last one weights the default law.""",
         gradients=True,
         variants=tuple(Variant(label=n, changes={"method.times": t}) for n, t in kinds.items()),
     )
