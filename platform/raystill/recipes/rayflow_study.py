@@ -10,6 +10,7 @@ from raystill.flow.objectives import Objective, Weighting
 from raystill.flow.paths import PairedDiffusionPath, RayPath
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, UniformTimes, UShapedTimes
+from raystill.methods.rayflow import RayFlow
 from raystill.models.student import Sampling
 from raystill.orchestration.gradients import GradientProbe
 from raystill.orchestration.probes import Probe
@@ -17,8 +18,10 @@ from raystill.orchestration.run import Cluster, Run, Targets
 from raystill.orchestration.study import Question, Study, Variant
 from raystill.recipes import nano
 
+HUBER = Objective(target="data", distance="pseudo_huber")
 SIGMAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 SOLVER_STEPS = 16  # of every estimator that asks the teacher, so that a target costs as many teacher steps with each
+PLAIN = Objective(target="velocity", distance="squared")
 GENERATED = Generated(steps=SOLVER_STEPS, guidance=1.0)
 TEXT = """`python jobs/study.py --recipe rayflow_study` measures what is missing and writes this page; a stopped study
 goes on.
@@ -28,10 +31,12 @@ one picture, and leaves a distillation little to do (`docs/results/nano.md`)."""
 
 
 def base() -> Run:
-    """The demo without captions, on a smaller budget."""
+    """The demo without captions, on a smaller budget, with the plainest of everything that is varied."""
     run = nano.open_ended()
     return replace(
         run,
+        method=RayFlow(path=RayPath(), times=SamplingTimes(), objective=PLAIN),
+        sampling=Sampling(),
         name="rayflow-study",
         model="rayflow-study",
         training=replace(run.training, steps=100, batch_size=32, log_every=5, checkpoint_every=100, picture_every=0),
@@ -51,6 +56,7 @@ def run() -> Study:
         gradients=GradientProbe(shards=2, instances=8),
         questions=(
             sigma(), estimators(), time_samplers(), laws_as_objectives(), ablation(), jumps(), paths(), objectives(),
+            together(),
         ),
     )  # fmt: skip
 
@@ -68,7 +74,7 @@ def sigma() -> Question:
 def estimators() -> Question:
     """The paper's table 3: with and without the instance's own target."""
     kinds: dict[str, Any] = {
-        "generated (default)": GENERATED,
+        "generated": GENERATED,
         "inverted": Inverted(steps=SOLVER_STEPS),
         "expectation": Expectation(steps=SOLVER_STEPS),
         "independent (no instance target)": Independent(),
@@ -96,7 +102,7 @@ def time_samplers() -> Question:
     return Question(
         title="time samplers",
         text="""All but the last one have the same objective, the loss over uniform times, and weight what they draw;
-the last one weights the default law.""",
+the last one weights the law of the sampler's own times.""",
         gradients=True,
         variants=tuple(Variant(label=n, changes={"method.times": t}) for n, t in kinds.items()),
     )
@@ -108,7 +114,7 @@ def laws_as_objectives() -> Question:
         "uniform": UniformTimes(),
         "logit-normal": LogitNormalTimes(),
         "U-shaped": UShapedTimes(),
-        "the sampler's own (default)": SamplingTimes(),
+        "the sampler's own": SamplingTimes(),
         "the one-step variant": SamplingTimes(steps=1),
     }
     return Question(
@@ -171,20 +177,20 @@ pass one point at one time cannot both be known from it.""",
 def objectives() -> Question:
     """Which loss."""
     kinds = {
-        "velocity, squared (default)": Objective(),
-        "data, squared": Objective(target="data"),
-        "data, pseudo-Huber": Objective(target="data", distance="pseudo_huber"),
-        "velocity, pseudo-Huber": Objective(distance="pseudo_huber"),
+        "velocity, squared": PLAIN,
+        "data, squared": replace(PLAIN, target="data"),
+        "data, pseudo-Huber": HUBER,
+        "velocity, pseudo-Huber": replace(PLAIN, distance="pseudo_huber"),
         **{
-            f"data, {w}": Objective(target="data", weighting=w)
+            f"data, {w}": replace(PLAIN, target="data", weighting=w)
             for w in get_args(Weighting)
             if w not in ("uniform", "p2")
         },
     }
     noisy = {
-        "velocity, squared, sigma 0.1": Objective(),
-        "noise, squared, sigma 0.1": Objective(target="noise"),
-        "noise, p2, sigma 0.1": Objective(target="noise", weighting="p2"),
+        "velocity, squared, sigma 0.1": PLAIN,
+        "noise, squared, sigma 0.1": replace(PLAIN, target="noise"),
+        "noise, p2, sigma 0.1": replace(PLAIN, target="noise", weighting="p2"),
     }
     return Question(
         title="losses",
@@ -195,5 +201,23 @@ def objectives() -> Question:
                 Variant(label=n, changes={"method.objective": o, "method.path": RayPath(sigma=0.1)})
                 for n, o in noisy.items()
             ),
+        ),
+    )
+
+
+def together() -> Question:
+    """Whether what is best by itself is so together."""
+    best: dict[str, Any] = {"method.objective": HUBER, "method.times": GridTimes(base=SamplingTimes())}
+    paired, anchored = {"method.path": PairedDiffusionPath()}, {"sampling": Sampling(jump="anchored")}
+    return Question(
+        title="the best together",
+        text="""The loss on data with pseudo-Huber, and the learned law over the sampler's own times; then the paired
+path and the anchored jump beside them.""",
+        variants=(
+            Variant(label="the plain one"),
+            Variant(label="loss and law", changes=best),
+            Variant(label="loss and law, anchored", changes={**best, **anchored}),
+            Variant(label="loss, law and paired path", changes={**best, **paired}),
+            Variant(label="loss, law and paired path, anchored", changes={**best, **paired, **anchored}),
         ),
     )
