@@ -17,6 +17,7 @@ from raystill.orchestration.study import Question, Study, Variant, measure_all
 Measured = Mapping[int, Mapping[str, Any]]  # by seed
 STEPS = ("1", "2", "4", "8")
 SMOOTHED = 5  # reports of a training, whose mean is compared
+PAIRS = "Ratios to the first row, of runs with the same seed: what a seed does to all rows is not in their spread."
 PROBES = """How far an output moves, relative to its start, where that moves a little (of latents, in Euclidean norms),
 the mean distance of features between pictures of one caption from independent starts, and the squared error of x_0
 along the path, as a share of the variance of x_0: a mean over the same eight signal-to-noise ratios for every path, on
@@ -120,8 +121,9 @@ def _teacher(teacher: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[tuple[Variant, Measured]]) -> str:
-    """Every figure of quality at every step count, a table per two figures."""
-    return "\n\n".join(_figures(rows, names) for names in (("frechet", "frechet_teacher"), ("kernel", "lpips_teacher")))
+    """Every figure of quality at every step count, a table per two figures, and ratios of pairs of one seed."""
+    tables = [_figures(rows, names) for names in (("frechet", "frechet_teacher"), ("kernel", "lpips_teacher"))]
+    return "\n\n".join([*tables, PAIRS, _pairs(rows, ("frechet", "lpips_teacher"))])
 
 
 def _figures(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> str:
@@ -132,6 +134,18 @@ def _figures(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> 
         cells = [spread([figures[n][name] for figures in of_steps]) for name in names for n in STEPS]
         calls = next((str(one["teacher_calls"]) for one in found.values()), "-")
         lines.append([variant.label, *cells, calls, str(len(found))])
+    return markdown(head, lines)
+
+
+def _pairs(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> str:
+    """Figures over those of the first row with the same seed."""
+    (first, base), *others = rows
+    head = [f"over {first.label}", *(f"{SHORT[name]} {n}" for name in names for n in STEPS)]
+    lines = []
+    for variant, found in others:
+        pairs = [(found[seed]["student"], base[seed]["student"]) for seed in found if seed in base]
+        cells = [spread([one[n][name] / other[n][name] for one, other in pairs]) for name in names for n in STEPS]
+        lines.append([variant.label, *cells])
     return markdown(head, lines)
 
 
