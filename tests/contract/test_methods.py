@@ -63,7 +63,8 @@ def targets(shape: tuple[int, ...]) -> Fields:
 
 
 def ray(kind: Kind = "v_prediction", schedule: Schedule = SCHEDULE, **settings: object) -> Case:
-    return Case(RayFlow(**settings).bind(schedule, kind), student, targets)  # type: ignore[arg-type]
+    method = RayFlow(**{"times": SamplingTimes(), **settings})  # type: ignore[arg-type]
+    return Case(method.bind(schedule, kind), student, targets)
 
 
 def taught(times: LearnedTimes, **settings: object) -> Case:

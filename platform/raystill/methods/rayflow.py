@@ -26,13 +26,13 @@ TIME_SAMPLER = "time_sampler"  # role of a learned law of times
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayFlow:
-    """Settings of the method."""
+    """Settings of the method; the defaults are the best that were measured (`docs/results/rayflow.md`)."""
 
     path: RayPath | PairedDiffusionPath | StraightPath | DiffusionPath = field(default_factory=RayPath)
     times: (
         SamplingTimes | UniformTimes | LogitNormalTimes | UShapedTimes | SecondMomentTimes | GridTimes | SteinTimes
-    ) = field(default_factory=SamplingTimes)
-    objective: Objective = field(default_factory=Objective)
+    ) = field(default_factory=lambda: GridTimes(base=SamplingTimes()))
+    objective: Objective = field(default_factory=lambda: Objective(target="data", distance="pseudo_huber"))
 
     def bind(self, schedule: Schedule, kind: Kind) -> "BoundRayFlow":
         """The method on a teacher's schedule and prediction kind."""

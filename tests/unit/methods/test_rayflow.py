@@ -116,7 +116,7 @@ def test_a_student_that_knows_the_data_has_no_loss(path: RayPath | PairedDiffusi
             return (batch["x_0"] + 0 * x,)
 
     for loss, _ in LOSSES:
-        method = RayFlow(path=path, objective=Objective(target=loss)).bind(SCHEDULE, "sample")
+        method = RayFlow(path=path, times=SamplingTimes(), objective=Objective(target=loss)).bind(SCHEDULE, "sample")
         assert float(method.losses({"student": Knows()}, batch, rng(), 0)["student"].value) < 1e-9
 
 

@@ -15,6 +15,7 @@ from raystill.data.store import Store, open_store
 from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import NonFiniteError, Optimizer
 from raystill.flow.paths import RayPath
+from raystill.flow.times import SamplingTimes
 from raystill.methods.method import Loss
 from raystill.methods.rayflow import RayFlow
 from raystill.models.averaging import Average
@@ -213,7 +214,7 @@ def task_of(name: str, teacher: Path) -> Task:
             tokens=tokens, latent_channels=4, latent_size=8, kind="v_prediction", shape=TINY, optimizer=OPTIMIZER,
             training=TRAINING,
         )  # fmt: skip
-    method, lora = RayFlow(path=RayPath(sigma=0.2)), Lora(rank=2, alpha=2.0)
+    method, lora = RayFlow(path=RayPath(sigma=0.2), times=SamplingTimes()), Lora(rank=2, alpha=2.0)
     return DistillTask(teacher=str(teacher), method=method, lora=lora, optimizer=OPTIMIZER, training=TRAINING)
 
 
