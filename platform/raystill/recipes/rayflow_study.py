@@ -16,6 +16,7 @@ from raystill.orchestration.gradients import GradientProbe
 from raystill.orchestration.probes import Probe
 from raystill.orchestration.run import Cluster, Run, Targets
 from raystill.orchestration.study import Question, Study, Variant
+from raystill.recipes import _rayflow_findings as findings
 from raystill.recipes import nano
 
 HUBER = Objective(target="data", distance="pseudo_huber")
@@ -23,11 +24,13 @@ SIGMAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 SOLVER_STEPS = 16  # of every estimator that asks the teacher, so that a target costs as many teacher steps with each
 PLAIN = Objective(target="velocity", distance="squared")
 GENERATED = Generated(steps=SOLVER_STEPS, guidance=1.0)
-TEXT = """`python jobs/study.py --recipe rayflow_study` measures what is missing and writes this page; a stopped study
+TEXT = f"""`python jobs/study.py --recipe rayflow_study` measures what is missing and writes this page; a stopped study
 goes on.
 
 Pictures are drawn without captions, where the teacher needs many steps for one: a caption of the shipped sample names
-one picture, and leaves a distillation little to do (`docs/results/nano.md`)."""
+one picture, and leaves a distillation little to do (`docs/results/nano.md`).
+
+{findings.SUMMARY}"""
 
 
 def base() -> Run:
@@ -67,6 +70,7 @@ def sigma() -> Question:
         title="sigma",
         probes=True,
         text="Quality against the variance coefficient (the paper's figure 3).",
+        conclusion=findings.SIGMA,
         variants=tuple(Variant(label=f"sigma {s:g}", x=s, changes={"method.path": RayPath(sigma=s)}) for s in SIGMAS),
     )
 
@@ -84,6 +88,7 @@ def estimators() -> Question:
         title="target means",
         probes=True,
         text="Where the target mean comes from; `independent` is training without instance targets (table 3).",
+        conclusion=findings.MEANS,
         variants=tuple(Variant(label=n, changes={"targets": Targets(estimator=e)}) for n, e in kinds.items()),
     )
 
@@ -104,6 +109,7 @@ def time_samplers() -> Question:
         text="""All but the last one have the same objective, the loss over uniform times, and weight what they draw;
 the last one weights the law of the sampler's own times.""",
         gradients=True,
+        conclusion=findings.TIMES,
         variants=tuple(Variant(label=n, changes={"method.times": t}) for n, t in kinds.items()),
     )
 
@@ -120,6 +126,7 @@ def laws_as_objectives() -> Question:
     return Question(
         title="laws of times without weights",
         text="The loss under each of these laws is another objective: where a student is taught, not how noisily.",
+        conclusion=findings.LAWS,
         variants=tuple(Variant(label=n, changes={"method.times": t}) for n, t in kinds.items()),
     )
 
@@ -131,6 +138,7 @@ def ablation() -> Question:
     return Question(
         title="instance targets and the Time Sampler",
         text="With and without the instance's own target mean and the learned law of times (the paper's table 3).",
+        conclusion=findings.ABLATION,
         variants=tuple(
             Variant(label=f"{m}, {t}", changes={"targets": Targets(estimator=means[m]), "method.times": laws[t]})
             for m in means
@@ -154,7 +162,7 @@ def jumps() -> Question:
         label="paired diffusion, anchored",
         changes={"method.path": PairedDiffusionPath(), "sampling": Sampling(jump="anchored")},
     )
-    return Question(title="jumps", variants=(*plain, noisy, paired))
+    return Question(title="jumps", conclusion=findings.JUMPS, variants=(*plain, noisy, paired))
 
 
 def paths() -> Question:
@@ -166,6 +174,7 @@ def paths() -> Question:
         text="""The error of x_0 along the path is what is left of doubt where trajectories overlap: two instances that
 pass one point at one time cannot both be known from it.""",
         probes=True,
+        conclusion=findings.PATHS,
         variants=tuple(
             Variant(label=f"{name}{suffix}", changes={"method.path": path, "targets": Targets(estimator=estimator)})
             for name, path in both.items()
@@ -195,6 +204,7 @@ def objectives() -> Question:
     return Question(
         title="losses",
         text="The last three are on a path with noise of its own, without which the noise cannot be the target.",
+        conclusion=findings.LOSSES,
         variants=(
             *(Variant(label=n, changes={"method.objective": o}) for n, o in kinds.items()),
             *(
@@ -213,6 +223,7 @@ def together() -> Question:
         title="the best together",
         text="""The loss on data with pseudo-Huber, and the learned law over the sampler's own times; then the paired
 path and the anchored jump beside them.""",
+        conclusion=findings.BEST,
         variants=(
             Variant(label="the plain one"),
             Variant(label="loss and law", changes=best),

@@ -24,7 +24,9 @@ def resolve(recipe: str) -> Any:
 
 
 def _shipped(name: str) -> ModuleType:
-    names = sorted(m.name for m in pkgutil.iter_modules(recipes.__path__) if m.name != "resolve")
+    names = sorted(
+        m.name for m in pkgutil.iter_modules(recipes.__path__) if m.name != "resolve" and not m.name.startswith("_")
+    )
     if name not in names:
         raise UserError(
             f"there is no recipe {name!r}; shipped are: {', '.join(names)}. "
