@@ -114,6 +114,7 @@ def test_a_study_measures_each_run_once_and_reports_it_under_every_label(measure
     assert text.count("±") > 20
     assert len(measured.results["teacher"]["overlap"]) == 8
     assert re.search(r"^\| the teacher \| [\d.]+ \| [\d.]+ \| - \| - \| [\d.]+ \|", text, re.MULTILINE)
+    assert re.search(r"^\| over sigma 0\.0 \|.*\n.*\n\| sigma 0\.3 \| [\d.]+ ± [\d.e-]+ \|", text, re.MULTILINE)
     assert "`a command`" in text
     assert "Sigma does this and that." in text
     assert study.results.with_name("small_study-1.png").stat().st_size > 5000

@@ -115,7 +115,7 @@ def _teacher(teacher: Mapping[str, Any]) -> str:
             *(f"{f[name]:.4g}" if name in f else "-" for name in FIGURES),
             *(f"{probes[f'{kind}_{n}']:.3g}" for kind in ("lipschitz", "diversity")),
         ]
-        for n, f in figures.items()
+        for n, f in sorted(figures.items(), key=lambda one: int(one[0]))
     ]
     return f"## The teacher\n\n{markdown(head, lines)}"
 
