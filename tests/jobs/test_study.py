@@ -17,7 +17,8 @@ from raystill.data.store import open_store
 from raystill.data.targets import Generated
 from raystill.flow.importance import GridTimes
 from raystill.flow.paths import RayPath
-from raystill.flow.times import UniformTimes
+from raystill.flow.times import SamplingTimes, UniformTimes
+from raystill.methods.rayflow import RayFlow
 from raystill.models.student import Sampling
 from raystill.orchestration.gradients import GradientProbe
 from raystill.orchestration.probes import Probe
@@ -73,7 +74,7 @@ def small(folder: Path, teacher: Path) -> Study:
     (folder / "work").mkdir()
     base = Run(
         name="small", shards=str(folder / "shards"), work=str(folder / "work"), teacher=str(teacher), model="small",
-        reading=Reading(picture_size=16),
+        reading=Reading(picture_size=16), method=RayFlow(times=SamplingTimes()),
         targets=Targets(estimator=Generated(steps=2)),
         training=Training(steps=4, batch_size=4, log_every=2, checkpoint_every=4, picture_every=0),
         evaluation=Evaluation(shards=1, teacher_steps=(1, 2), reference_steps=2),
