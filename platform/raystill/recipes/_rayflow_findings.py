@@ -9,7 +9,7 @@ SUMMARY = """## What held, and what did not
   little better with the teacher's own sample (LPIPS 0.95), at equal distance to real pictures. The paper's optimum
   is not seen here.
 - **The Time Sampler does what it promises for the gradient, and little for the pictures.** Every learned law is
-  within 1.2 of the best law of time alone and costs 0.3 to 1.3 % of a step; but that best law has 0.58 of the
+  within 1.2 of the best law of time alone and costs 0.3 to 1.2 % of a step; but that best law has 0.58 of the
   second moment of uniform times, and pictures gain a percent at equal steps, within a seed's spread. Steps to
   uniform's final loss differ by less than a seed does. Where the sampler will ask matters more than noise: the law
   of the sampler's own times gains 1.5 to 5 %.
