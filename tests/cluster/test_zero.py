@@ -141,7 +141,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("RAY_TRAIN_V2_ENABLED", "1")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         variables = {"PYTHONPATH": str(PLATFORM), "OMP_NUM_THREADS": "1"}
-        ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": variables})
+        # "local": without it Ray connects to whatever cluster was started last on this machine.
+        ray.init(address="local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": variables})
         scaling = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.9})
         run = RunConfig(name="zero", storage_path=str(root / "ray"))
         TorchTrainer(work, train_loop_config={"root": str(root)}, scaling_config=scaling, run_config=run).fit()
