@@ -11,6 +11,7 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
+CODE := platform jobs tests # users may keep scripts of their own beside these
 # Without isolation an old pip builds deepspeed with whatever setuptools is there.
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --use-pep517
 READY := $(VENV)/.ready
@@ -57,14 +58,14 @@ demo: setup ## distil a small model, from shards to pictures, on this machine
 test: lint unit ## everything that is checked before a commit: lint and all tests that need no GPU
 
 lint: setup ## ruff, mypy --strict and the import rules
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: setup ## let ruff sort imports and lay out the code
-	$(BIN)/ruff check --fix
-	$(BIN)/ruff format
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
 
 unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs tests/unit tests/contract --numprocesses 2 --dist loadfile --durations 10

@@ -33,8 +33,6 @@ def s3(s3_server: ObjectStoreServer) -> Iterator[dict[str, str]]:
             patch.setenv(name, value)
         # A test without a key must not wait for a cloud's metadata service to answer.
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_CONFIG_FILE", os.devnull)
-        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         yield environment
 
 

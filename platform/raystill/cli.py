@@ -1,4 +1,4 @@
-"""The command line: fetch adapters from the registry and draw with them."""
+"""The command line: submit jobs, list and fetch adapters of the registry, and draw with them."""
 
 import argparse
 import os
@@ -37,11 +37,28 @@ def _parser() -> argparse.ArgumentParser:
         "--model", default=DEFAULT_MODEL, help="a registry URI, or a directory that `pull` wrote (default: %(default)s)"
     )
     sample.add_argument("--steps", type=int, help="network calls per picture; default: the adapter's own")
+    sample.add_argument("--force", action="store_true", help="draw in a number of steps that it was not trained for")
     sample.add_argument("--count", type=int, default=4, help="pictures per caption (default: %(default)s)")
     sample.add_argument("--seed", type=int, default=0, help="of the starts (default: %(default)s)")
     sample.add_argument("--base", type=Path, help="directory of the base pipeline; default: where the adapter says")
     sample.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file to write (default: %(default)s)")
     sample.set_defaults(run=_sample)
+    models = commands.add_parser("models", help="list the registry's adapters with their figures")
+    models.add_argument("name", nargs="?", help="one model, with all its versions; default: every model's newest")
+    models.set_defaults(run=_models)
+    job = commands.add_parser("submit", help="send a job to a running Ray cluster and follow its log")
+    job.add_argument("--address", help="of the dashboard, such as http://HEAD:8265 (default: RAY_ADDRESS)")
+    job.add_argument(
+        "--runtime-env",
+        type=Path,
+        default=Path("cluster/runtime_env.yaml"),
+        help="what goes along (default: %(default)s)",
+    )
+    job.add_argument("--no-wait", action="store_true", help="do not follow the log")
+    job.add_argument(
+        "line", nargs="+", metavar="COMMAND", help="after --, such as: -- python jobs/distill.py --recipe nano"
+    )
+    job.set_defaults(run=_submit)
     ui = commands.add_parser("ui", help="show runs, their pictures and the registry in a browser, until Ctrl-C")
     ui.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: %(default)s)")
     ui.set_defaults(run=_ui)
@@ -67,11 +84,24 @@ def _sample(arguments: argparse.Namespace) -> None:
     directory = Path(arguments.model) if Path(arguments.model).is_dir() else _fetch(arguments.model, None)
     adapter = Adapter(directory, arguments.base)
     captions = [c for c in arguments.caption for _ in range(arguments.count)]
-    pictures = adapter.draw(captions, arguments.steps, arguments.seed).numpy()
+    pictures = adapter.draw(captions, arguments.steps, arguments.seed, force=arguments.force).numpy()
     rows = [list(pictures[i : i + arguments.count]) for i in range(0, len(captions), arguments.count)]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     grid(rows, arguments.caption, [""] * arguments.count, scale=3).save(arguments.out)
     print(arguments.out)
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from raystill.orchestration.services import DIRECTORY
+    from raystill.tracking.listing import listing
+
+    print(listing(_registry(DIRECTORY), arguments.name))
+
+
+def _submit(arguments: argparse.Namespace) -> None:
+    from raystill.orchestration.submit import submit
+
+    print(submit(arguments.address, arguments.runtime_env, arguments.line, follow=not arguments.no_wait))
 
 
 def _fetch(model: str, to: Path | None) -> Path:
@@ -110,7 +140,7 @@ def _registry(directory: Path) -> str:
     if "MLFLOW_TRACKING_URI" not in os.environ and not (directory / "mlflow.db").exists():
         raise UserError(
             f"there is no registry at {directory}/mlflow.db: run `make demo` first, "
-            "or set MLFLOW_TRACKING_URI to a server"
+            "or set MLFLOW_TRACKING_URI to a server, or RAYSTILL_HOME to where submitted jobs keep it (~/.raystill)"
         )
     return tracking_uri(directory)
 

@@ -11,6 +11,7 @@ from raystill.config.overrides import override, parse_assignments, paths
 from raystill.orchestration.command import guarded
 from raystill.orchestration.pretrain import Pretraining
 from raystill.orchestration.run import Run
+from raystill.orchestration.search import Search
 from raystill.orchestration.study import Study
 from raystill.recipes.resolve import resolve
 
@@ -18,6 +19,7 @@ JOBS = {  # that take settings of a type
     Run: "jobs/demo.py, distill.py, targets.py, evaluate.py and bench.py",
     Pretraining: "jobs/pretrain.py",
     Study: "jobs/study.py",
+    Search: "jobs/search.py",
 }
 
 

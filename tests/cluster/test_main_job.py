@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 from PIL import Image
 from tests.workplace import cli, command, environment, run
@@ -204,7 +204,7 @@ def test_bad_settings_get_one_clear_line(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--set", "cluster.workers=64"], "the cluster has"),
+        (["--set", "cluster.workers=64"], "the cluster holds"),
         (["--set", "shards=s3://no-such-bucket-here/x", "--set", "sample=null"], "no-such-bucket-here"),
         (["--set", "shards=s3://raystill/empty", "--set", "sample=null"], "no shards under"),
     ],

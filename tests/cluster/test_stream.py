@@ -21,7 +21,7 @@ from raystill.data.shards import Sample, pack
 from raystill.data.store import Store, StoreError, create_bucket, open_store
 from raystill.data.stream import derive_stream, stream_batches
 from raystill.orchestration.cluster import ray_session
-from raystill.orchestration.run import Cluster
+from raystill.orchestration.run import Cluster, Share
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module", autouse=True)
 def cluster(s3: dict[str, str]) -> Iterator[None]:
     """Ray on this machine; its workers inherit the server's address and key."""
-    with ray_session(Cluster(workers=1, worker_cpus=0.5, actors=1, actor_cpus=0.5)):
+    with ray_session(Cluster(workers=1, worker=Share(cpus=0.5), actors=1, actor=Share(cpus=0.5)), {}):
         yield
 
 
@@ -77,7 +77,7 @@ def stream(source: Store, target: Store, max_bad_fraction: float = 0.2) -> Index
         {"stage": "pictures"},
         max_bad_fraction,
         actors=2,
-        resources={"num_cpus": 0.5},
+        options={"num_cpus": 0.5},
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import ray.cloudpickle
@@ -26,15 +27,16 @@ from raystill.engine.protocol import Optimizer
 from raystill.flow.stein import SteinTimes
 from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
 from raystill.models.lora import Lora
-from raystill.orchestration.cluster import RayLauncher, check_resources, ray_session
-from raystill.orchestration.run import Cluster
+from raystill.orchestration.cluster import RayLauncher, ray_session
+from raystill.orchestration.placement import check_resources
+from raystill.orchestration.run import Cluster, Share
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
 from raystill.training.task import final_averages, last_step
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-CLUSTER = Cluster(workers=2, worker_cpus=0.8, actors=1, max_failures=0)
+CLUSTER = Cluster(workers=2, worker=Share(cpus=0.8), actors=1, max_failures=0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +46,7 @@ def session() -> Iterator[None]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        with ray_session(CLUSTER):
+        with ray_session(CLUSTER, {}):
             yield
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
@@ -189,17 +191,29 @@ def test_an_error_for_people_comes_out_of_the_workers(
 
 
 @pytest.mark.parametrize(
-    ("cluster", "found"),
+    ("cluster", "found", "advice"),
     [
-        (Cluster(workers=1000, worker_cpus=1.0), "the run needs 1050: 1000 workers of 1 CPUs"),
-        (Cluster(workers=1, worker_cpus=0.1, actors=1000, actor_cpus=0.5), "or 1000 actors of 0.5 CPUs"),
-        (Cluster(workers=1, worker_gpus=64.0), "the run needs 64: 1 workers of 0.8 CPUs and 64 GPUs"),
+        (Cluster(workers=1000, worker=Share()), "needs 1000 training workers of 1 CPU each", "--set cluster.workers="),
+        (Cluster(actors=1000, actor=Share(cpus=0.5)), "needs 1000 actors of 0.5 CPU each", "--set cluster.actors="),
+        (
+            Cluster(worker=Share(gpus=64.0)),
+            "of 1 CPU, 64 GPU each, and the cluster holds 0",
+            "--set cluster.worker.cpus=0.5",
+        ),
+        (Cluster(actor=Share(resources={"tpu": 1.0})), "actors of 1 CPU, 1 tpu each", "--set cluster.actor.cpus=0.5"),
+        (Cluster(worker=Share(labels={"zone": "b"})), "of 1 CPU, zone=b each", "--set 'cluster.worker.labels={}'"),
+        (Cluster(reader_labels={"role": "reader"}), "needs 1 reader of", "--set 'cluster.reader_labels={}'"),
     ],
 )
-def test_a_cluster_that_is_too_small_is_refused_before_anything_starts(cluster: Cluster, found: str) -> None:
+def test_a_cluster_that_is_too_small_is_refused_before_anything_starts(
+    cluster: Cluster, found: str, advice: str
+) -> None:
+    small = replace(cluster, workers=min(cluster.workers, 1)) if cluster.actors == 1000 else cluster
     with pytest.raises(UserError, match=found) as refused:
-        check_resources(cluster)
-    assert "--set cluster.workers=1" in str(refused.value)
+        check_resources(small)
+    assert advice in str(refused.value)
+    assert f": {os.cpu_count()} CPU" in str(refused.value)
+    check_resources(replace(small, grows=True))  # nodes are added later
 
 
 def alone(number: int) -> dict[str, object]:
@@ -213,7 +227,7 @@ def alone(number: int) -> dict[str, object]:
 
 
 def test_independent_work_is_done_in_processes_of_their_own(tmp_path: Path) -> None:
-    launcher = RayLauncher(replace(CLUSTER, workers=1, worker_cpus=1.0), tmp_path)
+    launcher = RayLauncher(replace(CLUSTER, workers=1, worker=Share()), tmp_path)
     found = dict(launcher.each(alone, list(range(6))))
     assert {number: one["square"] for number, one in found.items()} == {n: n**2 for n in range(6)}
     assert os.getpid() not in {one["process"] for one in found.values()}
@@ -224,3 +238,11 @@ def test_independent_work_is_done_in_processes_of_their_own(tmp_path: Path) -> N
 def test_the_error_for_people_of_independent_work_comes_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="write a number from 0 on"):
         list(RayLauncher(replace(CLUSTER, workers=1), tmp_path).each(alone, [-1]))
+
+
+def test_a_cluster_of_one_machine_listens_on_loopback_only() -> None:
+    ray.get(ray.remote(lambda: None).remote())
+    processes = psutil.Process().children(recursive=True)
+    found = {c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    assert found <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert found

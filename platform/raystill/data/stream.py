@@ -19,7 +19,10 @@ from raystill.data.derive import Index, Shard, Source, Transform, derive_shard, 
 from raystill.data.plan import Group, Plan, groups
 from raystill.data.store import Store
 
-PART_BYTES = 2**28  # read into the object store at a time, per worker; the next part is read meanwhile
+PART_BYTES = 2**28  # at most, read into the object store at a time, per worker; the next part is read meanwhile
+STORE_SHARE = 0.25  # of the readers' object stores for the parts of all workers: more than two at a time would spill
+READERS = 2  # processes that read for a worker; Ray would start as many as there are tasks, each with its imports
+TASKS = 8  # at most, for a part
 READ_CPUS = 0.05  # logical; readers wait for the store most of the time
 
 
@@ -31,7 +34,7 @@ def derive_stream(
     max_bad_fraction: float,
     *,
     actors: int,
-    resources: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> Index:
     """Derive shards in a pool of actors, or find the finished ones; samples go from store to store, the driver sees
     counts only.
@@ -47,7 +50,7 @@ def derive_stream(
         batch_size=1,
         # One shard at a time: the first actor that is ready would otherwise take several, and the others none.
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(keys)), max_tasks_in_flight_per_actor=1),
-        **resources,
+        **options,
     )
     shards = []
     with tqdm(total=len(keys), desc=target.uri.rsplit("/", 2)[-2], unit="shard") as bar:
@@ -84,28 +87,47 @@ class _ShardWorker:
 
 
 def stream_batches(
-    store: Store, plan: Plan, batch_size: int, start: int, steps: int, device: torch.device
+    store: Store,
+    plan: Plan,
+    batch_size: int,
+    start: int,
+    steps: int,
+    device: torch.device,
+    labels: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Batches `start` to `start + steps` of the plan's rank, read, permuted and prefetched by Ray Data, on `device`.
+    """Batches `start` to `start + steps` of the plan's rank on `device`, read on nodes with `labels`, permuted and
+    prefetched by Ray Data.
 
     Every rank reads its own part of one plan, as many samples as its steps need: ranks get equally many batches of one
     size, and the order is a function of the plan alone.
     """
     _quiet()
-    per_part = max(1, PART_BYTES // (_bytes_per_sample(store, plan) * batch_size))
+    per_part = max(1, _part_bytes(plan.world_size, labels or {}) // (_bytes_per_sample(store, plan) * batch_size))
     parts = [(i, min(per_part, start + steps - i)) for i in range(start, start + steps, per_part)]
     # The next part is read while this one is consumed. Ray Data's executor polls without rest, on the training's own
     # cores, as long as its output waits to be taken; a part that has been read whole has no executor any more.
     with ThreadPoolExecutor(1) as ahead:
-        waiting = ahead.submit(_part, store, plan, batch_size, *parts[0])
+        waiting = ahead.submit(_part, store, plan, batch_size, *parts[0], labels)
         for following in [*parts[1:], None]:
             dataset = _result(waiting)
             if following is not None:
-                waiting = ahead.submit(_part, store, plan, batch_size, *following)
+                waiting = ahead.submit(_part, store, plan, batch_size, *following, labels)
             for batch in dataset.iter_torch_batches(
                 batch_size=batch_size, prefetch_batches=2, drop_last=True, collate_fn=_Collate()
             ):
                 yield to_device(batch, device)
+
+
+def nodes(labels: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """The connected cluster's living nodes that have all labels, as Ray describes them."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [n for n in alive if all(n.get("Labels", {}).get(name) == value for name, value in labels.items())]
+
+
+def _part_bytes(world_size: int, labels: Mapping[str, str]) -> int:
+    """Size of a part that the readers' object stores hold without spilling; PART_BYTES where no reader is there yet."""
+    stores = sum(node["Resources"].get("object_store_memory", 0.0) for node in nodes(labels))
+    return min(PART_BYTES, int(stores * STORE_SHARE / world_size)) if stores else PART_BYTES
 
 
 def _bytes_per_sample(store: Store, plan: Plan) -> int:
@@ -115,15 +137,19 @@ def _bytes_per_sample(store: Store, plan: Plan) -> int:
     return 1 + size // max(1, sum(counts.values()))
 
 
-def _part(store: Store, plan: Plan, batch_size: int, start: int, steps: int) -> ray.data.Dataset:
+def _part(
+    store: Store, plan: Plan, batch_size: int, start: int, steps: int, labels: Mapping[str, str] | None
+) -> ray.data.Dataset:
     """Read the samples of some steps into the object store, in the plan's order."""
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     items = [asdict(group) for group in groups(plan, start * batch_size, steps * batch_size)]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    dataset = ray.data.from_items(items, override_num_blocks=min(TASKS, len(items))).map_batches(
         _read,  # type: ignore[arg-type]
         fn_args=(store,),
         batch_size=1,
+        compute=ray.data.TaskPoolStrategy(size=READERS),
         num_cpus=READ_CPUS,
+        label_selector=dict(labels or {}) or None,
     )
     read: ray.data.Dataset = dataset.materialize()
     return read

@@ -1,9 +1,11 @@
 """A labelled grid of pictures, and curves: what a person looks at before believing a figure."""
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from raystill.config.errors import UserError
@@ -53,6 +55,13 @@ def grid(
             canvas.paste(_enlarged(picture, scale, smooth), at)
         y += row_height + GAP
     return canvas
+
+
+def rendered(figure: Figure) -> Image.Image:
+    """The picture of a matplotlib figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
 
 
 def curves(

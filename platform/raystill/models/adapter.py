@@ -39,15 +39,15 @@ class Adapter:
             condition = self.pipeline.condition(list(captions))
             return sample_student(denoiser, self.path, start, condition, steps, self.sampling)
 
-    def draw(self, captions: Sequence[str], steps: int | None = None, seed: int = 0) -> Tensor:
+    def draw(self, captions: Sequence[str], steps: int | None = None, seed: int = 0, *, force: bool = False) -> Tensor:
         """Pictures of captions, uint8, shape (batch, height, width, channels); UserError for step counts it was not
-        trained for.
+        trained for, unless it is forced.
         """
         count = self.card.default_steps if steps is None else steps
-        if count not in self.card.steps:
+        if count not in self.card.steps and not force:
             raise UserError(
                 f"this adapter was trained for {', '.join(map(str, self.card.steps))} steps, found {count}: "
-                f"write --steps {self.card.default_steps}"
+                f"write --steps {self.card.default_steps}, or --force to draw what was never measured"
             )
         return self.pipeline.decode(self.latents(captions, count, seed))
 

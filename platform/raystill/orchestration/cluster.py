@@ -4,6 +4,8 @@ trainings.
 
 import logging
 import os
+import signal
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,67 +17,87 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 from ray.experimental import tqdm_ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raystill.config.digest import canonical_json
 from raystill.config.errors import UserError
 from raystill.data.derive import Index, Source, Transform
 from raystill.data.plan import Plan
 from raystill.data.store import Store
-from raystill.data.stream import derive_stream, stream_batches
+from raystill.data.stream import derive_stream, nodes, stream_batches
 from raystill.engine.protocol import NonFiniteError
 from raystill.orchestration.command import quiet_libraries
 from raystill.orchestration.launcher import Item, MakeRecorder, Result
+from raystill.orchestration.placement import check_resources, machines, options_of, threads_of
 from raystill.orchestration.run import Cluster
 from raystill.orchestration.stopping import asked_to_stop, saving
 from raystill.training.task import Place, Task, last_step, run_task
 
-LOOPBACK = "127.0.0.1"  # a cluster of one machine listens to nobody else
-
 
 @contextmanager
-def ray_session(cluster: Cluster) -> Iterator[None]:
-    """Connect to the cluster of RAY_ADDRESS, or start one on this machine; UserError where it is too small."""
+def ray_session(cluster: Cluster, variables: Mapping[str, str]) -> Iterator[None]:
+    """Connect to the cluster of RAY_ADDRESS, whose workers get `variables`, or start one on this machine; UserError
+    where it does not answer or is too small.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes on stderr are for developers of Ray
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    local: dict[str, Any] = {
-        "address": "local",
-        "_node_ip_address": LOOPBACK,
-        "include_dashboard": False,
-        "num_cpus": os.cpu_count(),
-        # Readers come and go; a new process for each of them costs seconds of imports.
-        "_system_config": {"idle_worker_killing_time_threshold_ms": 60_000},
-    }
-    if os.environ.get("RAY_ADDRESS"):
-        local = {}
-    ray.init(logging_level=logging.WARNING, configure_logging=False, **local)
+    address = os.environ.get("RAY_ADDRESS")
+    # Bars of many processes would run into each other on the driver's terminal; a training's own is Ray's.
+    options: dict[str, Any] = {"runtime_env": {"env_vars": {**variables, "TQDM_DISABLE": "1"}}}
+    if not address:
+        options |= {
+            "address": "local",
+            "include_dashboard": False,
+            "num_cpus": os.cpu_count(),
+            # Readers come and go; a new process for each of them costs seconds of imports.
+            "_system_config": {"idle_worker_killing_time_threshold_ms": 60_000},
+        }
+    # Without clusters of several machines, as on Windows, Ray's servers listen on the loopback address only.
+    ray_constants.ENABLE_RAY_CLUSTER = bool(address)
+    terminated, here = signal.getsignal(signal.SIGTERM), Path.cwd()
+    try:
+        _knock(address)
+        ray.init(logging_level=logging.WARNING, configure_logging=False, **options)
+        signal.signal(signal.SIGTERM, terminated)  # Ray's own would end this process at once, with nothing cleaned up
+    except (OSError, RuntimeError, ValueError) as error:
+        if not address:
+            raise
+        raise UserError(
+            f"RAY_ADDRESS is {address}, where no Ray cluster answered: {str(error).splitlines()[0]}\n"
+            "Check the address with: ray status --address ADDRESS; unset RAY_ADDRESS to use this machine alone"
+        ) from error
     try:
         check_resources(cluster)
+        _unpack_everywhere()
+        os.chdir(here)
         yield
     finally:
         ray.shutdown()
 
 
-def check_resources(cluster: Cluster) -> None:
-    """Raise UserError, saying what is missing, where the cluster cannot hold the run's workers or actors."""
-    total = ray.cluster_resources()
-    wanted = {
-        "CPU": max(cluster.workers * (cluster.worker_cpus + 0.05), cluster.actors * cluster.actor_cpus),
-        "GPU": max(cluster.workers * cluster.worker_gpus, cluster.actors * cluster.actor_gpus),
-    }
-    for kind, amount in wanted.items():
-        if amount > total.get(kind, 0.0):
-            raise UserError(
-                f"the cluster has {total.get(kind, 0.0):g} {kind}s and the run needs {amount:g}: "
-                f"{cluster.workers} workers of {cluster.worker_cpus:g} CPUs and {cluster.worker_gpus:g} GPUs, "
-                f"or {cluster.actors} actors of {cluster.actor_cpus:g} CPUs and {cluster.actor_gpus:g} GPUs.\n"
-                "Ask for less: --set cluster.workers=1 --set cluster.actors=1"
-            )
+def _knock(address: str | None) -> None:
+    """Raise OSError where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _unpack_everywhere() -> None:
+    """Have nodes that share a machine unpack a submitted job's files now: each of them replaces what another one has
+    unpacked, and whoever reads there meanwhile, this process included, would find its directory gone.
+    """
+    every = nodes({})
+    if len(every) > len(machines()):
+        for node in every:
+            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ray.get(ray.remote(lambda: None).options(num_cpus=0, scheduling_strategy=where).remote())
 
 
 @dataclass(slots=True)
@@ -88,7 +110,7 @@ class RayLauncher:
     @property
     def stage_device(self) -> str:
         """The actors' own GPU where they have one."""
-        return "cuda" if self.cluster.actor_gpus else "cpu"
+        return "cuda" if self.cluster.actor.gpus else "cpu"
 
     @property
     def world_size(self) -> int:
@@ -104,29 +126,39 @@ class RayLauncher:
         max_bad_fraction: float,
     ) -> Index:
         """Compute derived shards in an actor pool, or find them."""
-        resources = {"num_cpus": self.cluster.actor_cpus, "num_gpus": self.cluster.actor_gpus}
+        options = options_of(self.cluster.actor)
         try:
             return derive_stream(
-                source, target, transform, identity, max_bad_fraction, actors=self.cluster.actors, resources=resources
+                source, target, transform, identity, max_bad_fraction, actors=self.cluster.actors, options=options
             )
         except RayError as error:
             raise _for_people(error) from error
 
-    def train(self, task: Task, data: Store, index: Index, checkpoints: Store, recorder: MakeRecorder | None) -> None:
+    def train(
+        self,
+        task: Task,
+        data: Store,
+        index: Index,
+        checkpoints: Store,
+        recorder: MakeRecorder | None,
+        *,
+        until: int | None = None,
+    ) -> None:
         """Train on the cluster's workers; they restore the newest checkpoint by themselves."""
-        if last_step(checkpoints) == task.training.steps:
+        if last_step(checkpoints) >= (until or task.training.steps):
             return
-        threads = max(1, round(self.cluster.worker_cpus))
-        work = _Work(task, data, index, checkpoints, recorder, self.cluster.zero_stage, threads, Path.cwd())
+        share, threads = self.cluster.worker, threads_of(self.cluster.worker)
+        work = _Work(
+            task, data, index, checkpoints, recorder, self.cluster.zero_stage, threads, self.cluster.reader_labels,
+            Path.cwd(), until,
+        )  # fmt: skip
         trainer = TorchTrainer(
             partial(_train_worker, work),  # as train_loop_config the controller would unpickle it, and import it all
             scaling_config=ScalingConfig(
                 num_workers=self.cluster.workers,
-                use_gpu=self.cluster.worker_gpus > 0,
-                resources_per_worker={
-                    "CPU": self.cluster.worker_cpus,
-                    **({"GPU": self.cluster.worker_gpus} if self.cluster.worker_gpus else {}),
-                },
+                use_gpu=share.gpus > 0,
+                resources_per_worker=share.amounts,
+                label_selector=dict(share.labels) or None,  # type: ignore[call-arg]
             ),
             run_config=RunConfig(
                 name=task.name,
@@ -143,11 +175,9 @@ class RayLauncher:
 
     def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
         """In tasks with the resources of one training worker each, as many at once as the cluster holds."""
-        task: Any = ray.remote(num_cpus=self.cluster.worker_cpus, num_gpus=self.cluster.worker_gpus)(_alone)
-        # Bars of many processes would run into each other on the driver's terminal.
-        quiet = task.options(runtime_env={"env_vars": {"TQDM_DISABLE": "1"}})
-        threads = max(1, round(self.cluster.worker_cpus))
-        waiting = {quiet.remote(work, item, threads, Path.cwd()): number for number, item in enumerate(items)}
+        task: Any = ray.remote(**options_of(self.cluster.worker))(_alone)
+        threads = threads_of(self.cluster.worker)
+        waiting = {task.remote(work, item, threads, Path.cwd()): number for number, item in enumerate(items)}
         try:
             while waiting:
                 done, _ = ray.wait(list(waiting), num_returns=1)
@@ -159,11 +189,11 @@ class RayLauncher:
 def _alone(work: Callable[[Item], Result], item: Item, threads: int, directory: Path) -> Result:
     """One piece of independent work in a task."""
     quiet_libraries()
-    _settle(threads, directory)
+    settle(threads, directory)
     return work(item)
 
 
-def _settle(threads: int, directory: Path) -> None:
+def settle(threads: int, directory: Path) -> None:
     """Work with a share of the machine's threads, in the driver's directory where there is one of that name."""
     torch.set_num_threads(threads)  # more than its CPUs would make threads wait for each other at every operation
     if directory.is_dir():  # Ray starts workers in a scratch directory of their own
@@ -212,7 +242,9 @@ class _Work:
     recorder: MakeRecorder | None
     zero_stage: int
     threads: int  # of each worker
+    reader_labels: Mapping[str, str]
     directory: Path  # the driver's, for relative paths in the settings
+    until: int | None  # a step to go no further than for now
 
 
 def _train_worker(work: _Work) -> None:
@@ -224,7 +256,7 @@ def _train_worker(work: _Work) -> None:
     )  # imported here: it chooses its accelerator where it runs
 
     quiet_libraries()
-    _settle(work.threads, work.directory)
+    settle(work.threads, work.directory)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
@@ -239,12 +271,13 @@ def _train_worker(work: _Work) -> None:
             checkpoints=work.checkpoints,
             engine=lambda module, optimizer: ZeroEngine(module, optimizer, work.zero_stage, training.precision, device),
             batches=lambda step: stream_batches(
-                work.data, plan, training.batch_size, step, training.steps - step, device
+                work.data, plan, training.batch_size, step, training.steps - step, device, work.reader_labels
             ),
             recorder=recorder,
             rank=rank,
             world_size=world_size,
             device=torch.device(device),
+            until=work.until,
             stop=lambda: anywhere(rank == 0 and asked_to_stop(work.checkpoints)),
             on_step=lambda step: _advance(bar, step),
         )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
@@ -128,18 +129,33 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
     """The teacher's targets for every sample that is trained on, computed or found; UserError where those found are
     another's.
     """
-    source, settings, scheduler = training_source(run), run.targets, read_scheduler(Path(run.teacher))
+    settings, scheduler = run.targets, read_scheduler(Path(run.teacher))
     settings.estimator.check(schedule_of(scheduler), kind_of(scheduler))
-    identity = source.identity(
-        stage="targets", teacher=revision(Path(run.teacher)), reading=run.reading, targets=settings
-    )
-    store = place(open_store(run.work), "targets", identity)
-    make = target_maker(run, launcher)
-    before, began = {entry.key for entry in store.list()}, time.monotonic()
+    source, identity, store = _targets_of(run)
+    make, before, began = target_maker(run, launcher), stored_targets(run), time.monotonic()
     index = launcher.derive(source, store, make, identity, run.reading.max_bad_fraction)
     check_identity(index, identity, store.uri)
-    _log_targets(store, index, settings.estimator.calls, before, time.monotonic() - began)
+    _log_targets(store, index, settings.estimator.calls, computed_since(before, index), time.monotonic() - began)
     return store, index
+
+
+def _targets_of(run: Run) -> tuple[Source, dict[str, Any], Store]:
+    """What a run's targets are made from, by which they are addressed, and where they are."""
+    source = training_source(run)
+    identity = source.identity(
+        stage="targets", teacher=revision(Path(run.teacher)), reading=run.reading, targets=run.targets
+    )
+    return source, identity, place(open_store(run.work), "targets", identity)
+
+
+def stored_targets(run: Run) -> frozenset[str]:
+    """Keys of the shards of targets that there are already."""
+    return frozenset(entry.key for entry in _targets_of(run)[2].list())
+
+
+def computed_since(before: frozenset[str], index: Index) -> int:
+    """Samples in shards that were not there before."""
+    return sum(shard.count for shard in index.shards if shard.key not in before)
 
 
 def target_maker(run: Run, launcher: Launcher) -> partial[TargetTransform]:
@@ -157,10 +173,9 @@ def target_maker(run: Run, launcher: Launcher) -> partial[TargetTransform]:
     )
 
 
-def _log_targets(store: Store, index: Index, calls: int, before: set[str], seconds: float) -> None:
-    """Say where the targets are, and how fast those were computed that an earlier run had not left (`before`)."""
+def _log_targets(store: Store, index: Index, calls: int, computed: int, seconds: float) -> None:
+    """Say where the targets are, and how fast those were computed that an earlier run had not left."""
     log.info("%d targets at %s, %d teacher calls each", index.count, store.uri, calls)
-    computed = sum(shard.count for shard in index.shards if shard.key not in before)
     if computed:
         rate = computed / seconds
         log.info("computed %d of them at %.1f images/s, %.0f teacher calls/s", computed, rate, rate * calls)

@@ -1,7 +1,8 @@
 """Whole jobs on their surroundings: object store, cluster or this process alone, then the stages."""
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from raystill.orchestration.evaluate import evaluate, spread, table
 from raystill.orchestration.launcher import Launcher, LocalLauncher
 from raystill.orchestration.pretrain import Pretraining, pretrain
 from raystill.orchestration.run import Cluster, Run
-from raystill.orchestration.services import DIRECTORY, object_store, upload_sample
+from raystill.orchestration.search import Search
+from raystill.orchestration.services import DIRECTORY, HOME, object_store, upload_sample
 from raystill.tracking.runs import Tracking, tracking_uri
 from raystill.training.task import final_averages
 
@@ -37,11 +39,14 @@ def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = Non
     check_reading(run)
     with ExitStack() as stack:
         with seconds.stage("object store"):
-            stack.enter_context(object_store(run.store, DIRECTORY, run.port))
+            variables = stack.enter_context(object_store(run.store, DIRECTORY, run.port))
             if run.sample is not None:
                 upload_sample(run.sample, run.shards)
         check_inputs(run)
-        yield _launcher(stack, run.cluster, local, seconds)
+        launcher = _launcher(stack, run.cluster, local, seconds, variables)
+        if not local:
+            check_places(run)
+        yield launcher
 
 
 def check_reading(run: Run) -> None:
@@ -93,10 +98,36 @@ def launch_pretraining(run: Pretraining, *, local: bool = False) -> Path:
         uri=tracking_uri(DIRECTORY), experiment=run.experiment, name=run.name, spool=DIRECTORY / "spool"
     )
     with ExitStack() as stack:
-        return pretrain(run, _launcher(stack, run.cluster, local, Seconds()), tracking)
+        return pretrain(run, _launcher(stack, run.cluster, local, Seconds(), {}), tracking)
 
 
-def _launcher(stack: ExitStack, cluster: Cluster, local: bool, seconds: Seconds) -> Launcher:
+def launch_search(search: Search) -> str:
+    """Run a sweep, or what a stopped one has left of it; returns its report, and where it and the adapter are."""
+    from raystill.orchestration.sweep import sweep  # Ray reads once, when it is imported, which lines it shall not show
+
+    return sweep(search)
+
+
+def check_places(run: Run) -> None:
+    """Refuse, with UserError, what only this machine can reach where the cluster has others, or may get some."""
+    from raystill.orchestration.placement import machines
+
+    others = sorted(machines())
+    here = {
+        "store=embedded": (run.store == "embedded", "--set store=environment, and AWS_* on every node"),
+        f"shards={run.shards}": ("://" not in run.shards, "--set shards=s3://..."),
+        f"work={run.work}": ("://" not in run.work, "--set work=s3://..."),
+        "MLflow's SQLite file": (tracking_uri(DIRECTORY).startswith("sqlite:"), "MLFLOW_TRACKING_URI=http://..."),
+    }
+    found = [f"  {name}: {advice}" for name, (local, advice) in here.items() if local]
+    if found and (len(others) > 1 or run.cluster.grows):
+        there = "can grow" if run.cluster.grows else f"has {len(others)} machines ({', '.join(others[:4])})"
+        raise UserError(f"the cluster {there}, and only this machine reaches\n" + "\n".join(found))
+
+
+def _launcher(
+    stack: ExitStack, cluster: Cluster, local: bool, seconds: Seconds, variables: Mapping[str, str]
+) -> Launcher:
     if local:
         return LocalLauncher()
     from raystill.orchestration.cluster import (  # the local path must run where Ray is not installed
@@ -104,6 +135,7 @@ def _launcher(stack: ExitStack, cluster: Cluster, local: bool, seconds: Seconds)
         ray_session,
     )
 
+    home = {} if HOME in os.environ else {HOME: str(DIRECTORY.resolve())}
     with seconds.stage("cluster"):
-        stack.enter_context(ray_session(cluster))
+        stack.enter_context(ray_session(cluster, {**variables, **home}))
     return RayLauncher(cluster, DIRECTORY)

@@ -43,9 +43,18 @@ class Launcher(Protocol):
     ) -> Index:
         """Compute derived shards, or find them."""
 
-    def train(self, task: Task, data: Store, index: Index, checkpoints: Store, recorder: MakeRecorder | None) -> None:
-        """Train a task to its end over derived shards; its averages lie in `checkpoints` afterwards. KeyboardInterrupt,
-        after a checkpoint, where it was stopped by a signal.
+    def train(
+        self,
+        task: Task,
+        data: Store,
+        index: Index,
+        checkpoints: Store,
+        recorder: MakeRecorder | None,
+        *,
+        until: int | None = None,
+    ) -> None:
+        """Train a task to its end, or until a step, over derived shards; its averages lie in `checkpoints` afterwards.
+        KeyboardInterrupt, after a checkpoint, where it was stopped by a signal.
         """
 
     def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
@@ -81,12 +90,21 @@ class LocalLauncher:
         """Compute derived shards one after the other, or find them."""
         return derive(source, target, transform, identity, max_bad_fraction)
 
-    def train(self, task: Task, data: Store, index: Index, checkpoints: Store, recorder: MakeRecorder | None) -> None:
+    def train(
+        self,
+        task: Task,
+        data: Store,
+        index: Index,
+        checkpoints: Store,
+        recorder: MakeRecorder | None,
+        *,
+        until: int | None = None,
+    ) -> None:
         """Train in this process."""
         training = task.training
         plan = Plan(shards=index.shards, seed=training.seed)
         start = last_step(checkpoints)
-        if start == training.steps:
+        if start >= (until or training.steps):
             return
         listening = recorder() if recorder is not None else nullcontext(None)
         with (
@@ -104,6 +122,7 @@ class LocalLauncher:
                 device=self.device,
                 on_step=lambda step: bar.update(step - bar.n) and None,
                 stop=lambda: asked_to_stop(checkpoints),
+                until=until,
             )
             run_task(task, place)
 

@@ -1,5 +1,6 @@
 """The settings of a whole run: from shards to a registered adapter."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -21,16 +22,37 @@ from raystill.training.loop import Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one process takes of a node, and of which nodes."""
+
+    cpus: float = 1.0  # logical
+    gpus: float = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)  # custom ones, as in `ray start --resources`
+    labels: Mapping[str, str] = field(default_factory=dict)  # of the node, as in `ray start --labels`
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """Every resource of which it takes some, by Ray's names."""
+        every = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+        return {name: amount for name, amount in every.items() if amount > 0}
+
+    def __str__(self) -> str:
+        """For people."""
+        amounts = [f"{amount:g} {name}" for name, amount in self.amounts.items()]
+        return ", ".join([*amounts, *(f"{name}={value}" for name, value in self.labels.items())]) or "nothing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """What a run asks of a Ray cluster."""
 
     workers: int = 2  # training workers, one rank each
-    worker_cpus: float = 0.8  # logical CPUs per training worker; readers need a little beside them
-    worker_gpus: float = 0.0
+    worker: Share = field(default_factory=lambda: Share(cpus=0.8))  # readers need a little beside it
+    actors: int = 2  # of the pool that computes derived shards: the teacher's and the encoders' work
+    actor: Share = field(default_factory=Share)
+    reader_labels: Mapping[str, str] = field(default_factory=dict)  # of the nodes that read for the workers
+    grows: bool = False  # nodes are added on demand: what is missing is waited for, not refused
     zero_stage: int = 2  # 0 to 3
-    actors: int = 2  # of the pool that computes derived shards
-    actor_cpus: float = 1.0
-    actor_gpus: float = 0.0
     max_failures: int = 1  # restarts of the worker group from the last checkpoint
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
 from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
@@ -29,7 +28,7 @@ from raystill.models.pipeline import Pipeline, load_pipeline
 from raystill.models.student import Sampling, Student
 from raystill.orchestration.run import Evaluation
 from raystill.training.distillation import DistillTask
-from raystill.training.task import FINAL, Assembly, final_averages
+from raystill.training.task import FINAL, Assembly, read_averages
 
 Draw = Callable[[Latent, Tensor, int], Latent]  # (start, condition, steps) -> clean latents
 
@@ -78,17 +77,17 @@ def teacher_draw(teacher: Path, guidance: float, device: str) -> tuple[Pipeline,
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A student that a finished training left, and how it is sampled."""
+    """A student that a training left, and how it is sampled."""
 
     task: DistillTask
     checkpoints: Store
     sampling: Sampling
     start: StartLaw
+    averages: str = FINAL  # key of the checkpoints
 
     def draw(self, device: str) -> tuple[Pipeline, Draw]:
         """Load it on a device."""
-        final = load(self.checkpoints.read(FINAL))
-        tensors = {n.removeprefix("student/"): t for n, t in final.items() if n.startswith("student/")}
+        tensors = read_averages(self.checkpoints, self.averages)["student"]
         student = Student(
             Path(self.task.teacher), self.task.lora, self.task.method.path, tensors, torch.device(device),
             sampling=self.sampling, start=self.start,
@@ -96,9 +95,8 @@ class Trained:
         return student.pipeline, student.latents
 
     def assembly(self, device: torch.device) -> Assembly:
-        """Its method, and its networks at the end of their training."""
-        averages = final_averages(self.checkpoints)
-        assert averages is not None
+        """Its method, and its networks as they were averaged."""
+        averages = read_averages(self.checkpoints, self.averages)
         built = self.task.build(device)
         load_adapter(built.modules["student"], averages["student"])
         if TIME_SAMPLER in built.modules:
@@ -107,8 +105,8 @@ class Trained:
 
     def identity(self) -> dict[str, Any]:
         """What its samples depend on."""
-        final = next(entry for entry in self.checkpoints.list(FINAL))
-        return {"adapter": final.etag, "path": self.task.method.path, "sampling": self.sampling, "start": self.start}
+        found = next(entry for entry in self.checkpoints.list(self.averages))
+        return {"adapter": found.etag, "path": self.task.method.path, "sampling": self.sampling, "start": self.start}
 
 
 class TeacherSamples:

@@ -15,27 +15,30 @@ from raystill.data.shards import SUFFIXES, list_shards
 from raystill.data.store import Entry, Store, create_bucket, open_store
 
 log = logging.getLogger(__name__)
-DIRECTORY = Path(".raystill")  # everything that is kept on this machine
+HOME = "RAYSTILL_HOME"
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray sets for the driver of a submitted job, whose directory is scratch
+# Everything that is kept on this machine: RAYSTILL_HOME, or .raystill where jobs are typed.
+DIRECTORY = Path(os.environ.get(HOME) or ("~/.raystill" if SUBMITTED in os.environ else ".raystill")).expanduser()
 EMBEDDED = "s3"  # below it
 PATIENCE_S = 20.0  # for a server of another process that is just starting or stopping
 
 
 @contextmanager
-def object_store(kind: str, directory: Path, port: int | None = None) -> Iterator[None]:
+def object_store(kind: str, directory: Path, port: int | None = None) -> Iterator[Mapping[str, str]]:
     """Make S3 addresses reachable: "embedded" starts a server over `directory`/s3 on loopback, or shares the one that
-    another process runs there; "environment" trusts AWS_* as they are.
-
-    The variables are set for this process and its children, which is how local Ray workers find the server.
+    another process runs there; "environment" trusts AWS_* as they are. Gives the variables that are set for this
+    process and its children; workers of a cluster that runs already need them, too.
     """
     if kind == "environment":
-        yield
+        yield {}
         return
     before = {name: value for name, value in os.environ.items() if _directs(name)}
     try:
         with ExitStack() as stack:
             _replace({})
-            _replace(_server(stack, directory / EMBEDDED, port))
-            yield
+            variables = _server(stack, directory / EMBEDDED, port)
+            _replace(variables)
+            yield variables
     finally:
         _replace(before)
 

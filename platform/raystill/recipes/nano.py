@@ -46,7 +46,7 @@ def open_ended() -> Run:
     return replace(
         demo,
         name="nano-open",
-        model="nano-open",
+        model="nano-open-rayflow",
         reading=Reading(drop_captions=1.0),
         targets=Targets(estimator=Generated(steps=16, guidance=1.0)),
         training=replace(demo.training, steps=250, average_decay=0.98, checkpoint_every=125, picture_every=125),
@@ -56,7 +56,9 @@ def open_ended() -> Run:
 
 def control() -> Run:
     """`open_ended` with targets that know nothing of the teacher's trajectories: it must come out clearly worse."""
-    return replace(open_ended(), name="nano-control", model="nano-control", targets=Targets(estimator=Independent()))
+    return replace(
+        open_ended(), name="nano-control", model="nano-control-rayflow", targets=Targets(estimator=Independent())
+    )
 
 
 def teacher() -> Pretraining:

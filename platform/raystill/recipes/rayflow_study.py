@@ -14,7 +14,7 @@ from raystill.methods.rayflow import RayFlow
 from raystill.models.student import Sampling
 from raystill.orchestration.gradients import GradientProbe
 from raystill.orchestration.probes import Probe
-from raystill.orchestration.run import Cluster, Run, Targets
+from raystill.orchestration.run import Cluster, Run, Share, Targets
 from raystill.orchestration.study import Question, Study, Variant
 from raystill.recipes import _rayflow_findings as findings
 from raystill.recipes import nano
@@ -45,7 +45,7 @@ def base() -> Run:
         training=replace(run.training, steps=100, batch_size=32, log_every=5, checkpoint_every=100, picture_every=0),
         # The same pictures for every run: differences are of pairs.
         evaluation=replace(run.evaluation, shards=2, pictures=128),
-        cluster=Cluster(workers=1, worker_cpus=1.0),  # a run is one process; as many run at once as there is room
+        cluster=Cluster(workers=1, worker=Share()),  # a run is one process; as many run at once as there is room
     )
 
 

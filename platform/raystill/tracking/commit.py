@@ -8,7 +8,8 @@ from pathlib import Path
 def code_commit(directory: Path = Path(__file__).parent) -> str:
     """Give the commit hash of the repository that holds this package, with `-dirty` where tracked files were edited.
 
-    Outside a repository (an installed wheel, a Ray worker) it is RAYSTILL_COMMIT, or "unknown"."""
+    Outside a repository (an installed wheel, a Ray worker) it is RAYSTILL_COMMIT; in a job that was submitted without
+    that, the name of the package that Ray made of its checkout, which is a digest of it; or "unknown"."""
     here = ["git", "-C", str(directory)]
     try:
         # A package installed below somebody else's repository must not report that repository's commit.
@@ -16,7 +17,10 @@ def code_commit(directory: Path = Path(__file__).parent) -> str:
         describe = [*here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         found = subprocess.run(describe, capture_output=True, text=True, check=False)
     except FileNotFoundError:  # no git in the image
-        return os.environ.get("RAYSTILL_COMMIT", "unknown")
-    if tracked.returncode == 0 and found.returncode == 0:
-        return found.stdout.strip()
-    return os.environ.get("RAYSTILL_COMMIT", "unknown")
+        return _elsewhere()
+    return found.stdout.strip() if tracked.returncode == 0 and found.returncode == 0 else _elsewhere()
+
+
+def _elsewhere() -> str:
+    package = Path.cwd().name
+    return os.environ.get("RAYSTILL_COMMIT") or (package if package.startswith("_ray_pkg_") else "unknown")

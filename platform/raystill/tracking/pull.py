@@ -15,7 +15,7 @@ from raystill.config.errors import UserError
 from raystill.models import artifact
 from raystill.models.card import CARD_NAME
 from raystill.tracking.delivery import AWAY
-from raystill.tracking.registry import ADAPTER_PATH, DIGEST_TAG
+from raystill.tracking.registry import ADAPTER_PATH, DIGEST_TAG, registry_client
 from raystill.tracking.runs import unreachable
 
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[\w\-]+)|/(?P<version>\d+))")
@@ -38,7 +38,7 @@ def pull(model_uri: str, destination: Path | None = None, *, tracking_uri: str) 
         raise PullError(f"found {model_uri!r}, expected models:/NAME@champion or models:/NAME/3")
     if destination is not None and destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise PullError(f"{destination} exists and is not an empty directory; name a new one")
-    client = MlflowClient(tracking_uri=tracking_uri)
+    client = registry_client(tracking_uri)
     try:
         version = _resolve(client, parts["name"], parts["alias"], parts["version"])
         cached = _cached(version, tracking_uri)

@@ -8,6 +8,7 @@ The adapter's own directory, with the README for plain diffusers, lies inside.
 """
 
 import math
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def register(tracking_uri: str, name: str, directory: Path, run_id: str) -> Regi
 
     The same directory registered again (a restarted job) gives the version that exists."""
     card = artifact.verify(directory)
-    client = MlflowClient(tracking_uri=tracking_uri)
+    client = registry_client(tracking_uri)
     try:
         digest = artifact.sha256(directory / CARD_NAME)
         version = _existing(client, name, digest) or _create(client, name, directory, run_id, tags(card, digest))
@@ -68,6 +69,13 @@ def register(tracking_uri: str, name: str, directory: Path, run_id: str) -> Regi
         )
     except AWAY as error:
         raise unreachable(tracking_uri, error) from error
+
+
+def registry_client(tracking_uri: str) -> MlflowClient:
+    """A client of the registry beside a tracking server, or of MLFLOW_REGISTRY_URI; never of one that other code of
+    this process has chosen.
+    """
+    return MlflowClient(tracking_uri, os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri)
 
 
 def promote(client: MlflowClient, name: str, version: str) -> Promotion:
@@ -91,7 +99,7 @@ def promote(client: MlflowClient, name: str, version: str) -> Promotion:
 
 def tags(card: AdapterCard, digest: str) -> dict[str, str]:
     """Give the tags of a version: what it is compared and found by."""
-    distance = card.frechet(COMPARED_STEPS)
+    distances = {steps: card.frechet(steps) for steps in card.steps}
     known = {
         DIGEST_TAG: digest,
         "base": card.base.id,
@@ -99,7 +107,7 @@ def tags(card: AdapterCard, digest: str) -> dict[str, str]:
         "method": card.method,
         "recipe_digest": card.recipe_digest,
         "evaluation_digest": card.evaluation_digest,
-        f"frechet_{COMPARED_STEPS}": None if distance is None else repr(distance),
+        **{f"frechet_{steps}": None if found is None else repr(found) for steps, found in distances.items()},
     }
     return {tag: value for tag, value in known.items() if value is not None}
 

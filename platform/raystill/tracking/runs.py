@@ -136,6 +136,13 @@ class TrackedRun:
         _check_name(name)
         self._delivery.put(Picture(step, _now_ms(), name, picture.copy()))
 
+    def text(self, name: str, text: str) -> None:
+        """Keep a text file with the run; `TrackingError` where MLflow is away."""
+        try:
+            self._client.log_text(self.run_id, text, name)
+        except AWAY as error:
+            raise unreachable(self._tracking.uri, error) from error
+
     def _start_or_resume(self, experiment_id: str) -> None:
         key = run_key(self._recipe, self._tracking.name)
         wanted = f"tags.`raystill.run_key` = '{key}'"

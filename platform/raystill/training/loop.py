@@ -83,16 +83,18 @@ def train(  # noqa: PLR0913
     rank: int = 0,
     world_size: int = 1,
     start: int = 0,
+    until: int | None = None,
 ) -> None:
-    """Run steps `start` to `training.steps`; raises NonFiniteError, naming step, role, times and samples, before a bad
-    update.
+    """Run steps `start` to `until`, or to `training.steps`; raises NonFiniteError, naming step, role, times and
+    samples, before a bad update.
 
     The batches begin at step `start`; a run that is asked to stop ends early, after a checkpoint. A resumed run equals
     an uninterrupted one, since each step's randomness depends on (seed, rank, step) alone.
     """
     networks = {**frozen, **{role: learner.engine.module for role, learner in learners.items()}}
     progress = Progress({})
-    for step in range(start, training.steps):
+    end = training.steps if until is None else min(until, training.steps)
+    for step in range(start, end):
         began = time.perf_counter()
         batch = next(batches)
         fetched = time.perf_counter()
@@ -104,7 +106,7 @@ def train(  # noqa: PLR0913
         progress.step_s += time.perf_counter() - fetched
         progress.count += 1
         done = step + 1
-        last, stop = done == training.steps, False
+        last, stop = done == end, False
         if done % training.log_every == 0 or last:
             observers.metrics(done, progress.report(training.batch_size * world_size))
             progress = Progress({})

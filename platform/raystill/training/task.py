@@ -78,6 +78,7 @@ class Place:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     on_step: Callable[[int], None] = lambda _step: None  # called where metrics are reported
+    until: int | None = None  # a step to save at and go no further for now; None is the training's last
     stop: Callable[[], bool] = lambda: False  # whether to save and end, asked where metrics are reported; collective
 
 
@@ -104,15 +105,23 @@ def run_task(task: Task, place: Place) -> None:
     batches = place.batches(start)
     train(
         built.method, learners, frozen, batches, task.training, observers,
-        rank=place.rank, world_size=place.world_size, start=start,
+        rank=place.rank, world_size=place.world_size, start=start, until=place.until,
     )  # fmt: skip
 
 
 def final_averages(checkpoints: Store) -> dict[str, dict[str, Tensor]] | None:
     """Averages that a finished task left, by role and tensor name; None where it has not finished."""
-    if not checkpoints.exists(FINAL):
-        return None
-    return _by_role(load(checkpoints.read(FINAL)))
+    return read_averages(checkpoints, FINAL) if checkpoints.exists(FINAL) else None
+
+
+def read_averages(checkpoints: Store, key: str) -> dict[str, dict[str, Tensor]]:
+    """Averages under a key of the checkpoints, by role and tensor name."""
+    return _by_role(load(checkpoints.read(key)))
+
+
+def newest_averages(checkpoints: Store) -> str:
+    """Key of the averages of the newest checkpoint, which the next one replaces."""
+    return f"step-{last_step(checkpoints):07d}/averages.safetensors"
 
 
 def last_step(checkpoints: Store) -> int:

@@ -1,5 +1,6 @@
 """Stores over a real S3 server and real folders: the same operations, and errors that say what to do."""
 
+import configparser
 import errno
 import json
 import os
@@ -98,9 +99,14 @@ def test_creating_a_bucket_twice_is_no_error(bucket: str) -> None:
     check(open_store(bucket))
 
 
-def test_a_wrong_secret_and_a_wrong_key_are_told_apart(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_secret_and_a_wrong_key_are_told_apart(
+    s3: dict[str, str], bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = open_store(bucket)
     store.write("a", b"1")
+    found = configparser.RawConfigParser()
+    found.read(s3["AWS_SHARED_CREDENTIALS_FILE"])
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", found["default"]["aws_access_key_id"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
     with pytest.raises(StoreError, match="secret key does not belong to this access key") as failure:
         check(store)
@@ -120,7 +126,7 @@ def test_no_credentials_and_no_server_are_told_apart(bucket: str, monkeypatch: p
     monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:1")
     with pytest.raises(StoreError, match=r"Invalid endpoint"):
         check(store)
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_SHARED_CREDENTIALS_FILE")
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     with pytest.raises(StoreError, match="no S3 credentials were found"):
         check(store)

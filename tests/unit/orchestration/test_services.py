@@ -29,7 +29,7 @@ def test_a_store_for_the_time_of_a_run(tmp_path: Path, monkeypatch: pytest.Monke
         assert upload_sample(str(tmp_path / "sample"), "s3://first-run/shards") == 0  # it is there
         assert [e.key for e in open_store("s3://first-run/shards").list()] == ["000000.tar"]
         assert {n for n in os.environ if n.startswith(("AWS_", "MLFLOW_S3_"))} == {
-            "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_DEFAULT_REGION"
+            "AWS_ENDPOINT_URL", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_REGION", "AWS_DEFAULT_REGION"
         }  # fmt: skip
     assert dict(os.environ) == before
 

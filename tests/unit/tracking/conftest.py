@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from tests.unit.tracking.adapters import base, cache, export, run_id
 
 from raystill.tracking.runs import open_experiment
+
+__all__ = ["base", "cache", "export", "run_id"]
 
 
 @pytest.fixture(scope="session")

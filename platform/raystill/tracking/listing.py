@@ -1,0 +1,74 @@
+"""What there is in the registry, for people."""
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.exceptions import MlflowException
+
+from raystill.tracking.delivery import AWAY
+from raystill.tracking.pull import PullError
+from raystill.tracking.registry import DIGEST_TAG, registry_client
+from raystill.tracking.runs import unreachable
+
+COLUMNS = ("model", "aliases", "method", "base", "evaluation")
+FIGURE = "frechet_"  # tags with a figure begin with it; the step count follows
+
+
+def listing(tracking_uri: str, name: str | None = None) -> str:
+    """A table of every model's newest version and those with an alias, or of all versions of one model; PullError for a
+    model that there is not.
+    """
+    client = registry_client(tracking_uri)
+    try:
+        models = _models(client, name)
+        rows = [
+            _row(model, version) for model in models for version in _versions(client, model, every=name is not None)
+        ]
+    except AWAY as error:
+        raise unreachable(tracking_uri, error) from error
+    if not rows:
+        return "there is no model yet: distil one with jobs/distill.py"
+    figures = sorted({key for row in rows for key in row if key.startswith(FIGURE)}, key=lambda key: (len(key), key))
+    head = [*COLUMNS[:2], *figures, *COLUMNS[2:]]
+    cells = [head, *([row.get(key, "-") for key in head] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
+
+
+def _models(client: MlflowClient, name: str | None) -> list[RegisteredModel]:
+    if name is None:
+        found = client.search_registered_models()
+        models = list(found)
+        while found.token:
+            found = client.search_registered_models(page_token=found.token)
+            models += found
+        return models
+    try:
+        return [client.get_registered_model(name)]
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        names = [model.name for model in client.search_registered_models(max_results=20)]
+        raise PullError(f"there is no model {name!r}; there are: {', '.join(names) or 'none yet'}") from error
+
+
+def _versions(client: MlflowClient, model: RegisteredModel, *, every: bool) -> list[ModelVersion]:
+    """Newest first, those of raystill only."""
+    found = client.search_model_versions(f"name = '{model.name}'")
+    ours = sorted((v for v in found if DIGEST_TAG in v.tags), key=lambda v: -int(v.version))
+    named = {str(number) for number in model.aliases.values()}
+    return [v for i, v in enumerate(ours) if every or i == 0 or str(v.version) in named]
+
+
+def _row(model: RegisteredModel, version: ModelVersion) -> dict[str, str]:
+    aliases = sorted(alias for alias, number in model.aliases.items() if str(number) == str(version.version))
+    figures = {key: f"{float(value):.4g}" for key, value in version.tags.items() if key.startswith(FIGURE)}
+    return {
+        "model": f"models:/{model.name}/{version.version}",
+        "aliases": ", ".join(aliases) or "-",
+        "method": version.tags.get("method", "-"),
+        "base": version.tags.get("base", "-"),
+        "evaluation": version.tags.get("evaluation_digest", "-")[:12],
+        **figures,
+    }
