@@ -19,8 +19,9 @@ from typing import Any
 import requests
 from tests.workplace import environment
 
+from raystill.data.ports import HOST, answers
+
 RAY = str(Path(sys.executable).with_name("ray"))
-HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0
 
 
@@ -97,9 +98,8 @@ def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until a node answers at a port."""
     end = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < end and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex((HOST, port)) == 0:
-                return
+        if answers(port):
+            return
         time.sleep(0.3)
     raise AssertionError(f"a node did not start:\n{log.read_text(errors='replace')[-3000:]}")
 
@@ -117,7 +117,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that nobody listens on now, above those that Ray keeps for its workers (10002 to 19999)."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

@@ -1,6 +1,7 @@
 """Scripts of `jobs/` at a small size in one process, without Ray; what is shipped."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tests.workplace import ROOT, command, run, script
 
+from raystill.config.errors import UserError
 from raystill.data.local import LocalStore
 from raystill.data.shards import list_shards, unpack
+from raystill.models.adapter import Adapter
 from raystill.models.artifact import verify
 from raystill.models.pipeline import load_pipeline
 from raystill.tracking.pull import pull
@@ -59,6 +62,19 @@ def test_the_core_distils_and_registers_without_ray(
     registry = f"sqlite:///{workplace}/.raystill/mlflow.db"
     pulled = pull("models:/plain-rayflow@champion", workplace / "plain-adapter", tracking_uri=registry)
     assert verify(pulled) == verify(workplace / alone.stdout.splitlines()[-1])
+
+
+def test_an_adapter_is_refused_on_another_base(workplace: Path, alone: subprocess.CompletedProcess[str]) -> None:
+    adapter, base = workplace / alone.stdout.splitlines()[-1], workplace / "teachers" / "tiny"
+    other = workplace / "other"
+    shutil.copytree(base, other)
+    settings = other / "scheduler" / "scheduler_config.json"
+    settings.write_text(settings.read_text() + "\n")
+    assert Adapter(adapter, base).card.base.revision == load_pipeline(base).revision
+    with pytest.raises(UserError, match=r"at revision \w+, and .*other is at \w+; .*--base DIRECTORY"):
+        Adapter(adapter, other)
+    with pytest.raises(UserError, match=r"base teachers/tiny is not in .*--base DIRECTORY"):
+        Adapter(adapter, workplace)
 
 
 def test_targets_are_found_again(workplace: Path, alone: subprocess.CompletedProcess[str]) -> None:

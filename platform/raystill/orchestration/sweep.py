@@ -75,14 +75,14 @@ def sweep(search: Search) -> str:
         )  # fmt: skip
         with TrackedRun(tracking, search.measured) as parent:
             child = replace(tracking, tags={"mlflow.parentRunId": parent.run_id})
-            trials = [_trial(result) for result in tuned(search, child, concurrent)]  # type: ignore[attr-defined]
+            grid = tuned(search, child, concurrent)
+            trials = [_trial(grid[i]) for i in range(len(grid))]
             done = sorted((one for one in trials if not one.error), key=lambda one: (-one.steps, one.quality))
             if not done:
                 raise UserError(
                     f"all {len(trials)} trials failed; the first one: {trials[0].error}\n"
                     f"They are not tried again; for a new beginning remove {state_of(search)}"
                 )
-            _close(search, child, trials)
             pictures = draw_sweep(search, trials)
             for name, picture in pictures.items():
                 parent.picture(f"sweep/{name}", picture, 0)
@@ -122,16 +122,6 @@ def _trial(result: tune.Result) -> Trial:
         computed=int(metrics.get("computed", 0)),
         error=last_line(result.error) if result.error else "",
     )
-
-
-def _close(search: Search, child: Tracking, trials: Sequence[Trial]) -> None:
-    """Mark the MLflow runs of all trials as finished: Ray Tune ends a trial where it reports, which MLflow takes for a
-    kill.
-    """
-    for one in trials:
-        if one.steps and not one.error:
-            with TrackedRun(child, search.run_of(one.config)):
-                pass
 
 
 def draw_sweep(search: Search, trials: Sequence[Trial]) -> dict[str, Image.Image]:

@@ -5,7 +5,7 @@ import math
 import os
 import statistics
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,9 @@ def trial(config: dict[str, Any], settings: TrialSettings) -> None:
     targets, index = compute_targets(run, launcher)
     checkpoints = checkpoints_of(run, targets, launcher)
     reached = last_step(checkpoints)  # by a trial that was killed: rungs below were reported then
-    with TrackedRun(settings.tracking, run) as recorder:  # one for all rungs: MLflow may go away in between
+    # One run for all rungs, since MLflow may go away in between. Ray Tune ends a trial by SystemExit where it reports:
+    # that is no kill.
+    with TrackedRun(settings.tracking, run) as recorder, suppress(SystemExit):
         for rung in (rung for rung in (*search.rungs, run.training.steps) if rung >= reached):
             launcher.train(run.task, targets, index, checkpoints, lambda: nullcontext(recorder), until=rung)
             trained = replace(trained_student(run, checkpoints, targets, index), averages=newest_averages(checkpoints))

