@@ -23,8 +23,8 @@ SMALL = {
     "evaluation.shards": "1",
     "evaluation.teacher_steps": "[1,2]",
     "evaluation.reference_steps": "2",
-    "lora.rank": "4",
-    "lora.alpha": "8.0",  # another one than the rank: it must travel with the adapter
+    "weights.rank": "4",
+    "weights.alpha": "8.0",  # another one than the rank: it must travel with the adapter
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: submit jobs, list and fetch adapters of the registry, and draw with them."""
+"""The command line: submit jobs, list and fetch adapters, draw with them, and merge them into pipelines."""
 
 import argparse
 import os
@@ -43,6 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--base", type=Path, help="directory of the base pipeline; default: where the adapter says")
     sample.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file to write (default: %(default)s)")
     sample.set_defaults(run=_sample)
+    merge = commands.add_parser("merge", help="write a pipeline that has an adapter's weights in its own")
+    merge.add_argument("model", help="a registry URI, or a directory that `pull` wrote")
+    merge.add_argument("--onto", type=Path, help="another fine-tune of the adapter's base; default: the base itself")
+    merge.add_argument("--out", type=Path, required=True, help="a new directory, in diffusers' format")
+    merge.set_defaults(run=_merge)
     models = commands.add_parser("models", help="list the registry's adapters with their figures")
     models.add_argument("name", nargs="?", help="one model, with all its versions; default: every model's newest")
     models.set_defaults(run=_models)
@@ -81,14 +86,24 @@ def _sample(arguments: argparse.Namespace) -> None:
         raise UserError(f"--count is {arguments.count}; write 1 or more pictures per caption, such as --count 4")
     if arguments.steps is not None and arguments.steps < 1:
         raise UserError(f"--steps is {arguments.steps}; write 1 or more, such as --steps 4")
-    directory = Path(arguments.model) if Path(arguments.model).is_dir() else _fetch(arguments.model, None)
-    adapter = Adapter(directory, arguments.base)
+    adapter = Adapter(_directory(arguments.model), arguments.base)
     captions = [c for c in arguments.caption for _ in range(arguments.count)]
     pictures = adapter.draw(captions, arguments.steps, arguments.seed, force=arguments.force).numpy()
     rows = [list(pictures[i : i + arguments.count]) for i in range(0, len(captions), arguments.count)]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     grid(rows, arguments.caption, [""] * arguments.count, scale=3).save(arguments.out)
     print(arguments.out)
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from raystill.models.merging import merge_adapter
+
+    print(merge_adapter(_directory(arguments.model), arguments.onto, arguments.out))
+
+
+def _directory(model: str) -> Path:
+    """An adapter's directory: the given one, or the registry's, fetched."""
+    return Path(model) if Path(model).is_dir() else _fetch(model, None)
 
 
 def _models(arguments: argparse.Namespace) -> None:

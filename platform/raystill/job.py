@@ -9,6 +9,7 @@ from raystill.config.digest import digest
 from raystill.config.errors import UserError
 from raystill.config.overrides import override, parse_assignments, paths
 from raystill.orchestration.command import guarded
+from raystill.orchestration.comparison import Comparison
 from raystill.orchestration.pretrain import Pretraining
 from raystill.orchestration.run import Run
 from raystill.orchestration.search import Search
@@ -20,6 +21,7 @@ JOBS = {  # that take settings of a type
     Pretraining: "jobs/pretrain.py",
     Study: "jobs/study.py",
     Search: "jobs/search.py",
+    Comparison: "jobs/compare.py",
 }
 
 

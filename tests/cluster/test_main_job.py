@@ -125,7 +125,7 @@ def test_the_job_registers_a_champion_with_all_that_it_takes_to_sample_it(
     pulled = run(cli("pull", "models:/nano-rayflow@champion", "--to", "adapter"), workplace)
     assert pulled.returncode == 0, pulled.stderr
     card = json.loads((workplace / "adapter" / "adapter.json").read_text())
-    assert card["path"] == {"kind": "RayPath", "sigma": 0.0}
+    assert card["recipe"]["method"]["path"] == {"kind": "RayPath", "sigma": 0.0}
     assert card["timesteps"] == {"1": [999], "2": [999, 499], "4": [999, 749, 499, 249], "8": list(range(999, 0, -125))}
     assert set(card["evaluation"]["frechet"]) == {"1", "2", "4", "8"}
     assert card["recipe"]["training"]["steps"] == STEPS_OF_THE_RUN
@@ -179,7 +179,7 @@ def test_a_second_run_finds_everything_and_registers_nothing_new(
         (["--set", "training.steps=many"], "training.steps"),
         (["--set", "teacher=samples"], "not a diffusers pipeline"),
         (["--set", "cluster.zero_stage=7"], "ZeRO has stages"),
-        (["--recipe", "nanoo"], "shipped are: nano"),
+        (["--recipe", "nanoo"], "shipped are: methods, nano"),
     ],
 )
 def test_bad_settings_get_one_clear_line(

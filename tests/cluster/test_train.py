@@ -26,7 +26,7 @@ from raystill.data.targets import Generated, TargetTransform
 from raystill.engine.protocol import Optimizer
 from raystill.flow.stein import SteinTimes
 from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
-from raystill.models.lora import Lora
+from raystill.models.weights import Lora
 from raystill.orchestration.cluster import RayLauncher, ray_session
 from raystill.orchestration.placement import check_resources
 from raystill.orchestration.run import Cluster, Share
@@ -68,7 +68,7 @@ def task(tiny_pipeline: Path) -> DistillTask:
     return DistillTask(
         teacher=str(tiny_pipeline),
         method=RayFlow(times=SteinTimes(warmup_steps=2)),
-        lora=Lora(rank=2, alpha=2.0, targets=("to_q", "to_v", "conv1")),
+        weights=Lora(rank=2, alpha=2.0, targets=("to_q", "to_v", "conv1")),
         optimizer=Optimizer(learning_rate=5e-3, warmup_steps=2),
         training=Training(steps=6, batch_size=4, average_decay=0.5, log_every=2, checkpoint_every=3, picture_every=0),
     )

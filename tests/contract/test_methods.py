@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from tests.given import given
 from torch import Tensor, nn
 
 from raystill import methods
@@ -14,16 +15,29 @@ from raystill.flow.importance import GridTimes, LearnedTimes, SecondMomentTimes
 from raystill.flow.objectives import Objective
 from raystill.flow.paths import PairedDiffusionPath, RayPath
 from raystill.flow.predictions import Kind
+from raystill.flow.premetrics import VectorHuber
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, UniformTimes, UShapedTimes
+from raystill.methods.add import ADD
 from raystill.methods.autoencoder import Autoencoder, AutoencoderPass
+from raystill.methods.ctm import CTM
 from raystill.methods.denoising import Denoising, TextToImage
-from raystill.methods.method import Loss, Method
+from raystill.methods.dmd2 import DMD2
+from raystill.methods.lcm import LCM
+from raystill.methods.lightning import Lightning
+from raystill.methods.method import STUDENT, TARGET, TEACHER, Bound, Distillation, Loss, Method, generator
+from raystill.methods.perflow import PeRFlow
+from raystill.methods.phased import PhasedRectified
 from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
+from raystill.methods.rectified import Rectified
+from raystill.methods.reflow import Reflow
+from raystill.methods.scott import SCott
+from raystill.methods.tcd import TCD
+from raystill.methods.teaching import Guidance
+from raystill.models.ctm import make_room
 from raystill.models.fresh import AutoencoderShape, DenoiserShape, Tokens, stable_diffusion_scheduler
-from raystill.models.lora import Lora, add_adapter
-from raystill.training.loop import generator
+from raystill.models.weights import Lora, prepare
 
 SCHEDULE = DiffusionSchedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
 SIZES = {"distinct": (3, 4, 6, 10), "square": (4, 4, 4, 4)}  # batch, channels, height, width of a latent
@@ -43,6 +57,8 @@ class Case:
     method: Method
     networks: Callable[[], Roles]
     batch: Callable[[tuple[int, ...]], Fields]
+    descends: bool = True  # whether the student's loss is a function whose gradient is followed
+    draws: bool = True  # whether its losses depend on the step's generator
 
 
 def rng(seed: int) -> torch.Generator:
@@ -50,7 +66,7 @@ def rng(seed: int) -> torch.Generator:
 
 
 def student() -> Roles:
-    unet = add_adapter(SHAPE.unet(4, 8), Lora(rank=2, alpha=2.0))
+    unet = prepare(SHAPE.unet(4, 8), Lora(rank=2, alpha=2.0))
     for name, parameter in unet.named_parameters():
         if "lora_B" in name:  # a fresh adapter is the identity, whose lora_A has no gradient yet
             parameter.data.normal_(0, 0.1)
@@ -64,7 +80,28 @@ def targets(shape: tuple[int, ...]) -> Fields:
 
 def ray(kind: Kind = "v_prediction", schedule: Schedule = SCHEDULE, **settings: object) -> Case:
     method = RayFlow(**{"times": SamplingTimes(), **settings})  # type: ignore[arg-type]
-    return Case(method.bind(schedule, kind), student, targets)
+    return Case(method.bind(given(schedule, kind)), student, targets)
+
+
+def consistent(
+    method: Distillation, kind: Kind = "v_prediction", schedule: Schedule = SCHEDULE, *, descends: bool = True
+) -> Case:
+    """A method that asks a frozen teacher; with a target network apart from the student its loss can only fall."""
+    told = given(schedule, kind)
+
+    def networks() -> Roles:
+        frozen = {role: SHAPE.unet(4, 8).requires_grad_(False) for role in (TEACHER, TARGET)}
+        learner, copies = student(), {role: student()[STUDENT] for role in method.copies}
+        if method.tells_landing:
+            for unet in (learner[STUDENT], frozen[TARGET]):
+                make_room(unet)
+            frozen[TARGET].requires_grad_(False)
+        return {**learner, **frozen, **copies, **{r: h.module for r, h in method.heads(told).items()}}
+
+    def batch(shape: tuple[int, ...]) -> Fields:
+        return {name: value for name, value in targets(shape).items() if name in method.needs}
+
+    return Case(method.bind(told), networks, batch, descends=descends)
 
 
 def taught(times: LearnedTimes, **settings: object) -> Case:
@@ -74,7 +111,7 @@ def taught(times: LearnedTimes, **settings: object) -> Case:
             parameter.data.add_(0.1 * torch.randn(parameter.shape))
         return {**student(), TIME_SAMPLER: law}
 
-    method = RayFlow(times=times, **settings).bind(SCHEDULE, "v_prediction")  # type: ignore[arg-type]
+    method = RayFlow(times=times, **settings).bind(given(SCHEDULE, "v_prediction"))  # type: ignore[arg-type]
     return Case(method, networks, targets)
 
 
@@ -108,6 +145,36 @@ CASES = {
     "rayflow-paired": ray("epsilon", path=PairedDiffusionPath(), times=SamplingTimes(steps=4)),
     "rayflow-sample": ray("sample", objective=Objective(target="data")),
     "rayflow-flow": ray("flow_prediction", FlowSchedule(shift=3.0)),
+    "lcm": consistent(LCM()),
+    "lcm-flow": consistent(LCM(intervals=10, guidance=Guidance(low=1.0, high=1.0)), "flow_prediction", FlowSchedule()),
+    "tcd": consistent(TCD(immiscible=True), "epsilon"),
+    "tcd-segments": consistent(TCD(intervals=16, segments=(8, 2), guidance=Guidance(low=2.0, high=9.0)), "sample"),
+    "ctm": consistent(CTM(most=3), descends=False),
+    "ctm-consistent": consistent(
+        CTM(intervals=4, most=4, denoising=0.0), "flow_prediction", FlowSchedule(), descends=False
+    ),
+    "scott": consistent(SCott(), "epsilon"),
+    "perflow": consistent(PeRFlow(caption_dropout=0.3), "epsilon"),
+    "perflow-chain": consistent(PeRFlow(target="diff_eps", synchronised=True, windows=2, substeps=3)),
+    "perflow-flow": consistent(PeRFlow(target="velocity"), "flow_prediction", FlowSchedule(shift=3.0)),
+    "phased": consistent(PhasedRectified()),
+    "phased-sample": consistent(PhasedRectified(windows=1), "sample"),
+    "reflow": consistent(Reflow()),
+    "reflow-epsilon": consistent(Reflow(), "epsilon"),
+    "reflow-one-epsilon": replace(consistent(Reflow(one_step_from=0), "epsilon"), draws=False),
+    "lightning-flow": consistent(
+        Lightning(stages=(4, 2), first=8, stage_steps=6), "flow_prediction", FlowSchedule(shift=3.0)
+    ),
+    "ctm-guided": consistent(CTM(most=2, guidance=Guidance(low=4.0, high=4.0)), "epsilon", descends=False),
+    "reflow-rf++": consistent(Reflow(times=UShapedTimes(), premetric=VectorHuber())),
+    "reflow-one": replace(consistent(Reflow(one_step_from=0), "flow_prediction", FlowSchedule()), draws=False),
+    "rectified": consistent(Rectified(times=LogitNormalTimes(importance=0.2)), "epsilon"),
+    "rectified-consistent": consistent(Rectified(consistency_from=0)),
+    "dmd2": consistent(DMD2(), descends=False),
+    "dmd2-flow": consistent(DMD2(steps=2, adversarial=0.0), "flow_prediction", FlowSchedule(), descends=False),
+    "add": consistent(ADD(features=("down_blocks.0", "mid_block")), descends=False),
+    "lightning": consistent(Lightning(stages=(8, 4), first=16, stage_steps=6)),
+    "lightning-later": consistent(Lightning(stages=(4, 2, 1), first=8, stage_steps=1), "epsilon", descends=False),
     "denoising-v": denoising("v_prediction"),
     "denoising-epsilon": denoising("epsilon"),
     "denoising-sample": denoising("sample"),
@@ -139,7 +206,8 @@ def losses(
 
 
 def test_every_file_of_a_method_has_a_case() -> None:
-    files = {path.stem for path in Path(next(iter(methods.__path__))).glob("*.py")} - {"__init__", "method"}
+    files = {path.stem for path in Path(next(iter(methods.__path__))).glob("*.py")}
+    files -= {"__init__", "method", "table", "teaching", "consistency", "adversary", "coupling"}
     assert files == {name.split("-")[0] for name in CASES}
 
 
@@ -187,6 +255,8 @@ def test_gradients_reach_the_role_s_own_parameters_only(case: Case, size: tuple[
     for role, loss in found.items():
         for other, network in networks.items():
             learned = [p for p in network.parameters() if p.requires_grad]
+            if not learned:  # a frozen network
+                continue
             reached = torch.autograd.grad(loss.value, learned, retain_graph=True, allow_unused=True)
             if other != role:
                 assert all(g is None for g in reached), f"the loss of {role} reaches {other}"
@@ -209,7 +279,7 @@ def test_losses_are_a_function_of_seed_rank_and_step(case: Case, size: tuple[int
     first = values(3, 1, 5)
     assert values(3, 1, 5) == first
     for other in ((4, 1, 5), (3, 2, 5), (3, 1, 6)):
-        assert values(*other) != first
+        assert (values(*other) != first) is case.draws
     assert torch.equal(before, torch.get_rng_state()), "the global generator was drawn from"
 
 
@@ -224,6 +294,8 @@ def test_the_loss_falls_when_its_gradient_is_followed(case: Case, size: tuple[in
     networks, batch = case.networks(), case.batch(size)
     first = losses(case, networks, batch)
     for role, loss in first.items():
+        if role == STUDENT and not case.descends:
+            continue
         learned = [p for p in networks[role].parameters() if p.requires_grad]
         gradients = torch.autograd.grad(loss.value, learned)
         square = float(sum(g.square().sum() for g in gradients))
@@ -236,3 +308,22 @@ def test_the_loss_falls_when_its_gradient_is_followed(case: Case, size: tuple[in
             for p, g in zip(learned, gradients, strict=True):
                 p.add_(rate * g)
         assert after / float(loss.value.detach()) == pytest.approx(1 - 1e-3, abs=5e-4)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case.method, Bound)])
+def test_calls_are_the_evaluations_of_the_teacher_s_network(name: str) -> None:
+    case, steps, seen = CASES[name], 20, 0
+    assert isinstance(case.method, Bound)
+    networks, batch = case.networks(), case.batch(SIZES["square"])
+
+    def count(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal seen
+        seen += len(inputs[0])
+
+    if TEACHER in networks:
+        networks[TEACHER].register_forward_pre_hook(count)
+    for step in range(steps):
+        losses(case, networks, batch, (0, 0, step))
+    found = seen / SIZES["square"][0] / steps
+    # CTM's teacher leads a random number of steps
+    assert found == pytest.approx(case.method.settings.calls(steps), rel=0.2 if name.startswith("ctm") else 1e-9)

@@ -19,7 +19,7 @@ from raystill.flow.importance import GridTimes
 from raystill.flow.paths import RayPath
 from raystill.flow.times import SamplingTimes, UniformTimes
 from raystill.methods.rayflow import RayFlow
-from raystill.models.student import Sampling
+from raystill.models.sampling import Sampling
 from raystill.orchestration.gradients import GradientProbe
 from raystill.orchestration.probes import Probe
 from raystill.orchestration.report import launch_study, reach
@@ -43,7 +43,7 @@ class Measured:
 
     @property
     def results(self) -> dict[str, Any]:
-        return read_results(self.study)
+        return read_results(self.study.results)
 
     def run(self, question: int, variant: int) -> Any:
         """What was measured of a variant with the first seed."""

@@ -11,9 +11,10 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from PIL import Image
+from tests.cluster.nodes import free_port
 
 from raystill import cli
-from raystill.data.ports import answers, free_ports
+from raystill.data.ports import answers
 from raystill.data.server import running
 from raystill.data.store import create_bucket
 from raystill.orchestration.services import object_store
@@ -59,7 +60,7 @@ def test_the_pages_show_pictures_of_the_embedded_store_and_stop_with_everything(
         run = client.create_run(open_experiment(uri, "x", "s3://pictures/mlflow")).info.run_id
         client.log_image(run, Image.new("RGB", (3, 2), "red"), artifact_file="grid.png")
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("AWS_", "MLFLOW_TRACKING"))}
-    (port,) = free_ports(1)
+    port = free_port()  # apart from those that the store takes
     process = subprocess.Popen(
         [sys.executable, "-m", "raystill.cli", "ui", "--port", str(port)], cwd=tmp_path, stdout=subprocess.PIPE,
         text=True, env={**environment, "PYTHONPATH": str(ROOT / "platform")},

@@ -48,6 +48,7 @@ class Estimator(ABC):
     """Makes (x_0, mu) of instances; an implementation is its own settings."""
 
     reads_picture: ClassVar[bool]
+    makes: ClassVar[tuple[str, ...]] = ("x_0", "target_mean", "condition")  # fields that methods may need
     start: ClassVar[StartLaw | None] = StartLaw()  # z's law at inference; None: fitted by `data.targets.start_law_of`
 
     @property
@@ -58,8 +59,10 @@ class Estimator(ABC):
     @abstractmethod
     def targets(
         self, teacher: Teacher, start: Latent, condition: Condition, picture: Pictures | None
-    ) -> tuple[Latent, Latent]:
-        """(x_0, mu) of a batch; `start` is N(0, I), `picture` is given where `reads_picture`."""
+    ) -> tuple[Latent, Latent | None]:
+        """(x_0, mu) of a batch, None where no mu is made; `start` is N(0, I), `picture` is given where
+        `reads_picture`.
+        """
 
     def check(self, schedule: Schedule, kind: Kind) -> None:
         """Refuse, with UserError, a teacher of a schedule and kind that these settings cannot be used with."""
@@ -68,6 +71,20 @@ class Estimator(ABC):
     def arranged(self, rows: list[Row]) -> list[Row]:
         """The rows of a whole shard, all targets known, in the given order."""
         return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded(Estimator):
+    """x_0 is the real latent, and there is no mu: for methods that noise data themselves."""
+
+    reads_picture: ClassVar[bool] = True
+    makes: ClassVar[tuple[str, ...]] = ("x_0", "condition")
+
+    def targets(
+        self, teacher: Teacher, start: Latent, condition: Condition, picture: Pictures | None
+    ) -> tuple[Latent, None]:
+        """Encode the picture."""
+        return teacher.encode(picture), None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raystill.config.errors import UserError
 from raystill.data.derive import Index
-from raystill.data.estimators import Assigned, Estimator, Independent, Teacher
+from raystill.data.estimators import Assigned, Encoded, Estimator, Independent, Teacher
 from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
 from raystill.data.shards import Sample, unpack
 from raystill.data.solved import Expectation, Generated, Inverted
@@ -22,7 +22,7 @@ from raystill.flow.starts import StartLaw
 from raystill.models.pipeline import load_pipeline
 
 __all__ = [
-    "Assigned", "Expectation", "Generated", "Independent", "Inverted", "TargetTransform",
+    "Assigned", "Encoded", "Expectation", "Generated", "Independent", "Inverted", "TargetTransform",
     "check_identity", "fit_start", "start_law_of", "start_of",
 ]  # fmt: skip
 
@@ -71,10 +71,13 @@ class TargetTransform:
             picture = stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             x_0, mean = self.estimator.targets(self.teacher, start, condition, picture)
-        arrays = [t.float().cpu().numpy() for t in (x_0, mean, condition)]  # HOST SYNC: one per batch
+        made = {"x_0": x_0, "target_mean": mean, "condition": condition}
+        arrays = {
+            name: t.float().cpu().numpy() for name, t in made.items() if t is not None
+        }  # HOST SYNC: one per batch
         return [
-            {"key": row["key"], "caption": row["caption"], "x_0": a, "target_mean": b, "condition": c}
-            for row, a, b, c in zip(rows, *arrays, strict=True)
+            {"key": row["key"], "caption": row["caption"], **{name: array[i] for name, array in arrays.items()}}
+            for i, row in enumerate(rows)
         ]
 
 

@@ -59,6 +59,15 @@ class Prediction:
         """Estimate of e - x_0, the velocity of the straight path (2209.03003); where data and noise exist."""
         return self.value if self.kind == "flow_prediction" else self.epsilon - self.data
 
+    def moved(self, angle: Float[Tensor, " batch"]) -> Latent:
+        """The point of the same data and noise at other angles, radians: DDIM's jump D(x, t -> r) (2010.02502)."""
+        return point(self.data, self.epsilon, angle)
+
+
+def point(data: Latent, noise: Latent, angle: Float[Tensor, " batch"]) -> Latent:
+    """The point of unit length cos(angle) x_0 + sin(angle) e, at angles in radians."""
+    return column(angle.cos(), data) * data + column(angle.sin(), data) * noise
+
 
 def check_data(kind: Kind, angle: Float[Tensor, " batch"]) -> None:
     """Refuse, with ValueError, to ask a noise prediction for x_0 at pure noise; angles in radians, looked at where they
@@ -82,7 +91,7 @@ def check_noise(kind: Kind, angle: Float[Tensor, " batch"]) -> None:
         )
 
 
-def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+def guided(unconditional: Tensor, conditional: Tensor, scale: float | Coefficient) -> Tensor:
     """Classifier-free guidance e_w = e_u + w (e_c - e_u); w = 1 is no guidance (Ho & Salimans 2207.12598, in the
     convention of `w`, not `w - 1`).
     """

@@ -28,6 +28,14 @@ def ddim(denoise: VPDenoise, schedule: Schedule, x: Latent, times: Grid) -> Late
     return x
 
 
+def ddim_between(denoise: VPDenoise, schedule: Schedule, x: Latent, start: Times, end: Times, steps: int) -> Latent:
+    """Solve with DDIM from each sample's own time `start` to its `end`, shapes (batch,), in equal steps of time."""
+    grid = [torch.lerp(start, end, i / steps) for i in range(steps + 1)]
+    for t, r in pairwise(grid):
+        x = denoise(x, t).moved(schedule.angle(r))
+    return x
+
+
 def euler(denoise: VPDenoise, schedule: Schedule, x: Latent, times: Grid) -> Latent:
     """Solve with Euler in the straight coordinates z = x / (s + n), tau = n / (s + n), where dz / d tau = e - x_0
     (Liu et al. 2209.03003); first order, one call per step.

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -185,6 +185,9 @@ class SamplingTimes(FixedTimes):
         # mypy does not see that implementations of a protocol can be hashed; these are frozen values.
         times = _asked(self.steps, path, schedule).to(v.device, non_blocking=True)  # type: ignore[arg-type]
         return times[torch.searchsorted(ends, v, right=True)]
+
+
+AnyTimes: TypeAlias = UniformTimes | LogitNormalTimes | UShapedTimes  # fixed laws with a density
 
 
 @lru_cache(maxsize=16)  # paths are values, a run has one schedule, and finding times on a path takes longer than a draw

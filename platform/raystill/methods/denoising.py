@@ -48,11 +48,11 @@ class Denoising:
         bins = (torch.randperm(count, generator=rng) + torch.rand(count, generator=rng, dtype=torch.float64)) / count
         k = (bins * steps).long().clamp(max=steps - 1)
         t = (k + 1) / torch.tensor(steps, dtype=torch.float64)
-        drop = (torch.rand(count, generator=rng) < self.caption_dropout).to(latent.device)
-        eps = torch.randn(latent.shape, generator=rng).to(latent.device)
+        drop = (torch.rand(count, generator=rng) < self.caption_dropout).to(latent.device, non_blocking=True)
+        eps = torch.randn(latent.shape, generator=rng).to(latent.device, non_blocking=True)
         empty = tokens.new_tensor(self.empty_tokens)
         s, n = column(self.schedule.signal(t), latent), column(self.schedule.noise(t), latent)
-        asked = self.schedule.timestep(t).round().long().to(latent.device)
+        asked = self.schedule.timestep(t).round().long().to(latent.device, non_blocking=True)
         value = networks["denoiser"](s * latent + n * eps, asked, torch.where(drop[:, None], empty, tokens))
         target = self._target(latent, eps, self.schedule.angle(t))
         return {"denoiser": Loss((value.float() - target).square().mean())}

@@ -1,13 +1,35 @@
-"""The shape of a training method: a pure function from a batch to one loss per role."""
+"""The shape of a training method: settings that say what networks and fields it needs, and a pure function from a batch
+to one loss per role.
+"""
 
+import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
+
+from raystill.config.errors import UserError
+from raystill.flow.paths import DiffusionPath
+from raystill.flow.predictions import Kind
+from raystill.flow.schedules import Schedule
+from raystill.flow.starts import StartLaw
+from raystill.models.pipeline import Pipeline
+from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 
 Batch = Mapping[str, Any]  # field name -> Tensor with the batch first; "key" holds the sample names as a list
 Networks = Mapping[str, nn.Module]  # role -> the module to call (through its engine, for learners)
+EVERY_RANK = -1  # in place of a rank, for what all ranks draw alike
+STUDENT, TEACHER, TARGET = "student", "teacher", "target"  # roles; the target follows the student
+
+
+def generator(seed: int, rank: int, step: int) -> Generator:
+    """The CPU generator of one step on one rank."""
+    # torch's CPU generator keeps only the low 32 bits of a seed, so that numbers packed above them would be lost: hash.
+    number = hashlib.sha256(f"{seed}/{rank}/{step}".encode()).digest()[:4]
+    return Generator().manual_seed(int.from_bytes(number, "big"))
 
 
 @dataclass(slots=True)
@@ -36,3 +58,144 @@ class Method(Protocol):
 
     def losses(self, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
         """One loss per role whose turn it is, on disjoint graphs; all randomness comes from `rng`, a CPU generator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a method is told of the teacher that it is bound to."""
+
+    schedule: Schedule
+    kind: Kind
+    channels: int  # of a latent
+    unconditional: Float[Tensor, "1 length features"]  # of the empty caption
+    seed: int  # of the training, for what all ranks draw alike
+    features: Mapping[str, int]  # names and channels of the parts of its UNet that an adversary may read
+
+
+@dataclass(slots=True)
+class Head:
+    """A small network of a method's own, kept whole on every rank, and the constant rate at which it learns."""
+
+    module: nn.Module
+    learning_rate: float
+
+
+class Distillation(ABC):
+    """Settings of a method that distils a teacher; an implementation is a frozen dataclass in a file of its own."""
+
+    __slots__ = ()
+    name: ClassVar[str]  # in cards and tables
+    paper: ClassVar[str]  # arXiv numbers
+    needs: ClassVar[tuple[str, ...]] = ("x_0", "condition")  # fields of the targets
+    asks_teacher: ClassVar[bool] = True  # whether training steps call the frozen teacher
+    copies: ClassVar[tuple[str, ...]] = ()  # learners that begin as the student does
+    tells_landing: ClassVar[bool] = False  # whether its networks are told where a jump lands
+    takes_eta: ClassVar[bool] = True  # whether its sampler can draw fresh noise, or always does
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Roles that own an optimizer."""
+        return (STUDENT,)
+
+    def calls(self, steps: int) -> float:
+        """Evaluations of the frozen teacher's network for each sample, a mean over a training of so many steps; both
+        branches of guidance are counted.
+        """
+        del steps
+        return 0.0
+
+    def noisy(self, sampling: Sampling) -> bool:
+        """Whether its sampler draws fresh noise."""
+        return sampling.eta > 0
+
+    @property
+    def guides(self) -> float:
+        """Scale w at which its student is guided when it is sampled; 1 is none, since most students hold their
+        teacher's.
+        """
+        return 1.0
+
+    @property
+    def default_steps(self) -> int:
+        """Steps in which its student is drawn unless somebody asks for others."""
+        return 4
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """Step counts of the pictures that are drawn during a training."""
+        return (1, 4)
+
+    def turn(self, step: int) -> tuple[str, ...]:
+        """Roles that are updated at this step: all of them, for most."""
+        del step
+        return self.learners
+
+    @abstractmethod
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+        """One loss per role whose turn it is, on disjoint graphs; all randomness comes from `rng`, a CPU generator."""
+
+    def bind(self, given: Given) -> Method:
+        """The method on a teacher; UserError where it cannot be used with it."""
+        return Bound(self, given)
+
+    def heads(self, given: Given) -> dict[str, Head]:
+        """Small networks of its own by role."""
+        del given  # most have none
+        return {}
+
+    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+        """Refuse, with UserError, a teacher that it cannot be used with; `parts` are names and channels of its UNet's
+        blocks.
+        """
+        del schedule, kind, parts  # most take any
+
+    def keeps(self, step: int) -> float | None:
+        """Share of its own value that the target network keeps at a step, 1 not to follow the student at all; None
+        where the method has no target network, or the student itself is it.
+        """
+        del step
+        return None
+
+    def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
+        """The sampler that its student expects: stock DDIM for most."""
+        return ray_scheduler(pipeline, DiffusionPath(), sampling, start)
+
+    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+        """Refuse, with UserError, settings that do not fit together, `steps` being the sampler's step counts; nothing
+        has been started yet.
+        """
+        del batch_size, steps  # most take any
+        if sampling.jump != "ode":
+            raise UserError(
+                f"sampling.jump is {sampling.jump!r}, and {self.name} holds no target mean: --set sampling.jump=ode"
+            )
+        if sampling.eta > 0 and not self.takes_eta:
+            raise UserError(
+                f"sampling.eta is {sampling.eta}, of which {self.name}'s sampler knows nothing: --set sampling.eta=0"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A method on its teacher."""
+
+    settings: Distillation
+    given: Given
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Roles that own an optimizer."""
+        return self.settings.learners
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Fields that a batch must have."""
+        return self.settings.needs
+
+    def turn(self, step: int) -> tuple[str, ...]:
+        """Roles that are updated at this step."""
+        return self.settings.turn(step)
+
+    def losses(self, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+        """One loss per role whose turn it is."""
+        return self.settings.losses(self.given, networks, batch, rng, step)

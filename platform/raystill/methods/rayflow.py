@@ -6,27 +6,37 @@ equals the teacher whatever the path.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from raystill.flow.importance import BatchLaw, GridTimes, LearnedTimes, SecondMomentTimes
+from raystill.flow.jumps import has_mean, held
 from raystill.flow.objectives import Objective, effective_noise
 from raystill.flow.paths import DiffusionPath, PairedDiffusionPath, RayPath, StraightPath, interpolate
-from raystill.flow.predictions import Kind, Latent, Prediction
-from raystill.flow.schedules import Schedule, Times
+from raystill.flow.predictions import Latent, Prediction
+from raystill.flow.schedules import FlowSchedule, Times
+from raystill.flow.starts import StartLaw
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, TimeDraw, TimeSampler, UniformTimes, UShapedTimes
-from raystill.methods.method import Batch, Loss, Networks
+from raystill.methods.method import STUDENT, Batch, Distillation, Given, Head, Loss, Networks
 from raystill.models.denoiser import Denoiser
+from raystill.models.pipeline import Pipeline
+from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 
 TIME_SAMPLER = "time_sampler"  # role of a learned law of times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RayFlow:
+class RayFlow(Distillation):
     """Settings of the method; the defaults are the best that were measured (`docs/results/rayflow.md`)."""
+
+    name: ClassVar[str] = "rayflow"
+    paper: ClassVar[str] = "2503.07699"
+    needs: ClassVar[tuple[str, ...]] = ("x_0", "target_mean", "condition")
+    asks_teacher: ClassVar[bool] = False  # its targets are stored
 
     path: RayPath | PairedDiffusionPath | StraightPath | DiffusionPath = field(default_factory=RayPath)
     times: (
@@ -34,41 +44,50 @@ class RayFlow:
     ) = field(default_factory=lambda: GridTimes(base=SamplingTimes()))
     objective: Objective = field(default_factory=lambda: Objective(target="data", distance="pseudo_huber"))
 
-    def bind(self, schedule: Schedule, kind: Kind) -> "BoundRayFlow":
-        """The method on a teacher's schedule and prediction kind."""
-        return BoundRayFlow(self, schedule, kind)
-
-
-@dataclass(frozen=True, slots=True)
-class BoundRayFlow:
-    """RayFlow's losses for one teacher."""
-
-    settings: RayFlow
-    schedule: Schedule
-    kind: Kind
-    needs: tuple[str, ...] = ("x_0", "target_mean", "condition")
-
     @property
     def learners(self) -> tuple[str, ...]:
         """The student, and the law of times where it is learned."""
-        return ("student", TIME_SAMPLER) if isinstance(self.settings.times, LearnedTimes) else ("student",)
+        return (STUDENT, TIME_SAMPLER) if isinstance(self.times, LearnedTimes) else (STUDENT,)
 
-    def turn(self, step: int) -> tuple[str, ...]:
-        """Every role, at every step."""
-        return self.learners
+    def heads(self, given: Given) -> dict[str, Head]:
+        """The law of times, where it is learned."""
+        times = self.times
+        if not isinstance(times, LearnedTimes):
+            return {}
+        return {TIME_SAMPLER: Head(times.network(given.channels), times.learning_rate)}
 
-    def losses(self, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def noisy(self, sampling: Sampling) -> bool:
+        """Whether its sampler draws fresh noise, which a path may do by itself."""
+        end = held(self.path, sampling.jump).coefficients(FlowSchedule(), torch.ones(1, dtype=torch.float64))
+        return sampling.eta > 0 or (has_mean(end) and bool(end.noise.any()))
+
+    def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
+        """The sampler on its path."""
+        return ray_scheduler(pipeline, self.path, sampling, start)
+
+    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+        """Refuse, with UserError, an objective or jump that the path has nothing for, and laws that a batch is too
+        small to learn.
+        """
+        # Teachers' schedules end at pure noise or next to it, where a ray's own noise is smallest beside its mean.
+        end = self.path.coefficients(FlowSchedule(), torch.ones(1, dtype=torch.float64))
+        self.objective.check(end)
+        sampling.check(self.path)
+        if isinstance(self.times, LearnedTimes):
+            self.times.check(batch_size)
+
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
         """The objective at points of the samples' own paths, weighted mean over the batch; then the time sampler's own,
         which sees the samples' losses as numbers.
         """
-        x_0, path = batch["x_0"], self.settings.path
+        x_0, path = batch["x_0"], self.path
         sampler = self._sampler(networks, x_0, batch["target_mean"], step)
-        draw = sampler.draw(len(x_0), path, self.schedule, rng)
+        draw = sampler.draw(len(x_0), path, given.schedule, rng)
         eps = torch.randn(x_0.shape, generator=rng).to(x_0.device, non_blocking=True)
-        prediction, losses = self.per_sample(networks["student"], batch, draw.t, eps)
+        prediction, losses = self.per_sample(given, networks[STUDENT], batch, draw.t, eps)
         weighted = losses * draw.weight.to(losses, non_blocking=True)
         metrics = {"loss/student_data_mse": (prediction.data.detach().float() - x_0).square().mean()}
-        found = {"student": Loss(weighted.mean(), metrics | time_metrics(draw, weighted.detach()), times=draw.t)}
+        found = {STUDENT: Loss(weighted.mean(), metrics | time_metrics(draw, weighted.detach()), times=draw.t)}
         if isinstance(sampler, BatchLaw):
             parts = sampler.losses(draw, losses, rng)
             own = {f"loss/{TIME_SAMPLER}_{name}": part.detach() for name, part in parts.items()}
@@ -76,18 +95,18 @@ class BoundRayFlow:
         return found
 
     def per_sample(
-        self, student: nn.Module, batch: Batch, t: Times, eps: Latent
+        self, given: Given, student: nn.Module, batch: Batch, t: Times, eps: Latent
     ) -> tuple[Prediction, Float[Tensor, " batch"]]:
         """The student's prediction at times of the samples' own paths, and each sample's loss there."""
         x_0, target_mean = batch["x_0"], batch["target_mean"]
-        c = self.settings.path.coefficients(self.schedule, t)
-        denoiser = Denoiser(student, self.schedule, self.kind)
+        c = self.path.coefficients(given.schedule, t)
+        denoiser = Denoiser(student, given.schedule, given.kind)
         prediction = denoiser.on_path(interpolate(c, x_0, target_mean, eps), c, batch["condition"])
-        return prediction, self.settings.objective.per_sample(prediction, x_0, effective_noise(c, target_mean, eps), c)
+        return prediction, self.objective.per_sample(prediction, x_0, effective_noise(c, target_mean, eps), c)
 
     def _sampler(self, networks: Networks, x_0: Latent, target_mean: Latent, step: int) -> TimeSampler:
         """The law of this batch's times."""
-        times = self.settings.times
+        times = self.times
         if not isinstance(times, LearnedTimes):
             return times
         return BatchLaw(times, networks[TIME_SAMPLER](times.features(x_0, target_mean)), step)

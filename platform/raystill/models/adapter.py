@@ -1,21 +1,22 @@
-"""An adapter directory on its base, drawing with the steps, path and guidance that it carries."""
+"""An adapter directory on its base, drawing with the steps and scheduler that it carries."""
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from raystill.config.errors import UserError
-from raystill.flow.paths import path_of
 from raystill.flow.predictions import Latent
-from raystill.models.artifact import verify
+from raystill.models.artifact import DELTA_NAME, LANDING_NAME, verify
 from raystill.models.card import AdapterCard
-from raystill.models.denoiser import Denoiser
+from raystill.models.ctm import CTMScheduler
 from raystill.models.pipeline import Pipeline, load_pipeline
-from raystill.models.student import read_sampling, sample_student
+from raystill.models.sampling import draw, guided_network, load_scheduler
+from raystill.models.weights import add_delta
 
 
 class Adapter:
@@ -27,17 +28,16 @@ class Adapter:
         """
         self.card = verify(directory)
         self.pipeline = _on_base(directory, self.card, base or Path(self.card.base.id))
-        self.path = path_of(self.card.path)
-        self.sampling, self.start = read_sampling(self.card.start)
+        self.scheduler = load_scheduler(directory)
+        self._network = guided_network(self.pipeline, self.card.guidance_scale)
+        if isinstance(self.scheduler, CTMScheduler):
+            self.scheduler.attach(self.pipeline.unet, load_file(directory / LANDING_NAME))
 
     def latents(self, captions: Sequence[str], steps: int, seed: int) -> Latent:
         """Clean latents from the starts that diffusers draws with `torch.manual_seed(seed)`."""
         shape = (len(captions), *self.pipeline.latent_shape)
-        start = self.start.apply(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
-        denoiser = Denoiser(self.pipeline.unet, self.pipeline.schedule, self.pipeline.kind)
-        with torch.inference_mode():
-            condition = self.pipeline.condition(list(captions))
-            return sample_student(denoiser, self.path, start, condition, steps, self.sampling)
+        normal = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        return draw(self._network, self.scheduler, normal, self.pipeline.condition(list(captions)), steps)
 
     def draw(self, captions: Sequence[str], steps: int | None = None, seed: int = 0, *, force: bool = False) -> Tensor:
         """Pictures of captions, uint8, shape (batch, height, width, channels); UserError for step counts it was not
@@ -65,8 +65,21 @@ def _on_base(directory: Path, card: AdapterCard, base: Path) -> Pipeline:
             f"the adapter is for {card.base.id} at revision {card.base.revision}, "
             f"and {base} is at {pipeline.revision}; give the directory of the right base: --base DIRECTORY"
         )
+    add_trained(pipeline.unet, directory, card)
+    return pipeline.to(torch.device("cpu"))
+
+
+def add_trained(unet: UNet2DConditionModel, directory: Path, card: AdapterCard) -> None:
+    """Add a verified adapter's weights to a UNet's own; UserError where they are for another one."""
+    if DELTA_NAME in card.files:
+        add_delta(unet, load_file(directory / DELTA_NAME))
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         state, alphas, *rest = StableDiffusionPipeline.lora_state_dict(directory, return_lora_metadata=True)
-        StableDiffusionPipeline.load_lora_into_unet(state, alphas, pipeline.unet, metadata=rest[0] if rest else None)
-    return pipeline.to(torch.device("cpu"))
+        try:
+            StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, metadata=rest[0] if rest else None)
+        except (RuntimeError, ValueError) as error:  # shapes, names
+            raise UserError(f"the adapter is for another UNet; give a fine-tune of its base ({error})") from error
+    unet.fuse_lora()
+    unet.unload_lora()

@@ -22,10 +22,14 @@ from torch import Tensor
 from raystill.config.errors import UserError
 from raystill.models.card import CARD_NAME, AdapterCard, from_json, to_json
 
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
+LORA_NAME = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
+DELTA_NAME = "unet_delta.safetensors"  # what all weights have gained over the base's
+WEIGHTS_NAMES = (LORA_NAME, DELTA_NAME)  # an adapter has one of them
+LANDING_NAME = "landing.safetensors"  # the layer by which a CTM student is told where it lands
 SCHEDULER_NAME = "scheduler/scheduler_config.json"
 README_NAME = "README.md"
 PICTURE_NAME = "picture.png"
+PREFIX = "unet."  # of the LoRA's tensors, the part of the pipeline that they are for
 _SUFFIXES = (".safetensors", ".json", ".png", ".md")
 _BYSTANDERS = (".png", ".md")  # may lie beside the listed files: no loader reads them
 
@@ -40,20 +44,21 @@ class ArtifactError(UserError):
 def write(
     directory: Path,
     card: AdapterCard,
-    lora_state_dict: Mapping[str, Tensor],
+    trained: Mapping[str, Tensor],
     scheduler_config: Mapping[str, Any],
     picture: Image.Image | None,
     readme: str,
     *,
-    lora_config: Mapping[str, Any],
-    component: str = "unet",
+    lora_config: Mapping[str, Any] | None,
+    landing: Mapping[str, Tensor] | None = None,
 ) -> AdapterCard:
     """Write an adapter directory in one move and return its card with the SHA-256 of every file.
 
-    `lora_state_dict` is what `peft.get_peft_model_state_dict` gives for the pipeline's `component`, and `lora_config`
-    what `LoraConfig.to_dict` gives. An earlier adapter
-    at `directory` is replaced; anything else there, and empty or non-finite weights, raise `ArtifactError`."""
-    weights = _checked_weights(lora_state_dict, component)
+    `trained` is what `peft.get_peft_model_state_dict` gives for the pipeline's UNet, and `lora_config` what
+    `LoraConfig.to_dict` gives; without the latter it is the delta of the UNet's own weights. `landing` is the
+    layer that a CTM student has beside them. An earlier adapter at
+    `directory` is replaced; anything else there, and empty or non-finite weights, raise `ArtifactError`."""
+    weights = _checked(trained) if lora_config is None else _checked_lora(trained)
     if "_class_name" not in scheduler_config:
         raise ArtifactError(
             "the scheduler's config has no `_class_name`; pass `json.loads(scheduler.to_json_string())`"
@@ -65,8 +70,13 @@ def write(
         (draft / SCHEDULER_NAME).parent.mkdir(parents=True)
         # One entry only: safetensors writes several in an order that differs from process to process, and the file's
         # digest decides whether an adapter has been registered already.
-        metadata = {"lora_adapter_metadata": _lora_metadata(lora_config, component)}
-        save_file(weights, draft / WEIGHTS_NAME, metadata=metadata)
+        if lora_config is None:
+            save_file(weights, draft / DELTA_NAME)
+        else:
+            metadata = {"lora_adapter_metadata": _lora_metadata(lora_config)}
+            save_file(weights, draft / LORA_NAME, metadata=metadata)
+        if landing is not None:
+            save_file(_checked(landing), draft / LANDING_NAME)
         # diffusers keeps private notes under a leading underscore, among them the path of the machine it was read on
         public = {
             k: v
@@ -96,7 +106,8 @@ def verify(directory: Path) -> AdapterCard:
         )
     card = from_json((directory / CARD_NAME).read_text(), source=str(directory / CARD_NAME))
     present = set(_listing(directory)) - {CARD_NAME}
-    missing = {WEIGHTS_NAME, SCHEDULER_NAME} - set(card.files)
+    weights = [name for name in WEIGHTS_NAMES if name in card.files]
+    missing = ([] if weights else [LORA_NAME]) + [name for name in (SCHEDULER_NAME,) if name not in card.files]
     if missing:
         raise ArtifactError(
             f"{directory / CARD_NAME} lists no {', '.join(sorted(missing))}: the adapter is incomplete, export it again"
@@ -115,7 +126,7 @@ def verify(directory: Path) -> AdapterCard:
         raise ArtifactError(
             f"{directory} holds {', '.join(strangers)}, which {CARD_NAME} does not list; move it elsewhere"
         )
-    _check_weights_file(directory / WEIGHTS_NAME)
+    _check_weights_file(directory / weights[0])
     return card
 
 
@@ -157,36 +168,39 @@ def _refuse_foreign_target(directory: Path) -> None:
         _listing(directory)
 
 
-def _checked_weights(state: Mapping[str, Tensor], component: str) -> dict[str, Tensor]:
+def _checked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of weights that are there and finite; safetensors refuses tensors that share memory."""
     if not state:
         raise ArtifactError("the adapter has no weights; pass `peft.get_peft_model_state_dict(module)`")
     for name, tensor in state.items():
-        if name.startswith(f"{component}."):
-            raise ArtifactError(
-                f"weight {name} already carries the prefix `{component}.`; pass the names as peft gives them"
-            )
         if tensor.numel() == 0:
             raise ArtifactError(
                 f"weight {name} is empty: under ZeRO-3 gather the parameters before saving (`with engine.trainable()`)"
             )
         if not bool(torch.isfinite(tensor).all()):
             raise ArtifactError(f"weight {name} holds NaN or infinite values; nothing was written")
+    return {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in state.items()}
+
+
+def _checked_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    weights = _checked(state)
+    for name in state:
+        if name.startswith(PREFIX):
+            raise ArtifactError(
+                f"weight {name} already carries the prefix `{PREFIX}`; pass the names as peft gives them"
+            )
     pairs = {side: {n.replace(side, "") for n in state if side in n} for side in ("lora_A", "lora_B")}
     if not pairs["lora_A"] or pairs["lora_A"] != pairs["lora_B"]:
         lonely = sorted(pairs["lora_A"] ^ pairs["lora_B"])[:3] or sorted(state)[:3]
         raise ArtifactError(
             f"expected lora_A and lora_B for every adapted layer, found no pair for {', '.join(lonely)}"
         )
-    # Copies: safetensors refuses tensors that share memory or are not contiguous.
-    return {
-        f"{component}.{name}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in state.items()
-    }
+    return {PREFIX + name: tensor for name, tensor in weights.items()}
 
 
-def _lora_metadata(fields: Mapping[str, Any], component: str) -> str:
+def _lora_metadata(fields: Mapping[str, Any]) -> str:
     chosen = {name: sorted(fields[name]) if isinstance(fields[name], set) else fields[name] for name in _LORA_FIELDS}
-    return json.dumps({f"{component}.{name}": value for name, value in chosen.items()}, sort_keys=True)
+    return json.dumps({PREFIX + name: value for name, value in chosen.items()}, sort_keys=True)
 
 
 def _check_weights_file(path: Path) -> None:
@@ -195,7 +209,7 @@ def _check_weights_file(path: Path) -> None:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ArtifactError(f"{path} is not a safetensors file ({error}); fetch the adapter again") from error
-    if "lora_adapter_metadata" not in metadata:
+    if path.name == LORA_NAME and "lora_adapter_metadata" not in metadata:
         raise ArtifactError(f"{path} has no LoRA settings in its header, so its strength is unknown; export it again")
 
 

@@ -1,9 +1,9 @@
-"""Exponential moving averages of trainable tensors."""
+"""Exponential moving averages of trainable tensors, and networks that follow others."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Average:
@@ -17,7 +17,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Move towards `tensors` with decay min(decay, (1 + step) / (10 + step))."""
+        """Move towards `tensors` after `step` earlier updates, with decay min(decay, (1 + step) / (10 + step))."""
         decay = min(self.decay, (1 + step) / (10 + step))
         names = list(self.values)
         current = [tensors[name].detach().float() for name in names]
@@ -28,3 +28,26 @@ class Average:
         """Write the average into tensors of the same names."""
         for name, value in self.values.items():
             module_tensors[name].copy_(value)
+
+
+class Follower:
+    """A frozen network whose tensors follow the trained ones of a role: the target network of consistency methods."""
+
+    def __init__(self, module: nn.Module, of: str, keep: Callable[[int], float]) -> None:
+        """`module` is a copy of the role's, and `keep(step)` the share of its own value that a tensor keeps then."""
+        self.of, self.keep = of, keep
+        self.tensors = {name: p.data for name, p in module.named_parameters() if p.requires_grad}
+        self.module = module.requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Move towards the role's tensors of the same names."""
+        names = list(self.tensors)
+        current = [tensors[name].detach().to(self.tensors[name].dtype) for name in names]
+        torch._foreach_lerp_([self.tensors[name] for name in names], current, 1 - self.keep(step))
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take saved values."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])

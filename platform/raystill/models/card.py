@@ -10,8 +10,12 @@ from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
 
 CARD_NAME = "adapter.json"
-FORMAT = 1
-RAYSTILL_SCHEDULER, SCHEDULER_MODULE = "RayFlowScheduler", "raystill.models.scheduler"
+FORMAT = 2
+RAYSTILL_SCHEDULERS = {
+    "RayFlowScheduler": "raystill.models.scheduler",
+    "PeRFlowScheduler": "raystill.models.perflow",
+    "CTMScheduler": "raystill.models.ctm",
+}  # class -> module; all others are diffusers'
 
 
 class CardError(UserError):
@@ -32,7 +36,6 @@ class AdapterCard:
 
     base: Base
     method: str
-    path: Mapping[str, Any]  # canonical form of the path it was trained on
     steps: tuple[int, ...]  # step counts it was trained for
     default_steps: int
     timesteps: Mapping[str, tuple[int | float, ...]]  # step count -> the teacher's timesteps, noisy end first
@@ -40,7 +43,7 @@ class AdapterCard:
     recipe: Mapping[str, Any]  # canonical form
     recipe_digest: str
     commit: str
-    start: Mapping[str, Any] = field(default_factory=lambda: {"law": "normal"})  # law of the start, and the jump
+    start: Mapping[str, Any] = field(default_factory=lambda: {"law": "normal"})  # law of the start
     evaluation: Mapping[str, Any] = field(default_factory=dict)  # {} or {"digest", "frechet": {"4": ...}, ...}
     files: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256, filled in by `artifact.write`
 
@@ -91,6 +94,9 @@ def from_json(text: str, source: str) -> AdapterCard:
         found = json.loads(text)
     except json.JSONDecodeError as error:
         raise CardError(f"{source} is not JSON ({error}); fetch the adapter again") from error
+    if isinstance(found, dict) and found.get("format") == 1:  # the scheduler's own settings say these, too
+        found = {name: value for name, value in found.items() if name != "path"} | {"format": FORMAT}
+        found["start"] = {name: value for name, value in found["start"].items() if name not in ("jump", "eta")}
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         version = found.get("format") if isinstance(found, dict) else None
         raise CardError(
@@ -113,11 +119,12 @@ def from_json(text: str, source: str) -> AdapterCard:
     return AdapterCard(**found)
 
 
-def model_card(card: AdapterCard, *, scheduler: str, licence: str, here: str = ".") -> str:
+def model_card(card: AdapterCard, *, scheduler: str, licence: str, delta: bool = False, here: str = ".") -> str:
     """Write the README of an adapter: what it is, its figures and the lines of diffusers that sample it.
 
-    `scheduler` is the class name, `licence` an SPDX identifier (most often that of the base
-    model), `here` the directory or Hub name that the sampling lines load from."""
+    `scheduler` is the class name, `licence` an SPDX identifier (most often that of the base model), `delta` whether it
+    carries what all weights have gained in place of a low-rank adapter, `here` the directory or Hub name that the
+    sampling lines load from."""
     header = [
         "---",
         f"license: {licence.lower()}",
@@ -125,7 +132,7 @@ def model_card(card: AdapterCard, *, scheduler: str, licence: str, here: str = "
         "library_name: diffusers",
         "pipeline_tag: text-to-image",
     ]
-    tags = ["tags:", "- lora", "- few-step", f"- {card.method}", "---", ""]
+    tags = ["tags:", "- delta-weights" if delta else "- lora", "- few-step", f"- {card.method}", "---", ""]
     evaluation = card.evaluation
     rows = [f"| {n} | {_times(card.timesteps[str(n)])} | {_figure(card.frechet(n))} |" for n in card.steps]
     network = evaluation.get("features", "the recorded network")
@@ -136,10 +143,10 @@ def model_card(card: AdapterCard, *, scheduler: str, licence: str, here: str = "
         f"Distilled with the method `{card.method}` for {_times(card.steps)} steps; {card.default_steps} by default.",
         f"Sample it with its own scheduler and guidance scale {card.guidance_scale:g}: the base pipeline's",
         "defaults give wrong pictures and no error."
-        + (" The scheduler comes with raystill." if scheduler == RAYSTILL_SCHEDULER else ""),
+        + (" The scheduler comes with raystill." if scheduler in RAYSTILL_SCHEDULERS else ""),
         "",
         "```python",
-        *_sampling_lines(card, scheduler, here),
+        *_sampling_lines(card, scheduler, here, delta=delta),
         "```",
         "",
         "| steps | timesteps | Frechet distance |",
@@ -156,18 +163,33 @@ def model_card(card: AdapterCard, *, scheduler: str, licence: str, here: str = "
     return "\n".join([*header, *tags, *body]) + "\n"
 
 
-def _sampling_lines(card: AdapterCard, scheduler: str, here: str) -> list[str]:
+def _sampling_lines(card: AdapterCard, scheduler: str, here: str, *, delta: bool) -> list[str]:
+    landing = []
+    if scheduler == "CTMScheduler":  # its network is told where each step lands
+        landing = [f"pipeline.scheduler.attach(pipeline.unet, load_file({here + '/landing.safetensors'!r}))"]
     settings = f"num_inference_steps={card.default_steps}, guidance_scale={card.guidance_scale}"
     revision = f", revision={card.base.revision!r}" if card.base.revision else ""
     imports = [f"from diffusers import {scheduler}, DiffusionPipeline"]
-    if scheduler == RAYSTILL_SCHEDULER:  # no stock scheduler jumps as it was trained to; diffusers is imported first
-        imports = ["from diffusers import DiffusionPipeline", f"from {SCHEDULER_MODULE} import {scheduler}"]
+    if scheduler in RAYSTILL_SCHEDULERS:  # no stock scheduler jumps as it was trained to; diffusers is imported first
+        imports = [
+            "from diffusers import DiffusionPipeline",
+            f"from {RAYSTILL_SCHEDULERS[scheduler]} import {scheduler}",
+        ]
+    weights = [f"pipeline.load_lora_weights({here!r}, weight_name='pytorch_lora_weights.safetensors')"]
+    if delta or landing:
+        imports = [*imports, "from safetensors.torch import load_file"]
+    if delta:
+        weights = [
+            f"for name, gained in load_file({here + '/unet_delta.safetensors'!r}).items():",
+            "    pipeline.unet.get_parameter(name).data += gained",
+        ]
     return [
         "import torch",
         *imports,
         f"pipeline = DiffusionPipeline.from_pretrained({card.base.id!r}{revision}, dtype=torch.float32)",
         f"pipeline.scheduler = {scheduler}.from_pretrained({here!r}, subfolder='scheduler')",
-        f"pipeline.load_lora_weights({here!r}, weight_name='pytorch_lora_weights.safetensors')",
+        *weights,
+        *landing,
         f"picture = pipeline('a red apple', {settings}).images[0]",
     ]
 

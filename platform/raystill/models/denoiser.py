@@ -37,7 +37,7 @@ class Denoiser:
         check_data(self.kind, angle)
         timestep = self.schedule.timestep(self.schedule.time_of(angle)).to(x.device, torch.float32, non_blocking=True)
         scaled = x * column(self.schedule.input_scale(angle), x)
-        value = self.network(scaled, timestep, condition, return_dict=False)[0]
+        value = self.network(scaled, timestep, condition, return_dict=False)[0].to(x.dtype)  # autocast's are bfloat16
         return Prediction(self.kind, value, x, column(angle.cos(), x), column(angle.sin(), x))
 
     def on_path(self, x: Latent, c: Coefficients, condition: Condition) -> Prediction:

@@ -4,8 +4,10 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -50,6 +52,11 @@ class Pipeline:
         """Channels, height and width of one latent at the pipeline's own picture size."""
         size = self.unet.config.sample_size
         return (self.unet.config.in_channels, size, size)
+
+    @property
+    def feature_widths(self) -> dict[str, int]:
+        """Names and channels of the UNet's blocks, from the input on."""
+        return feature_widths(self.unet.config)
 
     def tokens(self, captions: list[str]) -> Int[Tensor, "batch length"]:
         """Token ids of captions, padded and truncated to the text encoder's length."""
@@ -108,6 +115,20 @@ def picture_shape(directory: Path) -> tuple[int, int]:
     return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1), vae["in_channels"]
 
 
+def feature_widths(config: Mapping[str, Any]) -> dict[str, int]:
+    """Names and channels of a UNet's blocks by its settings, from the input on."""
+    widths = list(config["block_out_channels"])
+    down = {f"down_blocks.{i}": width for i, width in enumerate(widths)}
+    up = {f"up_blocks.{i}": width for i, width in enumerate(reversed(widths))}
+    middle = {"mid_block": widths[-1]} if config.get("mid_block_type", "UNetMidBlock2DCrossAttn") is not None else {}
+    return {**down, **middle, **up}
+
+
+def features_in(directory: Path) -> dict[str, int]:
+    """Names and channels of the blocks of a pipeline's UNet, from its settings alone."""
+    return feature_widths(json.loads((directory / "unet" / "config.json").read_text()))
+
+
 def licence_of(directory: Path) -> str:
     """The SPDX identifier in the header of a pipeline's README, "unknown" where there is none."""
     readme = directory / "README.md"
@@ -132,7 +153,12 @@ def load_pipeline(directory: str | Path, dtype: torch.dtype = torch.float32) -> 
     quiet()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, dtype=dtype, local_files_only=True)
+        try:  # pickled weights are never read
+            whole = StableDiffusionPipeline.from_pretrained(
+                path, safety_checker=None, dtype=dtype, local_files_only=True, use_safetensors=True
+            )
+        except OSError as error:
+            raise UserError(f"teacher {str(path)!r} cannot be read: {error}. Weights must be safetensors") from error
     scheduler = stock_sampler(whole.scheduler)
     unet = whole.unet.to(memory_format=torch.channels_last)  # the network is a fifth faster on CPUs
     return Pipeline(whole.vae, whole.text_encoder, whole.tokenizer, unet, scheduler, revision(path))

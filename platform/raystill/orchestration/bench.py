@@ -151,15 +151,17 @@ def bench(run: Run, *, local: bool = False, blocks: int = 8) -> str:
         targets, index = compute_targets(run, launcher)
         checkpoints = open_store(run.work).join(f"bench/{name}")
         launcher.train(task, targets, index, checkpoints, partial(TrackedRun, tracking, run))
-        timed = _bench_targets(run, launcher, open_store(run.work).join(f"bench/{name}-targets"), blocks)
+        timed = time_targets(run, launcher, open_store(run.work).join(f"bench/{name}-targets"), blocks)
     names = ("bench/loop_s", "bench/bare_s", "time/data_wait_s")
     # The first two blocks hold the start of the stream and of every kernel.
     figures = {metric: history(tracking, run, metric)[2:] for metric in names}
     return f"{_text(f'{engine}, {training.batch_size} samples per worker', figures)}\n{_targets_text(timed)}"
 
 
-def _bench_targets(run: Run, launcher: Launcher, store: Store, blocks: int) -> list[Row]:
-    """Time the teacher on one shard for every actor, all at once as in the stage itself."""
+def time_targets(run: Run, launcher: Launcher, store: Store, blocks: int) -> list[Row]:
+    """Time the teacher on one shard for every actor, all at once as in the stage itself; a row for each, or none where
+    the estimator asks no teacher.
+    """
     if run.targets.estimator.calls == 0:
         return []
     source = training_source(run)

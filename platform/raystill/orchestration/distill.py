@@ -16,12 +16,14 @@ from raystill.data.derive import Index, Source, place
 from raystill.data.store import Store, check, open_store
 from raystill.data.targets import TargetTransform, check_identity, start_law_of
 from raystill.evaluation.alexnet import find_checkpoint
+from raystill.methods.method import STUDENT
 from raystill.models import artifact
 from raystill.models.card import AdapterCard, Base, model_card
-from raystill.models.lora import adapter_state, add_adapter, load_adapter, peft_config
+from raystill.models.ctm import WEIGHT
 from raystill.models.pipeline import licence_of, load_pipeline, revision
+from raystill.models.sampling import timesteps_of
 from raystill.models.stock import kind_of, read_scheduler, schedule_of
-from raystill.models.student import sampling_json, scheduler_of, timesteps_of
+from raystill.models.weights import Lora, delta, load_trained, lora_state, peft_config, prepare
 from raystill.orchestration.evaluate import Evaluated, as_card, evaluate, table
 from raystill.orchestration.launcher import Launcher
 from raystill.orchestration.run import Run
@@ -95,7 +97,8 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
         evaluated = evaluate(run, launcher, trained)
     with seconds.stage("registry"), TrackedRun(tracking, run) as tracked:
         adapter = export(run, trained, evaluated, directory / "adapters" / digest(run))
-        tracked.metrics(0, {"cost/teacher_calls_per_image": run.targets.estimator.calls})
+        tracked.metrics(0, {"cost/teacher_calls_per_image": float(run.targets.estimator.calls)})
+        tracked.metrics(0, {"cost/teacher_calls_per_sample": run.method.calls(run.training.steps)})
         for steps, figures in evaluated.student.items():
             tracked.metrics(
                 run.training.steps, {f"evaluation/{name}_{steps}": value for name, value in figures.items()}
@@ -113,7 +116,7 @@ def checkpoints_of(run: Run, targets: Store, launcher: Launcher) -> Store:
 
 
 def training_source(run: Run) -> Source:
-    """The source shards that are trained on: all but the first ones, whose captions the evaluation draws; UserError
+    """The source shards that are trained on: those after the first ones, whose captions the evaluation draws; UserError
     where none is left.
     """
     source, held = Source.of(open_store(run.shards)), run.evaluation.shards
@@ -122,7 +125,8 @@ def training_source(run: Run) -> Source:
             f"{run.shards} has {len(source.entries)} shards, and evaluation.shards holds {held} of them out of the "
             "training; cut the pictures into more shards, or hold out fewer: --set evaluation.shards=1"
         )
-    return Source(source.store, source.entries[held:])
+    last = None if run.targets.shards is None else held + run.targets.shards
+    return Source(source.store, source.entries[held:last])
 
 
 def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
@@ -192,26 +196,31 @@ def export(run: Run, trained: Trained, evaluated: Evaluated, directory: Path) ->
     averages = final_averages(trained.checkpoints)
     assert averages is not None
     teacher = load_pipeline(run.teacher)
-    load_adapter(add_adapter(teacher.unet, run.lora), averages["student"])
-    scheduler = scheduler_of(teacher, run.method.path, trained.sampling, trained.start)
+    lora = run.weights if isinstance(run.weights, Lora) else None
+    trained_tensors = averages[STUDENT]
+    landing = {WEIGHT: trained_tensors.pop(WEIGHT)} if WEIGHT in trained_tensors else None
+    if lora is None:
+        state = delta(teacher.unet, trained_tensors)
+    else:
+        load_trained(prepare(teacher.unet, lora), trained_tensors)
+        state = lora_state(teacher.unet)
+    scheduler = run.method.scheduler(teacher, trained.sampling, trained.start)
     card = AdapterCard(
         base=Base(id=run.teacher, revision=teacher.revision),
-        method="rayflow",
-        path=canonical(run.method.path),
+        method=run.method.name,
         steps=run.evaluation.student_steps,
-        default_steps=4,
+        default_steps=run.method.default_steps,
         timesteps={str(n): timesteps_of(scheduler, n) for n in run.evaluation.student_steps},
-        guidance_scale=1.0,
-        start=sampling_json(trained.sampling, trained.start),
+        guidance_scale=run.method.guides,
+        start=trained.start.to_json(),
         recipe=canonical(run),
         recipe_digest=digest(canonical(run)),
         commit=code_commit(),
         evaluation=as_card(evaluated),
     )
     config = json.loads(scheduler.to_json_string())
-    readme = model_card(card, scheduler=type(scheduler).__name__, licence=licence_of(Path(run.teacher)))
-    state = adapter_state(teacher.unet)
-    artifact.write(
-        directory, card, state, config, evaluated.picture, readme, lora_config=peft_config(run.lora).to_dict()
-    )
+    licence = licence_of(Path(run.teacher))
+    readme = model_card(card, scheduler=type(scheduler).__name__, licence=licence, delta=lora is None)
+    lora_config = None if lora is None else peft_config(lora).to_dict()
+    artifact.write(directory, card, state, config, evaluated.picture, readme, lora_config=lora_config, landing=landing)
     return directory

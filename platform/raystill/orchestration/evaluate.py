@@ -1,6 +1,6 @@
 """Figures and pictures of a teacher and its student at every step count."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from raystill.evaluation.pictures import grid
 from raystill.models.pipeline import revision
 from raystill.orchestration.launcher import Launcher
 from raystill.orchestration.run import Run
-from raystill.orchestration.samples import StudentSamples, TeacherSamples, Trained
+from raystill.orchestration.samples import Drawn, StudentSamples, TeacherSamples
 
 Figures = dict[str, dict[str, float]]  # step count -> name -> value
 
@@ -36,33 +36,37 @@ class Evaluated:
     left_out: str  # samples that could not be used, as lines for people
 
 
-def evaluate(run: Run, launcher: Launcher, trained: Trained) -> Evaluated:
+def evaluate(run: Run, launcher: Launcher, drawn: Drawn) -> Evaluated:
     """Draw with teacher and student from the same captions and starts, and measure; what an earlier run drew is found,
     not drawn again.
     """
-    settings, work = run.evaluation, open_store(run.work)
-    drawn, teacher = draw_teacher(run, launcher)
-    stage = Source.of(drawn)
-    student_identity = stage.identity(stage="student samples", steps=settings.student_steps, **trained.identity())
-    by_student = place(work, "student-samples", student_identity)
-    make_student = partial(StudentSamples, trained, settings, launcher.stage_device)
-    student = launcher.derive(stage, by_student, make_student, student_identity, run.reading.max_bad_fraction)
-    rows = _read(drawn, teacher), _read(by_student, student)
+    by_teacher, teacher = draw_teacher(run, launcher)
+    rows = read_rows(by_teacher, teacher), draw_student(run, launcher, drawn)
     return _measure(run, digest(teacher.identity), *rows, teacher.left_out)
+
+
+def draw_student(run: Run, launcher: Launcher, drawn: Drawn) -> list[Row]:
+    """The student's pictures of the captions that are evaluated, with features and agreement; drawn or found."""
+    settings, stage = run.evaluation, Source.of(draw_teacher(run, launcher)[0])
+    identity = stage.identity(stage="student samples", steps=settings.student_steps, **drawn.identity())
+    target = place(open_store(run.work), "student-samples", identity)
+    make = partial(StudentSamples, drawn, settings, launcher.stage_device)
+    return read_rows(target, launcher.derive(stage, target, make, identity, run.reading.max_bad_fraction))
 
 
 def draw_teacher(run: Run, launcher: Launcher) -> tuple[Store, Index]:
     """The teacher's pictures of the captions that are evaluated, with the real ones' features; drawn or found."""
     settings, source = run.evaluation, Source.of(open_store(run.shards), run.evaluation.shards)
+    apart = replace(settings, student_steps=())  # of which the teacher's pictures know nothing
     identity = source.identity(
-        stage="teacher samples", teacher=revision(Path(run.teacher)), reading=run.reading, settings=settings
+        stage="teacher samples", teacher=revision(Path(run.teacher)), reading=run.reading, settings=apart
     )
     drawn = place(open_store(run.work), "teacher-samples", identity)
     make = partial(TeacherSamples, Path(run.teacher), settings, run.reading, launcher.stage_device)
     return drawn, launcher.derive(source, drawn, make, identity, run.reading.max_bad_fraction)
 
 
-def _read(store: Store, index: Index) -> list[Row]:
+def read_rows(store: Store, index: Index) -> list[Row]:
     """All rows of an evaluation's stage, sorted by key."""
     rows = [unpack_row(s) for shard in index.shards if shard.count for s in unpack(store.read(shard.key), shard.key)]
     return sorted(rows, key=lambda row: str(row["key"]))

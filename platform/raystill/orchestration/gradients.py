@@ -19,10 +19,9 @@ from raystill.data.targets import start_of
 from raystill.engine.replicated import ReplicatedEngine
 from raystill.flow.efficiency import midpoints, oracle, relative_second_moment
 from raystill.flow.importance import BatchLaw, LearnedTimes
-from raystill.methods.method import Batch
-from raystill.methods.rayflow import TIME_SAMPLER, BoundRayFlow
-from raystill.training.distillation import DistillTask, law_optimizer
-from raystill.training.loop import generator
+from raystill.methods.method import STUDENT, Batch, Bound, generator
+from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
+from raystill.training.distillation import DistillTask, constant
 from raystill.training.task import Assembly
 
 TENSORS = ("x_0", "target_mean", "condition")
@@ -49,8 +48,10 @@ class GradientTransform:
     ) -> None:
         self.task, self.probe, self.device = task, probe, torch.device(device)
         built = build(self.device)
-        assert isinstance(built.method, BoundRayFlow)
-        self.method, self.student, self.law = built.method, built.modules["student"], built.modules.get(TIME_SAMPLER)
+        assert isinstance(built.method, Bound)
+        assert isinstance(built.method.settings, RayFlow)
+        self.settings, self.given = built.method.settings, built.method.given
+        self.student, self.law = built.modules[STUDENT], built.modules.get(TIME_SAMPLER)
 
     def read(self, sample: Sample) -> Row:
         """A row of the targets."""
@@ -61,8 +62,8 @@ class GradientTransform:
         of the law's part in one.
         """
         chosen = rows[: self.probe.instances]
-        times, v = self.task.method.times, midpoints(self.probe.points)
-        t = times.objective.quantile(v, self.task.method.path, self.method.schedule)
+        times, v = self.settings.times, midpoints(self.probe.points)
+        t = times.objective.quantile(v, self.settings.path, self.given.schedule)
         measured = [(self._squares(row, t), self._density(row, v)) for row in chosen]
         student, law = self._seconds(rows)
         return [
@@ -79,14 +80,14 @@ class GradientTransform:
         squares = []
         for k in range(len(t)):
             eps = start_of(row["key"], self.probe.seed + k, batch["x_0"].shape[1:]).to(self.device)[None]
-            loss = self.method.per_sample(self.student, batch, t[k : k + 1], eps)[1].sum()
+            loss = self.settings.per_sample(self.given, self.student, batch, t[k : k + 1], eps)[1].sum()
             squares.append(sum(g.double().square().sum() for g in torch.autograd.grad(loss, parameters)))
         return torch.stack([torch.as_tensor(s) for s in squares]).cpu()
 
     @torch.no_grad()
     def _density(self, row: Row, v: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
         """q / p at v for one instance."""
-        times = self.task.method.times
+        times = self.settings.times
         if not isinstance(times, LearnedTimes):
             return times.relative_density(v)
         assert self.law is not None
@@ -101,19 +102,19 @@ class GradientTransform:
         t, eps = torch.linspace(0.1, 0.9, size, dtype=torch.float64), torch.randn_like(batch["x_0"])
 
         def student_step() -> None:
-            self.method.per_sample(self.student, batch, t, eps)[1].mean().backward()
+            self.settings.per_sample(self.given, self.student, batch, t, eps)[1].mean().backward()
 
         student = seconds(student_step, self.probe.timed)
         return student, seconds(self._law_step(batch), 10 * self.probe.timed)
 
     def _law_step(self, batch: Batch) -> Callable[[], object]:
         """Draw a batch of times and, where they are learned, learn from its losses."""
-        times, law, path, schedule = self.task.method.times, self.law, self.task.method.path, self.method.schedule
+        times, law, path, schedule = self.settings.times, self.law, self.settings.path, self.given.schedule
         rng, losses = generator(0, 0, 0), torch.rand(len(batch["x_0"]), device=self.device) + 0.1
         if not isinstance(times, LearnedTimes):
             return partial(times.draw, len(losses), path, schedule, rng)
         assert law is not None
-        engine = ReplicatedEngine(law, law_optimizer(times), self.device)
+        engine = ReplicatedEngine(law, constant(times.learning_rate), self.device)
 
         def step() -> None:
             sampler = BatchLaw(times, law(times.features(batch["x_0"], batch["target_mean"])), times.warmup_steps)

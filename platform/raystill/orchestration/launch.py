@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from raystill.config.errors import UserError
-from raystill.models.pipeline import check_pipeline, picture_shape
+from raystill.models.pipeline import check_pipeline, features_in, picture_shape
+from raystill.models.stock import kind_of, read_scheduler, schedule_of
 from raystill.orchestration.distill import (
     Distilled,
     Seconds,
@@ -36,6 +37,8 @@ def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = Non
     seconds = seconds or Seconds()
     run.check()
     check_pipeline(Path(run.teacher))
+    scheduler = read_scheduler(Path(run.teacher))
+    run.method.check_teacher(schedule_of(scheduler), kind_of(scheduler), features_in(Path(run.teacher)))
     check_reading(run)
     with ExitStack() as stack:
         with seconds.stage("object store"):

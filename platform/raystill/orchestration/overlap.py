@@ -10,7 +10,8 @@ from raystill.data.records import Row, unpack_row
 from raystill.data.shards import Sample
 from raystill.data.targets import start_of
 from raystill.flow.paths import times_at
-from raystill.methods.rayflow import BoundRayFlow
+from raystill.methods.method import STUDENT, Bound
+from raystill.methods.rayflow import RayFlow
 from raystill.orchestration.gradients import batch_of
 from raystill.training.task import Assembly
 
@@ -35,8 +36,10 @@ class OverlapTransform:
     def __init__(self, build: Callable[[torch.device], Assembly], probe: OverlapProbe, device: str) -> None:
         self.probe, self.device = probe, torch.device(device)
         built = build(self.device)
-        assert isinstance(built.method, BoundRayFlow)
-        self.method, self.student = built.method, built.modules["student"].eval()
+        assert isinstance(built.method, Bound)
+        assert isinstance(built.method.settings, RayFlow)
+        self.settings, self.given = built.method.settings, built.method.given
+        self.student = built.modules[STUDENT].eval()
 
     def read(self, sample: Sample) -> Row:
         """A row of the targets."""
@@ -48,14 +51,14 @@ class OverlapTransform:
         the instances: means over the numbers of a latent.
         """
         rows = rows[: self.probe.instances]
-        batch, schedule = batch_of(rows, self.device), self.method.schedule
+        batch, schedule = batch_of(rows, self.device), self.given.schedule
         angles = schedule.angle(schedule.sampling_times(self.probe.points)[:-1])
-        times = times_at(self.method.settings.path, schedule, angles)
+        times = times_at(self.settings.path, schedule, angles)
         shape = batch["x_0"].shape[1:]
         errors = []
         for k, t in enumerate(times):
             eps = torch.stack([start_of(row["key"], self.probe.seed + k, shape) for row in rows]).to(self.device)
-            prediction, _ = self.method.per_sample(self.student, batch, t.expand(len(rows)), eps)
+            prediction, _ = self.settings.per_sample(self.given, self.student, batch, t.expand(len(rows)), eps)
             errors.append((prediction.data.float() - batch["x_0"]).square().mean(dim=(1, 2, 3)))
         found = torch.stack(errors, dim=1).cpu().numpy()
         variance = batch["x_0"].var(dim=0).mean().cpu().numpy()

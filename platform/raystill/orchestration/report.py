@@ -50,7 +50,7 @@ def launch_study(study: Study, *, local: bool = False) -> str:
 
 def report(study: Study, results: Mapping[str, Any]) -> str:
     """The whole report as Markdown; draws its pictures beside the results."""
-    parts = [_head(study, results), _teacher(results["teacher"])]
+    parts = [_head(study, results), teacher_table(results["teacher"])]
     for number, question in enumerate(study.questions, 1):
         rows = [(variant, measured(study, variant, results)) for variant in question.variants]
         parts += [f"## {number}. {question.title}", question.text, _table(rows)]
@@ -106,7 +106,8 @@ def _pictures(run: Run) -> str:
     return f"all of {shards} shards'" if each is None else f"the first {each} of each of {shards} shards'"
 
 
-def _teacher(teacher: Mapping[str, Any]) -> str:
+def teacher_table(teacher: Mapping[str, Any]) -> str:
+    """The teacher's own figures at each number of steps."""
     figures, probes = teacher["figures"], teacher["probes"]
     head = ["steps", *FIGURES.values(), "lipschitz", "diversity"]
     lines = [
@@ -131,7 +132,7 @@ def _figures(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> 
     lines = []
     for variant, found in rows:
         of_steps = [one["student"] for one in found.values()]
-        cells = [spread([figures[n][name] for figures in of_steps]) for name in names for n in STEPS]
+        cells = [spread([figures[n][name] for figures in of_steps if n in figures]) for name in names for n in STEPS]
         calls = next((str(one["teacher_calls"]) for one in found.values()), "-")
         lines.append([variant.label, *cells, calls, str(len(found))])
     return markdown(head, lines)
@@ -144,7 +145,11 @@ def _pairs(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> st
     lines = []
     for variant, found in others:
         pairs = [(found[seed]["student"], base[seed]["student"]) for seed in found if seed in base]
-        cells = [spread([one[n][name] / other[n][name] for one, other in pairs]) for name in names for n in STEPS]
+        cells = [
+            spread([one[n][name] / other[n][name] for one, other in pairs if n in one and n in other])
+            for name in names
+            for n in STEPS
+        ]
         lines.append([variant.label, *cells])
     return markdown(head, lines)
 

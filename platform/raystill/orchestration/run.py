@@ -3,20 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-
 from raystill.config.errors import UserError
 from raystill.data.ports import check_port
 from raystill.data.records import Reading
-from raystill.data.targets import Assigned, Expectation, Generated, Independent, Inverted
+from raystill.data.targets import Assigned, Encoded, Expectation, Generated, Independent, Inverted
 from raystill.engine.learning_rate import check_decay
 from raystill.engine.protocol import Optimizer
 from raystill.evaluation.features import FEATURES
-from raystill.flow.importance import LearnedTimes
-from raystill.flow.schedules import FlowSchedule
 from raystill.methods.rayflow import RayFlow
-from raystill.models.lora import Lora
-from raystill.models.student import Sampling
+from raystill.methods.table import Distilling
+from raystill.models.sampling import Sampling
+from raystill.models.weights import Full, Lora
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
 
@@ -60,7 +57,8 @@ class Cluster:
 class Targets:
     """How the frozen teacher's targets are computed."""
 
-    estimator: Generated | Inverted | Expectation | Independent | Assigned = field(default_factory=Generated)
+    estimator: Generated | Inverted | Expectation | Independent | Assigned | Encoded = field(default_factory=Generated)
+    shards: int | None = None  # of the source, after those that are evaluated; None takes all
     seed: int = 0  # of the samples' starts
     batch_size: int = 64  # samples per call of the teacher
     precision: str = "float32"  # of the teacher's activations: "float32" or "bfloat16"
@@ -101,9 +99,9 @@ class Run:
     artifacts: str | None = None  # s3://bucket/mlflow, where MLflow keeps files; None leaves it to MLflow
     reading: Reading = field(default_factory=Reading)
     targets: Targets = field(default_factory=Targets)
-    method: RayFlow = field(default_factory=RayFlow)
+    method: Distilling = field(default_factory=RayFlow)
     sampling: Sampling = field(default_factory=Sampling)
-    lora: Lora = field(default_factory=Lora)
+    weights: Lora | Full = field(default_factory=Lora)
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -113,7 +111,7 @@ class Run:
     def task(self) -> DistillTask:
         """The student's training."""
         return DistillTask(
-            teacher=self.teacher, method=self.method, lora=self.lora, optimizer=self.optimizer,
+            teacher=self.teacher, method=self.method, weights=self.weights, optimizer=self.optimizer,
             training=self.training, picture_captions=self.evaluation.captions[:8],
         )  # fmt: skip
 
@@ -125,15 +123,17 @@ class Run:
             check_port(self.port)
         check_cluster(self.cluster)
         check_training("", self.training, self.optimizer)
-        at_least(1, "lora.rank", self.lora.rank)
-        # Teachers' schedules end at pure noise or next to it, where a ray's own noise is smallest beside its mean.
-        end = self.method.path.coefficients(FlowSchedule(), torch.ones(1, dtype=torch.float64))
-        self.method.objective.check(end)
-        self.sampling.check(self.method.path)
-        if isinstance(self.method.times, LearnedTimes):
-            self.method.times.check(self.training.batch_size)
+        if isinstance(self.weights, Lora):
+            at_least(1, "weights.rank", self.weights.rank)
+        self.method.check(self.sampling, self.training.batch_size, self.evaluation.student_steps)
         _check_targets(self.targets)
+        _check_fields(self.method, self.targets)
         _check_evaluation(self.evaluation)
+        if (default := self.method.default_steps) not in self.evaluation.student_steps:
+            raise UserError(
+                f"evaluation.student_steps is {self.evaluation.student_steps}; add {default}, in which a student of "
+                f"{self.method.name} is drawn by default"
+            )
 
 
 def at_least(least: int, path: str, value: int) -> None:
@@ -170,7 +170,18 @@ def check_training(prefix: str, training: Training, optimizer: Optimizer) -> Non
 
 def _check_targets(targets: Targets) -> None:
     at_least(1, "targets.batch_size", targets.batch_size)
+    if targets.shards is not None:
+        at_least(1, "targets.shards", targets.shards)
     check_precision("targets.precision", targets.precision)
+
+
+def _check_fields(method: Distilling, targets: Targets) -> None:
+    missing = [name for name in method.needs if name not in targets.estimator.makes]
+    if missing:
+        raise UserError(
+            f"{type(method).__name__} needs {', '.join(missing)}, which {type(targets.estimator).__name__} does not "
+            "make: --set targets.estimator=Generated"
+        )
 
 
 def _check_evaluation(evaluation: Evaluation) -> None:

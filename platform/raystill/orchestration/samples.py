@@ -5,8 +5,9 @@ student's per adapter.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,11 +22,12 @@ from raystill.evaluation.features import FeatureNetwork, Lpips, extract, feature
 from raystill.flow.predictions import Latent
 from raystill.flow.solvers import ddim
 from raystill.flow.starts import StartLaw
-from raystill.methods.rayflow import TIME_SAMPLER
+from raystill.methods.method import STUDENT
 from raystill.models.denoiser import Denoiser, GuidedDenoiser
-from raystill.models.lora import load_adapter
-from raystill.models.pipeline import Pipeline, load_pipeline
-from raystill.models.student import Sampling, Student
+from raystill.models.pipeline import Pipeline, load_pipeline, revision
+from raystill.models.sampling import Sampling, draw, guided_network, solver
+from raystill.models.student import Student
+from raystill.models.weights import load_trained
 from raystill.orchestration.run import Evaluation
 from raystill.training.distillation import DistillTask
 from raystill.training.task import FINAL, Assembly, read_averages
@@ -75,6 +77,36 @@ def teacher_draw(teacher: Path, guidance: float, device: str) -> tuple[Pipeline,
     return pipeline, lambda z, c, n: ddim(lambda x, t: guided(x, t, c), schedule, z, schedule.sampling_times(n))
 
 
+@runtime_checkable  # so that tests can check annotations
+class Drawn(Protocol):
+    """Something that draws from captions and starts."""
+
+    def draw(self, device: str) -> tuple[Pipeline, Draw]:
+        """Load it on a device."""
+
+    def identity(self) -> dict[str, Any]:
+        """What its samples depend on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """A teacher with one of diffusers' solvers, guided: nothing is trained."""
+
+    teacher: Path
+    scheduler: str  # class of diffusers, which is told the teacher's schedule
+    guidance: float
+
+    def draw(self, device: str) -> tuple[Pipeline, Draw]:
+        """Load the teacher on a device."""
+        pipeline = load_pipeline(self.teacher).to(torch.device(device))
+        network, scheduler = guided_network(pipeline, self.guidance), solver(pipeline.scheduler, self.scheduler)
+        return pipeline, lambda z, c, n: draw(network, scheduler, z, c, n)
+
+    def identity(self) -> dict[str, Any]:
+        """What its samples depend on."""
+        return {"teacher": revision(self.teacher), "solver": self.scheduler, "guidance": self.guidance}
+
+
 @dataclass(frozen=True, slots=True)
 class Trained:
     """A student that a training left, and how it is sampled."""
@@ -87,26 +119,27 @@ class Trained:
 
     def draw(self, device: str) -> tuple[Pipeline, Draw]:
         """Load it on a device."""
-        tensors = read_averages(self.checkpoints, self.averages)["student"]
+        tensors = read_averages(self.checkpoints, self.averages)[STUDENT]
+        make = partial(self.task.method.scheduler, sampling=self.sampling, start=self.start)
+        method = self.task.method
         student = Student(
-            Path(self.task.teacher), self.task.lora, self.task.method.path, tensors, torch.device(device),
-            sampling=self.sampling, start=self.start,
-        )  # fmt: skip
+            Path(self.task.teacher), self.task.weights, tensors, make, torch.device(device), method.guides
+        )
         return student.pipeline, student.latents
 
     def assembly(self, device: torch.device) -> Assembly:
         """Its method, and its networks as they were averaged."""
         averages = read_averages(self.checkpoints, self.averages)
         built = self.task.build(device)
-        load_adapter(built.modules["student"], averages["student"])
-        if TIME_SAMPLER in built.modules:
-            built.modules[TIME_SAMPLER].load_state_dict(averages[TIME_SAMPLER])
+        load_trained(built.modules[STUDENT], averages[STUDENT])
+        for role in built.small:
+            built.modules[role].load_state_dict(averages[role])
         return built
 
     def identity(self) -> dict[str, Any]:
         """What its samples depend on."""
         found = next(entry for entry in self.checkpoints.list(self.averages))
-        return {"adapter": found.etag, "path": self.task.method.path, "sampling": self.sampling, "start": self.start}
+        return {"adapter": found.etag, "method": self.task.method, "sampling": self.sampling, "start": self.start}
 
 
 class TeacherSamples:
@@ -128,7 +161,8 @@ class TeacherSamples:
     def compute(self, rows: list[Row]) -> list[Row]:
         """Draw, and take features of the real pictures too."""
         rows = rows[: self.settings.pictures]
-        columns = self.drawing.columns(rows, (*self.settings.teacher_steps, self.settings.reference_steps))
+        every = dict.fromkeys((*self.settings.teacher_steps, self.settings.reference_steps))
+        columns = self.drawing.columns(rows, tuple(every))
         real = np.stack([row["image"] for row in rows])
         columns["features_real"] = extract(self.drawing.features, real).numpy()
         return _rows(rows, columns)
@@ -139,10 +173,10 @@ class StudentSamples:
     teacher's reference.
     """
 
-    def __init__(self, trained: Trained, settings: Evaluation, device: str) -> None:
+    def __init__(self, drawn: Drawn, settings: Evaluation, device: str) -> None:
         self.settings = settings
         features = feature_network(settings.features)
-        self.drawing = Drawing(*trained.draw(device), settings, features)
+        self.drawing = Drawing(*drawn.draw(device), settings, features)
         self.lpips = Lpips(alexnet=load_alexnet())
 
     def read(self, sample: Sample) -> Row:

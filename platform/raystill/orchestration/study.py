@@ -12,7 +12,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from tqdm import tqdm
 
 from raystill.config.digest import canonical, digest
@@ -23,10 +22,9 @@ from raystill.data.records import unpack_row
 from raystill.data.shards import unpack
 from raystill.data.store import Store, open_store
 from raystill.engine.protocol import NonFiniteError
-from raystill.flow.jumps import has_mean, held
-from raystill.flow.schedules import FlowSchedule
+from raystill.methods.rayflow import RayFlow
 from raystill.models.pipeline import revision
-from raystill.models.student import Sampling
+from raystill.models.sampling import Sampling
 from raystill.orchestration.distill import checkpoints_of, compute_targets, trained_student
 from raystill.orchestration.evaluate import draw_teacher, evaluate
 from raystill.orchestration.gradients import GradientProbe, GradientTransform, efficiency
@@ -35,7 +33,7 @@ from raystill.orchestration.launcher import Launcher, LocalLauncher
 from raystill.orchestration.overlap import OverlapProbe, OverlapTransform, overlap
 from raystill.orchestration.probes import Probe, ProbeTransform, means
 from raystill.orchestration.run import Run
-from raystill.orchestration.samples import Trained, teacher_draw
+from raystill.orchestration.samples import Drawn, Trained, teacher_draw
 from raystill.orchestration.services import DIRECTORY
 from raystill.tracking.commit import code_commit
 from raystill.tracking.runs import TrackedRun, Tracking, history, open_experiment, tracking_uri
@@ -113,26 +111,39 @@ class Study:
 
 def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
     """Measure every run that the results lack; a stopped study goes on where it was."""
+    results = read_results(study.results)
+    if _missing(study, results) or "teacher" not in results:
+        with surroundings(study.base, local=local) as launcher:
+            measure_missing(study, results, launcher)
+    return results
+
+
+def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -> None:
+    """Measure every run that the results lack, and add and write each as it is done."""
+    missing = _missing(study, results)
+    check_teacher(study.base, study.results, results)
+    if "teacher" not in results:
+        results["teacher"] = _probe_teacher(study, launcher)
+    _share(study, [one.run for one in missing.values()], launcher)
+    todo = list(_by_training(missing).values())
+    done = launcher.each(partial(_measure_all, study), todo)
+    for _, measured in tqdm(done, study.name, len(todo), unit="training"):
+        for key, one in measured.items():
+            results["teacher"] |= one.pop("teacher", {})
+            results["runs"][key] = one
+        write_results(study.results, results)
+
+
+def _missing(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
+    """What has not been measured yet; UserError where a run does not fit together."""
     planned = study.runs()
     for one in planned.values():
         one.run.check()
-    results = read_results(study)
-    keys = [key for key in planned if key not in results["runs"]]
-    if not keys and "teacher" in results:
-        return results
-    with surroundings(study.base, local=local) as launcher:
-        _check_teacher(study, results)
-        if "teacher" not in results:
-            results["teacher"] = _probe_teacher(study, launcher)
-        _share(study, [planned[key].run for key in keys], launcher)
-        todo = list(_by_training({key: planned[key] for key in keys}).values())
-        done = launcher.each(partial(_measure_all, study), todo)
-        for _, measured in tqdm(done, study.name, len(todo), unit="training"):
-            for key, one in measured.items():
-                results["teacher"] |= one.pop("teacher", {})
-                results["runs"][key] = one
-            _write(study, results)
-    return results
+        if one.gradients and not isinstance(one.run.method, RayFlow):
+            raise UserError(
+                f"gradients are of RayFlow's laws of times; found a variant with the method {one.run.method.name}"
+            )
+    return {key: one for key, one in planned.items() if key not in results["runs"]}
 
 
 def _by_training(planned: Mapping[str, Planned]) -> dict[str, dict[str, Planned]]:
@@ -155,13 +166,13 @@ def _tracking(study: Study, run: Run) -> Tracking:
     )
 
 
-def _check_teacher(study: Study, results: dict[str, Any]) -> None:
+def check_teacher(base: Run, path: Path, results: dict[str, Any]) -> None:
     """Refuse, with UserError, to add to the results of another teacher."""
-    ours = revision(Path(study.base.teacher))
+    ours = revision(Path(base.teacher))
     found = results.setdefault("teacher_revision", ours)
     if found != ours:
         raise UserError(
-            f"{study.results} holds results of the teacher {found}, and {study.base.teacher} is {ours}: move it away, "
+            f"{path} holds results of the teacher {found}, and {base.teacher} is {ours}: move it away, "
             "or write elsewhere: --set output=DIRECTORY"
         )
 
@@ -174,19 +185,20 @@ def _share(study: Study, runs: Sequence[Run], launcher: Launcher) -> None:
     draw_teacher(study.base, launcher)
 
 
-def read_results(study: Study) -> dict[str, Any]:
+def read_results(path: Path) -> dict[str, Any]:
     """The measurements so far."""
-    if not study.results.exists():
+    if not path.exists():
         return {"runs": {}}
-    results: dict[str, Any] = json.loads(study.results.read_text())
+    results: dict[str, Any] = json.loads(path.read_text())
     return results
 
 
-def _write(study: Study, results: Mapping[str, Any]) -> None:
-    study.results.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = study.results.with_suffix(".partial")
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Replace the file of the measurements."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_suffix(".partial")
     partial_file.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    partial_file.replace(study.results)
+    partial_file.replace(path)
 
 
 def _measure_all(study: Study, planned: Mapping[str, Planned]) -> dict[str, dict[str, Any]]:
@@ -217,6 +229,7 @@ def _measure(study: Study, planned: Planned) -> dict[str, Any]:
         "loss_variance": history(tracking, trained_as, "times/weighted_loss_variance"),
         "commit": code_commit(),
         "teacher_calls": run.targets.estimator.calls,
+        "teacher_calls_in_training": run.method.calls(run.training.steps),  # for each sample
         **(_probes(study, run, trained, targets, launcher) if planned.probes else {}),
         **({"gradients": _gradients(study, trained, targets, launcher)} if planned.gradients else {}),
     }
@@ -225,16 +238,15 @@ def _measure(study: Study, planned: Planned) -> dict[str, Any]:
 def _probes(study: Study, run: Run, trained: Trained, targets: Store, launcher: Launcher) -> dict[str, Any]:
     """Stability, diversity and what is left of doubt along the path."""
     make, identity = partial(trained.draw, launcher.stage_device), {"probe": study.probe, **trained.identity()}
-    return {
-        "probes": _steady(run, _probe(study, launcher, make, run.evaluation.student_steps, identity)),
-        "overlap": _overlap(study, trained.assembly, targets, launcher, trained.identity()),
-    }
+    probes = {"probes": _steady(run, _probe(run, study.probe, launcher, make, run.evaluation.student_steps, identity))}
+    if not isinstance(run.method, RayFlow):
+        return probes
+    return {**probes, "overlap": _overlap(study, trained.assembly, targets, launcher, trained.identity())}
 
 
 def _steady(run: Run, probes: dict[str, float]) -> dict[str, float]:
     """Probes without the Lipschitz estimates of a sampler that draws noise: a moved start would have other noise."""
-    end = held(run.method.path, run.sampling.jump).coefficients(FlowSchedule(), torch.ones(1, dtype=torch.float64))
-    noisy = run.sampling.eta > 0 or (has_mean(end) and bool(end.noise.any()))
+    noisy = run.method.noisy(run.sampling)
     return {name: value for name, value in probes.items() if not (noisy and name.startswith("lipschitz"))}
 
 
@@ -265,20 +277,26 @@ def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
     identity = {"teacher": revision(Path(run.teacher)), "probe": study.probe, "steps": steps}
     targets, _ = compute_targets(run, launcher)
     return {
-        "probes": _probe(study, launcher, make, steps, identity),
+        "probes": _probe(run, study.probe, launcher, make, steps, identity),
         "overlap": _overlap(study, run.task.build, targets, launcher, {"untrained": run.task}),
     }
 
 
+def diversity(run: Run, probe: Probe, drawn: Drawn, launcher: Launcher) -> dict[str, float]:
+    """How diverse pictures of one caption are, by the number of steps."""
+    make, steps = partial(drawn.draw, launcher.stage_device), run.evaluation.student_steps
+    found = _probe(run, probe, launcher, make, steps, {"probe": probe, **drawn.identity()})
+    return {str(n): found[f"diversity_{n}"] for n in steps}
+
+
 def _probe(
-    study: Study, launcher: Launcher, make: Any, steps: tuple[int, ...], depends_on: Mapping[str, Any]
+    run: Run, probe: Probe, launcher: Launcher, make: Any, steps: tuple[int, ...], depends_on: Mapping[str, Any]
 ) -> dict[str, float]:
     """Means of the probes over captions."""
-    run = study.base
-    source = Source.of(open_store(run.shards), study.probe.shards)
+    source = Source.of(open_store(run.shards), probe.shards)
     identity = source.identity(stage="probes", reading=run.reading, features=run.evaluation.features, **depends_on)
     target = place(open_store(run.work), "probes", identity)
-    transform = partial(ProbeTransform, make, steps, study.probe, run.reading, run.evaluation.features)
+    transform = partial(ProbeTransform, make, steps, probe, run.reading, run.evaluation.features)
     index = launcher.derive(source, target, transform, identity, run.reading.max_bad_fraction)
     return means(_rows(target, index), steps)
 

@@ -20,7 +20,7 @@ from raystill.config.errors import UserError
 from raystill.evaluation.pictures import rendered
 from raystill.flow.efficiency import midpoints
 from raystill.flow.importance import LearnedTimes
-from raystill.methods.rayflow import TIME_SAMPLER
+from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
 from raystill.models.pipeline import load_pipeline
 from raystill.orchestration.distill import Seconds, checkpoints_of, compute_targets, distil
 from raystill.orchestration.evaluate import draw_teacher
@@ -66,7 +66,7 @@ def sweep(search: Search) -> str:
     uri, base = tracking_uri(DIRECTORY), search.base
     with surroundings(base) as launcher:
         open_experiment(uri, base.experiment, base.artifacts)
-        concurrent = _concurrent(search)
+        concurrent = concurrent_trials(search)
         _, index = compute_targets(base, launcher)
         draw_teacher(base, launcher)
         tracking = Tracking(
@@ -74,22 +74,15 @@ def sweep(search: Search) -> str:
             spool=(DIRECTORY / "spool").resolve(),
         )  # fmt: skip
         with TrackedRun(tracking, search.measured) as parent:
-            child = replace(tracking, tags={"mlflow.parentRunId": parent.run_id})
-            grid = tuned(search, child, concurrent)
-            trials = [_trial(grid[i]) for i in range(len(grid))]
-            done = sorted((one for one in trials if not one.error), key=lambda one: (-one.steps, one.quality))
-            if not done:
-                raise UserError(
-                    f"all {len(trials)} trials failed; the first one: {trials[0].error}\n"
-                    f"They are not tried again; for a new beginning remove {state_of(search)}"
-                )
+            trials = run_trials(search, replace(tracking, tags={"mlflow.parentRunId": parent.run_id}), concurrent)
+            first = best_trial(trials)
             pictures = draw_sweep(search, trials)
             for name, picture in pictures.items():
                 parent.picture(f"sweep/{name}", picture, 0)
-            best = distil(search.run_of(done[0].config), launcher, DIRECTORY, Seconds())
+            best = distil(search.run_of(first.config), launcher, DIRECTORY, Seconds())
             text = sweep_report(search, trials, index.count, best.registered.uri, list(pictures))
             parent.metrics(
-                0, {f"sweep/{METRIC}": done[0].quality, "cost/teacher_calls": calls(base, index.count, trials)}
+                0, {f"sweep/{METRIC}": first.quality, "cost/teacher_calls": calls(base, index.count, trials)}
             )
             report = Path(search.report)
             report.parent.mkdir(parents=True, exist_ok=True)
@@ -100,12 +93,29 @@ def sweep(search: Search) -> str:
     return f"{text}\n{report}\n{best.registered.uri}"
 
 
+def run_trials(search: Search, tracking: Tracking, concurrent: int) -> list[Trial]:
+    """Run every trial, tracked as `tracking` says; UserError where all of them failed."""
+    grid = tuned(search, tracking, concurrent)
+    trials = [_trial(grid[i]) for i in range(len(grid))]
+    if all(one.error for one in trials):
+        raise UserError(
+            f"all {len(trials)} trials failed; the first one: {trials[0].error}\n"
+            f"They are not tried again; for a new beginning remove {state_of(search)}"
+        )
+    return trials
+
+
+def best_trial(trials: Sequence[Trial]) -> Trial:
+    """The one of best quality among those that were trained the longest."""
+    return min((one for one in trials if not one.error), key=lambda one: (-one.steps, one.quality))
+
+
 def calls(run: Run, samples: int, trials: Sequence[Trial]) -> int:
     """Evaluations of the teacher's network for the targets of a whole sweep, with what its trials computed again."""
     return (samples + sum(one.computed for one in trials)) * run.targets.estimator.calls
 
 
-def _concurrent(search: Search) -> int:
+def concurrent_trials(search: Search) -> int:
     """How many trials the cluster holds at once; all of them where it grows."""
     return search.trials if search.base.cluster.grows else max(1, room(search.base.cluster.worker))
 
@@ -190,13 +200,14 @@ def _laws(search: Search, trials: Sequence[Trial]) -> Image.Image | None:
     axes, v = figure.subplots(), midpoints(POINTS)
     for one in trials:
         run = search.run_of(one.config) if one.steps else None
-        if run is None or not isinstance(run.method.times, LearnedTimes):
+        times = run.method.times if run is not None and isinstance(run.method, RayFlow) else None
+        if run is None or not isinstance(times, LearnedTimes):
             continue
         checkpoints = checkpoints_of(run, compute_targets(run, launcher)[0], launcher)
         tensors = read_averages(checkpoints, newest_averages(checkpoints))[TIME_SAMPLER]
         channels = load_pipeline(run.teacher).latent_shape[0]
-        curve = typical_density(run.method.times, tensors, channels, v)
-        axes.plot(v.tolist(), curve.tolist(), label=f"{type(run.method.times).__name__}, {math.exp(one.quality):.4g}")
+        curve = typical_density(times, tensors, channels, v)
+        axes.plot(v.tolist(), curve.tolist(), label=f"{type(times).__name__}, {math.exp(one.quality):.4g}")
     if not axes.lines:
         return None
     axes.set(xlabel="quantile of t", ylabel="density q / p", title="learned laws of times, with the Frechet distance")

@@ -11,7 +11,7 @@ from raystill.flow.paths import PairedDiffusionPath, RayPath
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, UniformTimes, UShapedTimes
 from raystill.methods.rayflow import RayFlow
-from raystill.models.student import Sampling
+from raystill.models.sampling import Sampling
 from raystill.orchestration.gradients import GradientProbe
 from raystill.orchestration.probes import Probe
 from raystill.orchestration.run import Cluster, Run, Share, Targets

@@ -23,7 +23,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from raystill.models import artifact
-from raystill.models.card import CARD_NAME, RAYSTILL_SCHEDULER, SCHEDULER_MODULE, AdapterCard
+from raystill.models.card import CARD_NAME, RAYSTILL_SCHEDULERS, AdapterCard
 from raystill.tracking.companions import pack
 from raystill.tracking.delivery import AWAY
 from raystill.tracking.runs import unreachable
@@ -169,8 +169,8 @@ def _packed(directory: Path, scratch: Path, model_id: str, run_id: str) -> Path:
     card = artifact.verify(directory)
     shutil.copytree(directory, scratch / ADAPTER_FOLDER)  # MLflow keeps the folder's name: it must be a known one
     settings, requirements, code = {"base": card.base.id, "device": ""}, [*_REQUIREMENTS], list[str]()
-    if artifact.scheduler_class(directory) == RAYSTILL_SCHEDULER:
-        folder, settings["scheduler"] = pack(SCHEDULER_MODULE, scratch)
+    if module := RAYSTILL_SCHEDULERS.get(artifact.scheduler_class(directory)):
+        folder, settings["scheduler"] = pack(module, scratch)
         requirements, code = [*requirements, "jaxtyping"], [str(folder)]
     mlflow.pyfunc.save_model(
         path=str(scratch / "model"),

@@ -1,8 +1,8 @@
 """The code that travels inside a registered adapter and draws with it as it was trained to be sampled.
 
 MLflow copies this file into the model and runs it where the model is loaded, so it stands alone: it needs mlflow,
-diffusers, peft and torch, and nothing of raystill but what travels in the same model. Steps, guidance and scheduler are
-the adapter's own; a caller may ask for another of its trained step counts.
+diffusers, peft, safetensors and torch, and nothing of raystill but what travels in the same model. Steps, guidance and
+scheduler are the adapter's own; a caller may ask for another of its trained step counts.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import diffusers
 import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext  # type: ignore[attr-defined]
+from safetensors.torch import load_file
 
 
 class FewStepModel(PythonModel):
@@ -36,7 +37,13 @@ class FewStepModel(PythonModel):
         revision = base["revision"] if moved == base["id"] and not Path(moved).is_dir() else None
         pipeline = diffusers.DiffusionPipeline.from_pretrained(moved, revision=revision, dtype=torch.float32)
         pipeline.scheduler = scheduler
-        pipeline.load_lora_weights(directory, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
+        if "unet_delta.safetensors" in self._card["files"]:
+            for name, gained in load_file(directory / "unet_delta.safetensors").items():
+                pipeline.unet.get_parameter(name).data += gained
+        else:
+            pipeline.load_lora_weights(directory, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
+        if "landing.safetensors" in self._card["files"]:
+            scheduler.attach(pipeline.unet, load_file(directory / "landing.safetensors"))
         pipeline.set_progress_bar_config(disable=True)
         self._pipeline = pipeline.to(config.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
 

@@ -1,73 +1,107 @@
 """The training of a distilled student: an adapter on the teacher's UNet."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from raystill.data.targets import start_of
 from raystill.engine.protocol import Optimizer
 from raystill.evaluation.pictures import curves, grid
 from raystill.flow.efficiency import midpoints
 from raystill.flow.importance import LearnedTimes
+from raystill.methods.method import STUDENT, TARGET, TEACHER, Given
 from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
-from raystill.models.averaging import Average
-from raystill.models.lora import Lora, add_adapter
-from raystill.models.pipeline import load_pipeline
+from raystill.methods.table import Distilling
+from raystill.models.averaging import Average, Follower
+from raystill.models.ctm import make_room
+from raystill.models.pipeline import Pipeline, load_pipeline
+from raystill.models.sampling import NORMAL, ODE
 from raystill.models.student import Student
+from raystill.models.weights import Full, Lora, prepare
 from raystill.training.loop import Training
 from raystill.training.task import Assembly
 
-PICTURE_STEPS = (1, 4)
 POINTS = 64  # of a law's curve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillTask:
-    """Settings of the student's training on stored targets."""
+    """Settings of the student's training on stored targets, by any method."""
 
     teacher: str  # directory of the pipeline
-    method: RayFlow = field(default_factory=RayFlow)
-    lora: Lora = field(default_factory=Lora)
+    method: Distilling = field(default_factory=RayFlow)
+    weights: Lora | Full = field(default_factory=Lora)
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
     picture_captions: tuple[str, ...] = ()  # drawn with 1 and 4 steps during training
     name: str = "student"
 
     def build(self, device: torch.device) -> Assembly:
-        """The teacher's UNet with a fresh adapter."""
-        teacher = load_pipeline(self.teacher)
-        unet = add_adapter(teacher.unet, self.lora).to(device).train()
-        built = Assembly(self.method.bind(teacher.schedule, teacher.kind), {"student": unet})
+        """The teacher's UNet with a fresh adapter, and what else the method asks for."""
+        pipeline = load_pipeline(self.teacher)
+        given = given_of(pipeline, self.training.seed)
+        student = self._prepared(pipeline).to(device).train()
+        built = Assembly(self.method.bind(given), {STUDENT: student})
+        for role in self.method.copies:
+            built.modules[role] = self._prepared(load_pipeline(self.teacher)).to(device).train()
+        if self.method.asks_teacher:
+            built.frozen[TEACHER] = load_pipeline(self.teacher).to(device).unet
+        if self.method.keeps(0) is not None:
+            built.followers[TARGET] = Follower(deepcopy(student), STUDENT, self._kept)
+        heads = self.method.heads(given)
+        built.modules |= {role: head.module.to(device) for role, head in heads.items()}
+        built.optimizers = {role: constant(head.learning_rate) for role, head in heads.items()}
+        built.small = frozenset(heads)
         if self.picture_captions:
             built.pictures[f"samples/{self.name}"] = self._picture
-        if isinstance(times := self.method.times, LearnedTimes):
-            channels = teacher.latent_shape[0]
-            built.modules[TIME_SAMPLER] = times.network(channels).to(device)
-            built.optimizers[TIME_SAMPLER] = law_optimizer(times)
-            built.small = frozenset({TIME_SAMPLER})
-            built.pictures["times/law"] = LawPicture(times, channels)
+        if TIME_SAMPLER in heads and isinstance(self.method, RayFlow):
+            assert isinstance(self.method.times, LearnedTimes)
+            built.pictures["times/law"] = LawPicture(self.method.times, given.channels)
         return built
 
+    def _prepared(self, pipeline: Pipeline) -> nn.Module:
+        unet: nn.Module = prepare(pipeline.unet, self.weights)
+        if self.method.tells_landing:
+            make_room(unet)
+        return unet
+
+    def _kept(self, step: int) -> float:
+        kept = self.method.keeps(step)
+        assert kept is not None
+        return kept
+
     def _picture(self, averages: Mapping[str, Average], _step: int) -> Image:
-        tensors = averages["student"].values
+        tensors = averages[STUDENT].values
         device = next(iter(tensors.values())).device
-        student = Student(Path(self.teacher), self.lora, self.method.path, tensors, device)
+        make = partial(self.method.scheduler, sampling=ODE, start=NORMAL)
+        student = Student(Path(self.teacher), self.weights, tensors, make, device, self.method.guides)
+        shown = self.method.shown
         captions, shape = list(self.picture_captions), student.pipeline.latent_shape
         start = torch.stack([start_of(caption, 0, shape) for caption in captions]).to(device)
         condition = student.pipeline.condition(captions)
-        columns = [student.pipeline.decode(student.latents(start, condition, n)).numpy() for n in PICTURE_STEPS]
+        columns = [student.pipeline.decode(student.latents(start, condition, n)).numpy() for n in shown]
         rows = [[column[i] for column in columns] for i in range(len(captions))]
-        return grid(rows, captions, [f"{n} step{'s' * (n > 1)}" for n in PICTURE_STEPS])
+        return grid(rows, captions, [f"{n} step{'s' * (n > 1)}" for n in shown])
 
 
-def law_optimizer(times: LearnedTimes) -> Optimizer:
-    """How a learned law of times is updated: at a constant rate, since it follows the student to the end."""
-    return Optimizer(learning_rate=times.learning_rate, warmup_steps=1, decay="constant")
+def given_of(pipeline: Pipeline, seed: int) -> Given:
+    """What methods are told of a teacher, and of a training."""
+    return Given(
+        pipeline.schedule, pipeline.kind, pipeline.latent_shape[0], pipeline.condition([""]), seed,
+        pipeline.feature_widths,
+    )  # fmt: skip
+
+
+def constant(learning_rate: float) -> Optimizer:
+    """How a method's small networks are updated: at a constant rate, since they follow the student to the end."""
+    return Optimizer(learning_rate=learning_rate, warmup_steps=1, decay="constant")
 
 
 class LawPicture:

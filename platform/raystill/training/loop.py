@@ -1,8 +1,8 @@
 """The training loop: batches through a method's losses into engines; knows neither Ray nor which method it runs."""
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from raystill.engine.learning_rate import learning_rate
 from raystill.engine.protocol import Engine, NonFiniteError, Optimizer
-from raystill.methods.method import Batch, Loss, Method
-from raystill.models.averaging import Average
+from raystill.methods.method import Batch, Loss, Method, generator
+from raystill.models.averaging import Average, Follower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,7 @@ class Learner:
     engine: Engine
     optimizer: Optimizer
     average: Average
+    updates: int = 0  # so far
 
 
 def _nothing(_step: int) -> None:
@@ -84,6 +85,7 @@ def train(  # noqa: PLR0913
     world_size: int = 1,
     start: int = 0,
     until: int | None = None,
+    followers: Mapping[str, Follower] | None = None,
 ) -> None:
     """Run steps `start` to `until`, or to `training.steps`; raises NonFiniteError, naming step, role, times and
     samples, before a bad update.
@@ -91,8 +93,13 @@ def train(  # noqa: PLR0913
     The batches begin at step `start`; a run that is asked to stop ends early, after a checkpoint. A resumed run equals
     an uninterrupted one, since each step's randomness depends on (seed, rank, step) alone.
     """
+    followers = followers or {}
     networks = {**frozen, **{role: learner.engine.module for role, learner in learners.items()}}
+    networks |= {role: follower.module for role, follower in followers.items()}
     progress = Progress({})
+    before = Counter(role for step in range(start) for role in method.turn(step))
+    for role, learner in learners.items():
+        learner.updates = before[role]
     end = training.steps if until is None else min(until, training.steps)
     for step in range(start, end):
         began = time.perf_counter()
@@ -101,7 +108,8 @@ def train(  # noqa: PLR0913
         with torch.autocast(_device_type(batch), torch.bfloat16, enabled=training.precision == "bfloat16"):
             losses = method.losses(networks, batch, generator(training.seed, rank, step), step)
         for role, loss in losses.items():
-            _update(learners[role], role, loss, batch, step, training, progress)
+            behind = [follower for follower in followers.values() if follower.of == role]
+            _update(learners[role], role, loss, batch, step, training, progress, behind)
         progress.wait_s += fetched - began
         progress.step_s += time.perf_counter() - fetched
         progress.count += 1
@@ -119,24 +127,27 @@ def train(  # noqa: PLR0913
             observers.picture(done)
 
 
-def generator(seed: int, rank: int, step: int) -> torch.Generator:
-    """The CPU generator of one step on one rank."""
-    # torch's CPU generator keeps only the low 32 bits of a seed, so that numbers packed above them would be lost: hash.
-    number = hashlib.sha256(f"{seed}/{rank}/{step}".encode()).digest()[:4]
-    return torch.Generator().manual_seed(int.from_bytes(number, "big"))
-
-
 def _update(
-    learner: Learner, role: str, loss: Loss, batch: Batch, step: int, training: Training, progress: Progress
+    learner: Learner,
+    role: str,
+    loss: Loss,
+    batch: Batch,
+    step: int,
+    training: Training,
+    progress: Progress,
+    followers: Sequence[Follower],
 ) -> None:
-    """One backward, one update and one step of the average for one role."""
+    """One backward, one update and one step of the average, and of all that follow it, for one role."""
     learner.engine.backward(loss.value)
     try:
         norm = learner.engine.step(learning_rate(learner.optimizer, step, training.steps))
     except NonFiniteError as error:
         raise NonFiniteError(f"{error} [{_where(role, loss, batch, step)}]") from error
     with learner.engine.trainable() as tensors:
-        learner.average.update(tensors, step)
+        learner.average.update(tensors, learner.updates)
+        for follower in followers:
+            follower.update(tensors, step)
+    learner.updates += 1
     progress.add(f"loss/{role}", loss.value)
     progress.add(f"gradient/{role}_norm", norm)
     for name, value in loss.metrics.items():

@@ -16,7 +16,7 @@ from raystill.data.store import Store
 from raystill.engine.protocol import Engine, Optimizer
 from raystill.engine.replicated import ReplicatedEngine
 from raystill.methods.method import Batch, Method
-from raystill.models.averaging import Average
+from raystill.models.averaging import Average, Follower
 from raystill.training.loop import Learner, Observers, Training, train
 
 FINAL = "final.safetensors"
@@ -31,6 +31,7 @@ class Assembly:
     modules: dict[str, nn.Module]  # role -> the module that an engine wraps
     frozen: dict[str, nn.Module] = field(default_factory=dict)
     optimizers: dict[str, Optimizer] = field(default_factory=dict)  # of the roles that have not the task's
+    followers: dict[str, Follower] = field(default_factory=dict)
     small: frozenset[str] = frozenset()  # roles that are kept whole on every rank, and wait for no device
     pictures: dict[str, Picture] = field(default_factory=dict)  # by their names for the recorder; rank 0 draws
 
@@ -92,12 +93,12 @@ def run_task(task: Task, place: Place) -> None:
         role: _learner(module, built.optimizers.get(role, task.optimizer), task, place, small=role in built.small)
         for role, module in built.modules.items()
     }
-    start = _restore(learners, place)
+    start = _restore(learners, built.followers, place)
     if place.stop():
         return
     observers = Observers(
         metrics=lambda step, values: _report(place, step, values),
-        checkpoint=lambda step: _save(learners, place, step, last=step == task.training.steps),
+        checkpoint=lambda step: _save(learners, built.followers, place, step, last=step == task.training.steps),
         picture=lambda step: _draw(built, learners, place, step),
         stop=place.stop,
     )
@@ -105,7 +106,7 @@ def run_task(task: Task, place: Place) -> None:
     batches = place.batches(start)
     train(
         built.method, learners, frozen, batches, task.training, observers,
-        rank=place.rank, world_size=place.world_size, start=start, until=place.until,
+        rank=place.rank, world_size=place.world_size, start=start, until=place.until, followers=built.followers,
     )  # fmt: skip
 
 
@@ -153,7 +154,9 @@ def _draw(built: Assembly, learners: Mapping[str, Learner], place: Place, step: 
             place.recorder.picture(name, picture(averages, step), step)
 
 
-def _save(learners: Mapping[str, Learner], place: Place, step: int, *, last: bool) -> None:
+def _save(
+    learners: Mapping[str, Learner], followers: Mapping[str, Follower], place: Place, step: int, *, last: bool
+) -> None:
     """Write every role's state, then the pointer to it: a run that stops between the two resumes from the checkpoint
     before.
     """
@@ -165,7 +168,9 @@ def _save(learners: Mapping[str, Learner], place: Place, step: int, *, last: boo
                 place.checkpoints.write(f"step-{step:07d}/{file.relative_to(scratch)}", file.read_bytes())
     if place.rank:
         return
-    averages = {f"{role}/{n}": v.cpu() for role, learner in learners.items() for n, v in learner.average.values.items()}
+    kept = {role: learner.average.values for role, learner in learners.items()}
+    kept |= {role: follower.tensors for role, follower in followers.items()}
+    averages = {f"{role}/{n}": v.cpu().contiguous() for role, tensors in kept.items() for n, v in tensors.items()}
     place.checkpoints.write(f"step-{step:07d}/averages.safetensors", save(averages))
     before = last_step(place.checkpoints)
     if last:  # before the pointer: a run that resumes at its end has no step left in which to write it
@@ -176,8 +181,8 @@ def _save(learners: Mapping[str, Learner], place: Place, step: int, *, last: boo
             place.checkpoints.delete(entry.key)
 
 
-def _restore(learners: Mapping[str, Learner], place: Place) -> int:
-    """Load the newest checkpoint into every role, on every rank; returns the step to go on from."""
+def _restore(learners: Mapping[str, Learner], followers: Mapping[str, Follower], place: Place) -> int:
+    """Load the newest checkpoint into every role and follower, on every rank; returns the step to go on from."""
     step = last_step(place.checkpoints)
     if step == 0:
         return 0
@@ -190,7 +195,10 @@ def _restore(learners: Mapping[str, Learner], place: Place) -> int:
         for role, learner in learners.items():
             learner.engine.load(Path(scratch) / prefix / role)
     for role, tensors in _by_role(load(place.checkpoints.read(f"{prefix}/averages.safetensors"))).items():
-        learners[role].average.values = {n: v.to(place.device) for n, v in tensors.items()}
+        if role in followers:
+            followers[role].restore(tensors)
+        else:
+            learners[role].average.values = {n: v.to(place.device) for n, v in tensors.items()}
     return step
 
 

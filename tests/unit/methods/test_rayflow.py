@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.given import given
 from torch import Tensor, nn
 
 from raystill.flow.importance import GridTimes, SecondMomentTimes
@@ -95,7 +96,7 @@ def test_losses_are_those_of_a_loop_over_the_samples(
     batch = batch_of(shape)
     for loss, sampler in LOSSES:
         method = RayFlow(path=path, times=sampler, objective=Objective(target=loss))
-        found = method.bind(SCHEDULE, kind).losses({"student": Network()}, batch, rng(5), 0)["student"]
+        found = method.bind(given(SCHEDULE, kind)).losses({"student": Network()}, batch, rng(5), 0)["student"]
         same = rng(5)
         t = sampler.draw(shape[0], path, SCHEDULE, same).t
         eps = torch.randn(shape, generator=same)
@@ -116,7 +117,9 @@ def test_a_student_that_knows_the_data_has_no_loss(path: RayPath | PairedDiffusi
             return (batch["x_0"] + 0 * x,)
 
     for loss, _ in LOSSES:
-        method = RayFlow(path=path, times=SamplingTimes(), objective=Objective(target=loss)).bind(SCHEDULE, "sample")
+        method = RayFlow(path=path, times=SamplingTimes(), objective=Objective(target=loss)).bind(
+            given(SCHEDULE, "sample")
+        )
         assert float(method.losses({"student": Knows()}, batch, rng(), 0)["student"].value) < 1e-9
 
 
@@ -133,7 +136,9 @@ def test_with_unrelated_target_means_the_minimum_is_the_posterior_mean(
         "x_0": mixture.draw(count, rng(1)), "target_mean": torch.randn(count, 2, 2, 3, generator=rng(2)).double(),
         "condition": torch.zeros(count, 1, 1),
     }  # fmt: skip
-    method = RayFlow(path=path, times=UniformTimes(), objective=Objective(target=loss)).bind(SCHEDULE, "v_prediction")
+    method = RayFlow(path=path, times=UniformTimes(), objective=Objective(target=loss)).bind(
+        given(SCHEDULE, "v_prediction")
+    )
     gradient = curvature = 0.0
     for gain in (0.9, 1.1):
         oracle.gain.data.fill_(gain)
@@ -161,8 +166,8 @@ def networks_of(times: Learned, channels: int) -> dict[str, nn.Module]:
 def test_a_learned_law_is_a_role_whose_weights_keep_the_loss_unbiased(times: Learned, shape: tuple[int, ...]) -> None:
     batch, networks = batch_of(shape), networks_of(times, shape[1])
     batch = {name: value.repeat(200, *[1] * (value.ndim - 1)) for name, value in batch.items()}
-    uniform = RayFlow(times=UniformTimes()).bind(SCHEDULE, "v_prediction")
-    learned = RayFlow(times=replace(times, warmup_steps=0)).bind(SCHEDULE, "v_prediction")
+    uniform = RayFlow(times=UniformTimes()).bind(given(SCHEDULE, "v_prediction"))
+    learned = RayFlow(times=replace(times, warmup_steps=0)).bind(given(SCHEDULE, "v_prediction"))
     assert uniform.learners == uniform.turn(3) == ("student",)
     assert learned.learners == learned.turn(3) == ("student", TIME_SAMPLER)
 
@@ -184,7 +189,7 @@ def test_a_learned_law_is_a_role_whose_weights_keep_the_loss_unbiased(times: Lea
 @pytest.mark.parametrize("times", LEARNED, ids=lambda times: type(times).__name__)
 def test_the_law_is_taught_the_samples_losses_as_numbers(times: Learned) -> None:
     batch, networks = batch_of((4, 2, 5, 7)), networks_of(times, 2)
-    method = RayFlow(times=times).bind(SCHEDULE, "v_prediction")
+    method = RayFlow(times=times).bind(given(SCHEDULE, "v_prediction"))
     found = method.losses(networks, batch, rng(1), 500)
     own = found[TIME_SAMPLER]
     assert list(found) == ["student", TIME_SAMPLER]  # the student's numbers are checked before the law learns them
@@ -197,7 +202,7 @@ def test_the_law_is_taught_the_samples_losses_as_numbers(times: Learned) -> None
     found["student"].value.backward()
     assert all(p.grad is not None for module in networks.values() for p in module.parameters())
     # The warm-up's times are those of the base, whatever the law has learned.
-    plain = RayFlow(times=UniformTimes()).bind(SCHEDULE, "v_prediction").losses(networks, batch, rng(1), 0)
+    plain = RayFlow(times=UniformTimes()).bind(given(SCHEDULE, "v_prediction")).losses(networks, batch, rng(1), 0)
     warm = method.losses(networks, batch, rng(1), 0)
     assert torch.equal(warm["student"].value, plain["student"].value)
 
@@ -206,7 +211,7 @@ def test_the_variance_of_weighted_losses_is_recorded_for_every_law() -> None:
     batch = batch_of((4, 4, 4, 4))
     samplers: list[TimeSampler] = [UniformTimes(), LogitNormalTimes(importance=0.1), UShapedTimes(), SamplingTimes()]
     for sampler in samplers:
-        method = RayFlow(times=sampler).bind(SCHEDULE, "v_prediction")  # type: ignore[arg-type]
+        method = RayFlow(times=sampler).bind(given(SCHEDULE, "v_prediction"))  # type: ignore[arg-type]
         metrics = method.losses({"student": Network()}, batch, rng(), 0)["student"].metrics
         assert float(metrics["times/weighted_loss_variance"]) > 0
         unweighted = float(metrics["times/effective_share"]) == 1
@@ -218,7 +223,7 @@ def test_the_variance_of_weighted_losses_is_recorded_for_every_law() -> None:
 def test_a_step_with_a_learned_law_waits_for_no_device(times: Learned) -> None:
     batch = {name: value.cuda() for name, value in batch_of((4, 4, 4, 4), torch.float32).items()}
     networks = {role: network.float().cuda() for role, network in networks_of(times, 4).items()}
-    method = RayFlow(times=replace(times, warmup_steps=0)).bind(SCHEDULE, "v_prediction")
+    method = RayFlow(times=replace(times, warmup_steps=0)).bind(given(SCHEDULE, "v_prediction"))
     method.losses(networks, batch, rng(), 0)  # kernels and constants are loaded
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -234,7 +239,7 @@ def test_a_step_with_a_learned_law_waits_for_no_device(times: Learned) -> None:
 def test_a_step_with_a_learned_law_looks_at_no_value_on_the_device(times: Learned, path: RayPath, kind: Kind) -> None:
     """Tensors on `meta` have no values: whatever looked at one there would wait for a GPU, and fails here."""
     shape = SHAPES[0]
-    bound = RayFlow(path=path, times=times).bind(SCHEDULE, kind)
+    bound = RayFlow(path=path, times=times).bind(given(SCHEDULE, kind))
     networks = {"student": Network().to("meta"), TIME_SAMPLER: times.network(shape[1]).to("meta")}
     batch = {name: tensor.to("meta") for name, tensor in batch_of(shape).items()}
     for step in (0, times.warmup_steps):

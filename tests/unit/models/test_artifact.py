@@ -36,7 +36,7 @@ def adapted(alpha: int = 16) -> tuple[UNet2DConditionModel, LoraConfig]:
 
 def a_card(**changes: Any) -> AdapterCard:
     settings: dict[str, Any] = {
-        "base": Base(id="someone/base", revision="abc123"), "method": "rayflow", "path": {"kind": "Ray", "sigma": 0.1},
+        "base": Base(id="someone/base", revision="abc123"), "method": "rayflow",
         "steps": (1, 2), "default_steps": 2, "timesteps": {"1": (999,), "2": (999, 499)}, "guidance_scale": 1.0,
         "recipe": RECIPE, "recipe_digest": digest(RECIPE), "commit": "f00d",
         "evaluation": {"digest": "e1", "features": "digits-net", "frechet": {"1": 28.5, "2": 17.0}},
@@ -111,7 +111,7 @@ def test_an_earlier_adapter_is_replaced_and_anything_else_is_not(directory: Path
 
 
 def test_a_changed_byte_is_noticed(directory: Path) -> None:
-    path = directory / artifact.WEIGHTS_NAME
+    path = directory / artifact.LORA_NAME
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
@@ -142,7 +142,7 @@ def edit(directory: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, r"has format 2, this version of raystill reads 1"),
+        ({"format": 3}, r"has format 3, this version of raystill reads 2"),
         ({"colour": "red"}, r"unknown \['colour'\]"),
         ({"default_steps": 3}, r"default_steps is 3"),
         ({"timesteps": {"1": [999], "2": [999]}}, r"timesteps\['2'\] has 1 entries, expected 2"),
@@ -155,6 +155,14 @@ def test_a_wrong_card_says_what_is_wrong(directory: Path, changes: dict[str, Any
     edit(directory, **changes)
     with pytest.raises((CardError, ArtifactError), match=message):
         artifact.verify(directory)
+
+
+def test_a_card_of_the_first_format_is_read(directory: Path) -> None:
+    now = artifact.verify(directory)
+    edit(
+        directory, format=1, path={"kind": "RayPath", "sigma": 0.0}, start={"law": "normal", "jump": "ode", "eta": 0.0}
+    )
+    assert artifact.verify(directory) == now
 
 
 def test_a_missing_file_and_a_missing_card_are_named(directory: Path) -> None:

@@ -17,7 +17,7 @@ from raystill.flow.predictions import Kind, column
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule
 from raystill.models.denoiser import Denoiser, GuidedDenoiser
 from raystill.models.fresh import DenoiserShape, stable_diffusion_scheduler
-from raystill.models.lora import Lora, add_adapter
+from raystill.models.weights import Lora, prepare
 
 STOCK = stable_diffusion_scheduler("epsilon")
 SCHEDULE = DiffusionSchedule.from_alphas(STOCK.alphas_cumprod)
@@ -160,7 +160,7 @@ UNET = DenoiserShape(widths=(8, 16), groups=4, heads=2, text_width=6)
 def teacher_and_student() -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
     torch.manual_seed(0)
     unet = UNET.unet(4, 8).eval()
-    return unet, add_adapter(deepcopy(unet), Lora(rank=2, targets=("to_q", "to_v"))).eval()
+    return unet, prepare(deepcopy(unet), Lora(rank=2, targets=("to_q", "to_v"))).eval()
 
 
 def told(schedule: Schedule, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:

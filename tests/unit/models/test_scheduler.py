@@ -28,6 +28,7 @@ from diffusers import (
     StableDiffusionPipeline,
     TCDScheduler,
 )
+from tests.sampling import sample_student
 from torch import Tensor
 
 from raystill.config.errors import UserError
@@ -36,9 +37,9 @@ from raystill.flow.paths import PairedDiffusionPath, RayPath, interpolate, path_
 from raystill.flow.predictions import column, guided
 from raystill.flow.starts import StartLaw
 from raystill.models.denoiser import Denoiser
+from raystill.models.sampling import Sampling
 from raystill.models.scheduler import RayFlowScheduler
 from raystill.models.stock import kind_of, schedule_of
-from raystill.models.student import Sampling, sample_student
 
 SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TEACHERS: dict[str, dict[str, Any]] = {

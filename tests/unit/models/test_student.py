@@ -1,10 +1,12 @@
 """The student: its teacher at first, stock DDIM with the ODE jump, on its path with the anchored one."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from tests.sampling import sample_student
 from torch import Tensor
 
 from raystill.config.errors import UserError
@@ -14,21 +16,15 @@ from raystill.flow.paths import Path as AnyPath
 from raystill.flow.predictions import Kind, column
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule
 from raystill.flow.starts import StartLaw
+from raystill.methods.lcm import LCM
+from raystill.methods.perflow import PeRFlow
 from raystill.models.denoiser import Denoiser
 from raystill.models.fresh import DenoiserShape, stable_diffusion_scheduler
-from raystill.models.lora import Lora, add_adapter
 from raystill.models.pipeline import load_pipeline
+from raystill.models.sampling import ODE, Sampling, Scheduler, load_scheduler, ray_scheduler, timesteps_of
 from raystill.models.scheduler import RayFlowScheduler
-from raystill.models.student import (
-    ODE,
-    Sampling,
-    Student,
-    read_sampling,
-    sample_student,
-    sampling_json,
-    scheduler_of,
-    timesteps_of,
-)
+from raystill.models.student import MakeScheduler, Student
+from raystill.models.weights import Lora, prepare
 
 SCHEDULE = DiffusionSchedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
 LORA = Lora(rank=2, alpha=4.0)
@@ -39,6 +35,11 @@ ANCHORED = Sampling(jump="anchored")
 
 def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def on(path: AnyPath, sampling: Sampling = ODE, start: StartLaw | None = None) -> MakeScheduler:
+    """How students on a path are sampled."""
+    return partial(ray_scheduler, path=path, sampling=sampling, start=start or StartLaw())
 
 
 def moved(unet: torch.nn.Module) -> dict[str, Tensor]:
@@ -55,7 +56,7 @@ def test_a_fresh_student_is_its_teacher_at_the_same_snr_on_any_path(path: AnyPat
     for _ in range(2):
         torch.manual_seed(0)
         networks.append(shape.unet(4, 8).eval())
-    teacher, student = networks[0], add_adapter(networks[1], LORA)
+    teacher, student = networks[0], prepare(networks[1], LORA)
     c = path.coefficients(SCHEDULE, torch.tensor([0.1, 0.6, 0.9], dtype=torch.float64))
     x_0, mu, eps = (torch.randn(3, 4, 6, 8, generator=rng(i)) for i in range(3))
     x, text = interpolate(c, x_0, mu, eps), torch.randn(3, 5, 6, generator=rng(4))
@@ -70,8 +71,8 @@ def test_a_fresh_student_is_its_teacher_at_the_same_snr_on_any_path(path: AnyPat
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 @pytest.mark.parametrize("path", [*STILL, RayPath(sigma=0.3)], ids=str)
 def test_with_the_ode_jump_a_stock_pipeline_draws_the_same(path: AnyPath, steps: int, pipeline_directory: Path) -> None:
-    tensors = moved(add_adapter(load_pipeline(pipeline_directory).unet, LORA))
-    student = Student(pipeline_directory, LORA, path, tensors, torch.device("cpu"))
+    tensors = moved(prepare(load_pipeline(pipeline_directory).unet, LORA))
+    student = Student(pipeline_directory, LORA, tensors, on(path), torch.device("cpu"))
     start, captions = torch.randn(3, 4, 8, 8, generator=rng(7)), ["red heart", "cat face", ""]
     found = student.latents(start, student.pipeline.condition(captions), steps)
     stock = StableDiffusionPipeline.from_pretrained(pipeline_directory, unet=student.pipeline.unet, dtype=torch.float32)
@@ -83,13 +84,28 @@ def test_with_the_ode_jump_a_stock_pipeline_draws_the_same(path: AnyPath, steps:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_student_that_has_not_learned_the_guidance_is_guided(pipeline_directory: Path) -> None:
+    tensors = moved(prepare(load_pipeline(pipeline_directory).unet, LORA))
+    method = PeRFlow(synchronised=True, guidance=4.0)
+    assert (method.guides, PeRFlow().guides, LCM().guides) == (4.0, 1.0, 1.0)
+    make = partial(method.scheduler, sampling=ODE, start=StartLaw())
+    student = Student(pipeline_directory, LORA, tensors, make, torch.device("cpu"), method.guides)
+    start, captions = torch.randn(2, 4, 8, 8, generator=rng(7)), ["red heart", "cat face"]
+    stock = StableDiffusionPipeline.from_pretrained(pipeline_directory, unet=student.pipeline.unet, dtype=torch.float32)
+    stock.scheduler = student.scheduler
+    stock.set_progress_bar_config(disable=True)
+    expected = stock(captions, latents=start, num_inference_steps=4, guidance_scale=4.0, output_type="latent").images
+    found = student.latents(start, student.pipeline.condition(captions), 4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_adapter_s_tensors_are_the_ones_that_draw(pipeline_directory: Path) -> None:
-    tensors = moved(add_adapter(load_pipeline(pipeline_directory).unet, LORA))
+    tensors = moved(prepare(load_pipeline(pipeline_directory).unet, LORA))
     zero = {name: torch.zeros_like(t) for name, t in tensors.items()}
     start = torch.randn(2, 4, 8, 8, generator=rng(7))
     drawn = []
     for held in (tensors, zero):
-        student = Student(pipeline_directory, LORA, RayPath(), held, torch.device("cpu"))
+        student = Student(pipeline_directory, LORA, held, on(RayPath()), torch.device("cpu"))
         drawn.append(student.latents(start, student.pipeline.condition(["cat", "heart"]), 2))
     teacher = load_pipeline(pipeline_directory)
     denoiser = Denoiser(teacher.unet, teacher.schedule, teacher.kind)
@@ -162,8 +178,8 @@ def test_students_are_asked_in_sampling_where_they_are_asked_in_training(steps: 
     ids=str,
 )
 def test_a_picture_does_not_depend_on_its_batch(sigma: float, sampling: Sampling, pipeline_directory: Path) -> None:
-    tensors = moved(add_adapter(load_pipeline(pipeline_directory).unet, LORA))
-    student = Student(pipeline_directory, LORA, RayPath(sigma=sigma), tensors, torch.device("cpu"), sampling=sampling)
+    tensors = moved(prepare(load_pipeline(pipeline_directory).unet, LORA))
+    student = Student(pipeline_directory, LORA, tensors, on(RayPath(sigma=sigma), sampling), torch.device("cpu"))
     start, text = torch.randn(4, 4, 8, 8, generator=rng(3)), student.pipeline.condition(["a", "b", "c", "d"])
     whole = student.latents(start, text, 3)
     for i in range(4):
@@ -188,11 +204,11 @@ def test_fresh_noise_changes_the_picture_and_a_repetition_does_not() -> None:
 
 
 def test_a_start_law_is_applied_before_the_first_step(pipeline_directory: Path) -> None:
-    tensors = moved(add_adapter(load_pipeline(pipeline_directory).unet, LORA))
+    tensors = moved(prepare(load_pipeline(pipeline_directory).unet, LORA))
     law = StartLaw(law="channel_normal", mean=(0.1, -0.2, 0.3, 0.0), std=(0.5, 1.0, 2.0, 0.7))
     normal = torch.randn(2, 4, 8, 8, generator=rng(7))
     fitted, plain = (
-        Student(pipeline_directory, LORA, RayPath(), tensors, torch.device("cpu"), start=start)
+        Student(pipeline_directory, LORA, tensors, on(RayPath(), start=start), torch.device("cpu"))
         for start in (law, StartLaw())
     )
     condition = plain.pipeline.condition(["cat", "heart"])
@@ -204,28 +220,35 @@ def test_a_start_law_is_applied_before_the_first_step(pipeline_directory: Path) 
 def test_an_eta_without_effect_is_refused_before_anything_is_drawn(pipeline_directory: Path) -> None:
     sampling = Sampling(jump="anchored", eta=0.5)
     with pytest.raises(UserError, match="carry no noise"):
-        Student(pipeline_directory, LORA, RayPath(), {}, torch.device("cpu"), sampling=sampling)
+        Student(pipeline_directory, LORA, {}, on(RayPath(), sampling), torch.device("cpu"))
     with pytest.raises(UserError, match=r"eta is 1.5"):
         Sampling(eta=1.5)
     sampling.check(RayPath(sigma=0.1))
 
 
-@pytest.mark.parametrize("law", [StartLaw(), StartLaw(law="channel_normal", mean=(0.5, 0.0), std=(1.0, 2.0))], ids=str)
-@pytest.mark.parametrize("sampling", [ODE, ANCHORED, Sampling(eta=0.25)], ids=str)
-def test_a_card_s_start_reads_back(sampling: Sampling, law: StartLaw) -> None:
-    assert read_sampling(sampling_json(sampling, law)) == (sampling, law)
+@pytest.mark.parametrize("sampling", [ODE, ANCHORED], ids=str)
+def test_the_scheduler_that_an_adapter_carries_is_read_back(
+    sampling: Sampling, pipeline_directory: Path, tmp_path: Path
+) -> None:
+    made = ray_scheduler(load_pipeline(pipeline_directory), RayPath(sigma=0.2), sampling, StartLaw())
+    made.save_pretrained(tmp_path / "scheduler")
+    found: Scheduler = load_scheduler(tmp_path)
+    assert type(found) is type(made)
+    assert {n: v for n, v in found.config.items() if n[0] != "_"} == {
+        n: v for n, v in made.config.items() if n[0] != "_"
+    }
 
 
-def test_the_plain_start_is_the_one_that_stock_schedulers_follow() -> None:
-    assert sampling_json(ODE, StartLaw()) == {"law": "normal"}
-    assert read_sampling({"law": "normal", "jump": "anchored"}) == (ANCHORED, StartLaw())  # cards of format 1 so far
-    with pytest.raises(UserError, match="law, mean and std"):
-        read_sampling({"law": "normal", "colour": "red"})
+def test_a_scheduler_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    with pytest.raises(UserError, match="'UNet2DConditionModel', which diffusers"):
+        load_scheduler(tmp_path)
 
 
 def test_the_stock_scheduler_is_taken_where_it_can_follow(pipeline_directory: Path) -> None:
     pipeline = load_pipeline(pipeline_directory)
-    assert scheduler_of(pipeline, RayPath(sigma=0.3), ODE, StartLaw()) is pipeline.scheduler
+    assert ray_scheduler(pipeline, RayPath(sigma=0.3), ODE, StartLaw()) is pipeline.scheduler
     assert timesteps_of(pipeline.scheduler, 4) == (999, 749, 499, 249)
     law = StartLaw(law="channel_normal", mean=(0.0,) * 4, std=(2.0,) * 4)
     for path, sampling, start in (
@@ -234,7 +257,7 @@ def test_the_stock_scheduler_is_taken_where_it_can_follow(pipeline_directory: Pa
         (RayPath(), Sampling(eta=0.5), StartLaw()),
         (RayPath(), ODE, law),
     ):
-        made = scheduler_of(pipeline, path, sampling, start)
+        made = ray_scheduler(pipeline, path, sampling, start)
         assert type(made) is RayFlowScheduler
         assert made.config.path == type(path).__name__
         assert made.config.prediction_type == "v_prediction"

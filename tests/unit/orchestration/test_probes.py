@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.given import given
 from torch import Tensor, nn
 
 from raystill.data.records import Reading
@@ -49,7 +50,7 @@ def targets(count: int = 5) -> list[dict[str, Any]]:
 
 
 def assembly(tiny_pipeline: Path, method: RayFlow) -> Assembly:
-    return Assembly(method.bind(load_pipeline(tiny_pipeline).schedule, "sample"), {"student": Constant()})
+    return Assembly(method.bind(given(load_pipeline(tiny_pipeline).schedule, "sample")), {"student": Constant()})
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.3])

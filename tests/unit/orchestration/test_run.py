@@ -30,11 +30,12 @@ from raystill.recipes.resolve import resolve
         ("training.picture_every", -1, "--set training.picture_every=0"),
         ("optimizer.decay", "linear", "--set optimizer.decay=cosine"),
         ("targets.estimator.steps", 0, "--set targets.estimator.steps="),
+        ("targets.shards", 0, "--set targets.shards=1"),
         ("targets.batch_size", 0, "--set targets.batch_size=1"),
         ("evaluation.shards", 0, "--set evaluation.shards=1"),
         ("evaluation.batch_size", 0, "--set evaluation.batch_size=1"),
         ("evaluation.teacher_steps", (0, 4), "every number of steps is 1 or more"),
-        ("lora.rank", 0, "--set lora.rank=1"),
+        ("weights.rank", 0, "--set weights.rank=1"),
         ("cluster.workers", 0, "--set cluster.workers=1"),
     ],
 )

@@ -9,6 +9,7 @@ from raystill.config.digest import canonical_json
 from raystill.config.errors import UserError
 from raystill.flow.importance import GridTimes
 from raystill.flow.stein import SteinTimes
+from raystill.methods.rayflow import RayFlow
 from raystill.orchestration.space import Choice, Draw, Range, Space, check_space
 from raystill.recipes import nano, nano_sweep
 
@@ -69,6 +70,7 @@ def test_the_shipped_space_has_every_kind_and_makes_runs_that_pass_their_checks(
     for config in configs:
         run = search.run_of(config)
         run.check()
+        assert isinstance(run.method, RayFlow)
         if config[TIMES] == "SteinTimes":
             assert isinstance(run.method.times, SteinTimes)
             assert run.method.times.delta == config[f"{TIMES}.delta"]

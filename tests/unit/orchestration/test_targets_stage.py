@@ -56,6 +56,11 @@ def test_targets_are_computed_once_and_their_rate_is_said_once(run: Run, caplog:
     assert found.identity["targets"]["estimator"]["guidance"] == 2.0
 
 
+def test_some_shards_may_be_left_out_of_the_training(run: Run) -> None:
+    assert compute_targets(override(run, {"targets.shards": 1}), CPU)[1].count == 2
+    assert compute_targets(override(run, {"targets.shards": 9}), CPU)[1].count == 3
+
+
 def test_a_stopped_stage_counts_what_it_computed_itself(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     store, _ = compute_targets(run, CPU)
     for name in (INDEX, "p000001.tar", "p000001.json"):

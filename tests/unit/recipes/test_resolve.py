@@ -30,7 +30,7 @@ def test_a_function_in_a_file_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_the_shipped_ones() -> None:
-    with pytest.raises(UserError, match="shipped are: nano"):
+    with pytest.raises(UserError, match="shipped are: methods, nano, nano_methods"):
         resolve("nanoo")
 
 

@@ -17,8 +17,8 @@ from raystill.config.digest import digest
 from raystill.flow.starts import StartLaw
 from raystill.models import artifact
 from raystill.models.card import AdapterCard, Base, model_card
+from raystill.models.sampling import ODE, Sampling
 from raystill.models.scheduler import RayFlowScheduler
-from raystill.models.student import ODE, Sampling, sampling_json
 from raystill.tracking.runs import open_experiment
 
 TIMES = {"1": (999,), "2": (999, 499), "4": (999, 749, 499, 249)}
@@ -68,9 +68,9 @@ def export(base: Path, tmp_path: Path) -> Export:
         recipe = {"kind": "Run", "seed": seed}
         figures: dict[str, Any] = {"digest": evaluation, "features": "tiny-net", "frechet": {"4": distance}}
         card = AdapterCard(
-            base=Base(id=str(base)), method="rayflow", path={"kind": "Ray"}, steps=(1, 2, 4), default_steps=4,
+            base=Base(id=str(base)), method="rayflow", steps=(1, 2, 4), default_steps=4,
             timesteps=TIMES, guidance_scale=1.0, recipe=recipe, recipe_digest=digest(recipe), commit="f00d",
-            start=sampling_json(sampling, StartLaw()),
+            start=StartLaw().to_json(),
             evaluation={} if distance is None else figures,
         )  # fmt: skip
         scheduler: Any = DDIMScheduler(timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)

@@ -18,13 +18,14 @@ from tests.unit.tracking.adapters import TIMES, Export
 from raystill.config.digest import digest
 from raystill.models import artifact
 from raystill.models.artifact import ArtifactError
-from raystill.models.card import SCHEDULER_MODULE
+from raystill.models.card import RAYSTILL_SCHEDULERS
+from raystill.models.sampling import ODE, Sampling
 from raystill.models.scheduler import RayFlowScheduler
-from raystill.models.student import ODE, Sampling
 from raystill.tracking.companions import needed
 from raystill.tracking.pull import PullError, pull
 from raystill.tracking.registry import DIGEST_TAG, register
 
+MODULE = RAYSTILL_SCHEDULERS["RayFlowScheduler"]
 pytestmark = pytest.mark.usefixtures("cache")
 
 
@@ -146,11 +147,11 @@ def test_the_served_model_brings_raystill_s_scheduler_where_the_adapter_needs_it
 
 
 def test_raystill_s_scheduler_needs_nothing_of_raystill_but_its_mathematics() -> None:
-    assert set(needed(SCHEDULER_MODULE)) == {
+    assert set(needed(MODULE)) == {
         "raystill.config.errors", "raystill.flow.jumps", "raystill.flow.paths", "raystill.flow.predictions",
         "raystill.flow.schedules", "raystill.flow.starts", "raystill.models.scheduler", "raystill.models.stock",
     }  # fmt: skip
-    third = {name.split(".")[0] for text in needed(SCHEDULER_MODULE).values() for name in imported(text)}
+    third = {name.split(".")[0] for text in needed(MODULE).values() for name in imported(text)}
     assert third - set(sys.stdlib_module_names) == {"raystill", "torch", "diffusers", "jaxtyping"}
 
 

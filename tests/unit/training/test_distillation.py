@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL.Image import Image
-from torch import nn
+from torch import Tensor, nn
 
 from raystill.data.store import Store, open_store
 from raystill.engine.local import LocalEngine
@@ -17,9 +17,12 @@ from raystill.flow.efficiency import midpoints
 from raystill.flow.importance import GridTimes, LearnedTimes, SecondMomentTimes
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import SamplingTimes
+from raystill.methods.lcm import LCM
+from raystill.methods.method import STUDENT, TARGET, Distillation
 from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
+from raystill.methods.table import METHODS
 from raystill.models.averaging import Average
-from raystill.models.lora import Lora
+from raystill.models.weights import Lora
 from raystill.training.distillation import DistillTask, LawPicture, typical_density
 from raystill.training.loop import Training
 from raystill.training.task import Place, final_averages, last_step, run_task
@@ -71,7 +74,7 @@ def place(store: Store, stop: int | None = None, seen: Seen | None = None) -> Pl
 def task(request: pytest.FixtureRequest, tiny_pipeline: Path) -> DistillTask:
     return DistillTask(
         teacher=str(tiny_pipeline), method=RayFlow(times=request.param),
-        lora=Lora(rank=2, alpha=2.0, targets=("to_q",)),
+        weights=Lora(rank=2, alpha=2.0, targets=("to_q",)),
         optimizer=OPTIMIZER, training=TRAINING,
     )  # fmt: skip
 
@@ -93,12 +96,15 @@ def test_a_resumed_law_equals_an_uninterrupted_one_bit_for_bit(task: DistillTask
     averages = final_averages(whole)
     assert averages is not None
     assert set(averages) == {"student", TIME_SAMPLER}
-    network = task.method.times.network(4)  # type: ignore[union-attr]
+    assert isinstance(task.method, RayFlow)
+    times = task.method.times
+    assert isinstance(times, LearnedTimes)
+    network = times.network(4)
     assert set(averages[TIME_SAMPLER]) == set(network.state_dict())
     v = midpoints(50)
     assert not torch.allclose(
-        typical_density(task.method.times, averages[TIME_SAMPLER], 4, v),  # type: ignore[arg-type]
-        typical_density(task.method.times, network.state_dict(), 4, v),  # type: ignore[arg-type]
+        typical_density(times, averages[TIME_SAMPLER], 4, v),
+        typical_density(times, network.state_dict(), 4, v),
     )
 
 
@@ -115,6 +121,7 @@ def test_the_law_has_its_own_optimizer_and_is_pictured_and_measured(task: Distil
     built = task.build(torch.device("cpu"))
     assert built.small == {TIME_SAMPLER}
     own = built.optimizers[TIME_SAMPLER]
+    assert isinstance(task.method, RayFlow)
     assert isinstance(task.method.times, LearnedTimes)
     assert (own.learning_rate, own.decay) == (task.method.times.learning_rate, "constant")
     assert seen.pictures == [("times/law", 3), ("times/law", 6)]
@@ -144,3 +151,45 @@ def test_a_law_s_picture_keeps_the_curves_before() -> None:
     assert rising == sorted(rising)
     assert one.size == two.size
     assert one.tobytes() != two.tobytes()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
+def test_every_method_resumes_as_if_it_had_not_stopped(
+    method: type[Distillation], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    task = DistillTask(
+        teacher=str(tiny_pipeline), method=method(),  # type: ignore[arg-type]
+        weights=Lora(rank=2, alpha=2.0, targets=("to_q",)),
+        optimizer=OPTIMIZER, training=TRAINING,
+    )  # fmt: skip
+    _check_resumes(task, tmp_path)
+
+
+def test_a_target_network_follows_the_student_and_resumes(tiny_pipeline: Path, tmp_path: Path) -> None:
+    task = DistillTask(
+        teacher=str(tiny_pipeline), method=LCM(target_decay=0.5), weights=Lora(rank=2, alpha=2.0, targets=("to_q",)),
+        optimizer=OPTIMIZER, training=TRAINING,
+    )  # fmt: skip
+    averages = _check_resumes(task, tmp_path)
+    assert set(averages) == {STUDENT, TARGET}
+    assert set(averages[STUDENT]) == set(averages[TARGET])
+    torch.manual_seed(TRAINING.seed)
+    built = task.build(torch.device("cpu"))
+    fresh = built.followers[TARGET].tensors
+    assert all(torch.equal(fresh[name], p) for name, p in built.modules[STUDENT].named_parameters() if name in fresh)
+    assert any(not torch.equal(fresh[name], tensor) for name, tensor in averages[TARGET].items())
+    assert not [p for p in built.followers[TARGET].module.parameters() if p.requires_grad]
+
+
+def _check_resumes(task: DistillTask, directory: Path) -> dict[str, dict[str, Tensor]]:
+    """Train whole, and stopped in the middle: the same to the bit; returns the averages."""
+    whole, broken = open_store(str(directory / "whole")), open_store(str(directory / "broken"))
+    run_task(task, place(whole))
+    with pytest.raises(StoppedError):
+        run_task(task, place(broken, 3))
+    torch.manual_seed(123)  # the state of the process does not matter
+    run_task(task, place(broken))
+    assert content(broken) == content(whole)
+    averages = final_averages(whole)
+    assert averages is not None
+    return averages

@@ -16,7 +16,7 @@ from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import NonFiniteError, Optimizer
 from raystill.flow.paths import RayPath
 from raystill.flow.times import SamplingTimes
-from raystill.methods.method import Loss
+from raystill.methods.method import Loss, generator
 from raystill.methods.rayflow import RayFlow
 from raystill.models.averaging import Average
 from raystill.models.fresh import (
@@ -27,10 +27,10 @@ from raystill.models.fresh import (
     save_pipeline,
     tokens_of,
 )
-from raystill.models.lora import Lora
 from raystill.models.text import train_tokenizer
+from raystill.models.weights import Lora
 from raystill.training.distillation import DistillTask
-from raystill.training.loop import Learner, Observers, Training, generator, train
+from raystill.training.loop import Learner, Observers, Training, train
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask
 from raystill.training.task import FINAL, Place, Task, final_averages, last_step, run_task
 
@@ -215,7 +215,7 @@ def task_of(name: str, teacher: Path) -> Task:
             training=TRAINING,
         )  # fmt: skip
     method, lora = RayFlow(path=RayPath(sigma=0.2), times=SamplingTimes()), Lora(rank=2, alpha=2.0)
-    return DistillTask(teacher=str(teacher), method=method, lora=lora, optimizer=OPTIMIZER, training=TRAINING)
+    return DistillTask(teacher=str(teacher), method=method, weights=lora, optimizer=OPTIMIZER, training=TRAINING)
 
 
 def place(store: Store, name: str, stop: int | None = None) -> Place:

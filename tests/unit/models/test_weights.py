@@ -6,7 +6,16 @@ from diffusers import UNet2DConditionModel
 
 from raystill.config.errors import UserError
 from raystill.models.fresh import DenoiserShape
-from raystill.models.lora import Lora, adapter_state, add_adapter, load_adapter, peft_config
+from raystill.models.weights import (
+    Full,
+    Lora,
+    add_delta,
+    delta,
+    load_trained,
+    lora_state,
+    peft_config,
+    prepare,
+)
 
 
 def unet(seed: int = 0) -> UNet2DConditionModel:
@@ -35,36 +44,36 @@ def moved(network: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def test_a_fresh_adapter_is_the_identity_and_a_moved_one_is_not() -> None:
-    adapted = add_adapter(unet(), Lora(rank=4))
+    adapted = prepare(unet(), Lora(rank=4))
     assert torch.equal(answer(adapted), answer(unet()))
     assert float((answer(moved(adapted)) - answer(unet())).abs().max()) > 1e-3
 
 
 def test_only_the_adapter_learns_and_every_convolution_and_projection_has_one() -> None:
-    adapted = add_adapter(unet(), Lora(rank=4))
+    adapted = prepare(unet(), Lora(rank=4))
     assert all(".lora_A." in name or ".lora_B." in name for name in learned(adapted))
     layers = {name for name, module in unet().named_modules() if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))}
     assert {name.split(".lora_")[0] for name in learned(adapted)} == layers
 
 
 def test_alpha_over_rank_scales_the_update() -> None:
-    one, two = (moved(add_adapter(unet(), Lora(rank=4, alpha=alpha, targets=("conv_out",)))) for alpha in (4.0, 8.0))
+    one, two = (moved(prepare(unet(), Lora(rank=4, alpha=alpha, targets=("conv_out",)))) for alpha in (4.0, 8.0))
     base = answer(unet())
     torch.testing.assert_close(answer(two) - base, 2 * (answer(one) - base), rtol=1e-4, atol=1e-5)
     assert (peft_config(Lora(rank=4, alpha=8.0)).r, peft_config(Lora(rank=4, alpha=8.0)).lora_alpha) == (4, 8.0)
 
 
 def test_loading_gives_the_same_function() -> None:
-    trained = moved(add_adapter(unet(), Lora(rank=4)))
+    trained = moved(prepare(unet(), Lora(rank=4)))
     torch.manual_seed(5)
-    other = add_adapter(unet(), Lora(rank=4))
-    load_adapter(other, learned(trained))
+    other = prepare(unet(), Lora(rank=4))
+    load_trained(other, learned(trained))
     assert torch.equal(answer(other), answer(trained))
 
 
 def test_the_state_has_peft_s_names_and_the_trained_values() -> None:
-    trained = moved(add_adapter(unet(), Lora(rank=4, targets=("to_q",))))
-    state, live = adapter_state(trained), learned(trained)
+    trained = moved(prepare(unet(), Lora(rank=4, targets=("to_q",))))
+    state, live = lora_state(trained), learned(trained)
     assert {
         name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.") for name in state
     } == set(live)
@@ -75,14 +84,42 @@ def test_the_state_has_peft_s_names_and_the_trained_values() -> None:
 
 def test_targets_that_name_nothing_are_refused_with_examples() -> None:
     with pytest.raises(UserError, match=r"name no layer of the UNet: to_qq, attention; expected names such as to_q"):
-        add_adapter(unet(), Lora(targets=("to_qq", "attention")))
+        prepare(unet(), Lora(targets=("to_qq", "attention")))
 
 
 def test_tensors_of_another_adapter_are_refused() -> None:
-    tensors = learned(add_adapter(unet(), Lora(rank=4, targets=("to_q", "to_v"))))
+    tensors = learned(prepare(unet(), Lora(rank=4, targets=("to_q", "to_v"))))
     with pytest.raises(UserError, match="first difference"):
-        load_adapter(add_adapter(unet(), Lora(rank=4, targets=("to_q",))), tensors)
+        load_trained(prepare(unet(), Lora(rank=4, targets=("to_q",))), tensors)
     with pytest.raises(UserError, match="first difference"):
-        load_adapter(add_adapter(unet(), Lora(rank=4, targets=("to_q", "to_v", "to_k"))), tensors)
+        load_trained(prepare(unet(), Lora(rank=4, targets=("to_q", "to_v", "to_k"))), tensors)
     with pytest.raises(UserError, match=r"shape \(4, .*rank"):
-        load_adapter(add_adapter(unet(), Lora(rank=2, targets=("to_q", "to_v"))), tensors)
+        load_trained(prepare(unet(), Lora(rank=2, targets=("to_q", "to_v"))), tensors)
+
+
+def test_a_full_student_learns_everything_and_its_delta_makes_it_again() -> None:
+    trained = moved(prepare(unet(), Full()))
+    assert set(learned(trained)) == {name for name, _ in trained.named_parameters()}
+    base = unet()
+    gained = delta(base, learned(trained))
+    add_delta(base, gained)
+    torch.testing.assert_close(answer(base), answer(trained), rtol=1e-5, atol=1e-6)
+
+
+def test_a_delta_moves_another_fine_tune_of_the_same_base_as_it_moved_the_base() -> None:
+    gained = delta(unet(), learned(moved(prepare(unet(), Full()))))
+    other = unet()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.01)
+    before = {name: p.detach().clone() for name, p in other.named_parameters()}
+    add_delta(other, gained)
+    for name, parameter in other.named_parameters():
+        torch.testing.assert_close(parameter - before[name], gained[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_delta_for_another_network_is_refused() -> None:
+    torch.manual_seed(0)
+    wider = DenoiserShape(widths=(8, 24), groups=4, heads=2, text_width=6).unet(4, 8)
+    with pytest.raises(UserError, match="the delta is for another UNet: "):
+        add_delta(unet(), delta(wider, {name: p.detach() for name, p in wider.named_parameters()}))

@@ -1,0 +1,61 @@
+"""Distances of latents that losses are means of, one number per sample; each is its own settings."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor
+
+from raystill.config.errors import UserError
+from raystill.flow.objectives import pseudo_huber
+from raystill.flow.predictions import Latent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Squared:
+    """Mean square of an error's numbers."""
+
+    def per_sample(self, error: Latent) -> Float[Tensor, " batch"]:
+        """Distance of each sample's error from 0."""
+        return error.square().flatten(1).mean(dim=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PseudoHuber:
+    """Mean of sqrt(d^2 + c^2) - c over an error's numbers: nearly their absolute value (2310.04378)."""
+
+    c: float = 1e-3  # in units of the latent
+
+    def __post_init__(self) -> None:
+        _check(self.c)
+
+    def per_sample(self, error: Latent) -> Float[Tensor, " batch"]:
+        """Distance of each sample's error from 0."""
+        return pseudo_huber(error, self.c).flatten(1).mean(dim=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorHuber:
+    """(sqrt(|d|^2 + (c n)^2) - c n) / n of an error of n numbers as one vector: samples with large errors count less
+    (rf++, 2405.20320; the constant as in its published code, where others write c sqrt(n)).
+    """
+
+    c: float = 0.00054  # per number of the latent
+
+    def __post_init__(self) -> None:
+        _check(self.c)
+
+    def per_sample(self, error: Latent) -> Float[Tensor, " batch"]:
+        """Distance of each sample's error from 0."""
+        flat = error.flatten(1)
+        count, square = flat.shape[1], flat.square().sum(dim=1)
+        level = self.c * count
+        return square / ((square + level**2).sqrt() + level) / count
+
+
+Premetric: TypeAlias = Squared | PseudoHuber | VectorHuber
+
+
+def _check(c: float) -> None:
+    if not c > 0:
+        raise UserError(f"the constant of a Huber distance is {c}; it is greater than 0, for example 0.001")

@@ -1,0 +1,128 @@
+"""ADD (2311.17042) in the latent space of LADD (2403.12015): an adversary on the frozen teacher's features and the
+teacher's own estimate of the student's samples.
+
+Departures: features are the teacher's UNet's, at latents that are noised, where ADD reads DINOv2's of pictures; heads
+are told nothing of caption and picture; the distance of the estimate is one of latents. LADD's text was not available:
+of it come the features only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import relu
+
+from raystill.config.errors import UserError
+from raystill.flow.paths import DiffusionPath
+from raystill.flow.predictions import Kind, Latent, column, point
+from raystill.flow.schedules import Schedule, Times
+from raystill.flow.starts import StartLaw
+from raystill.methods.adversary import check_features, features, heads_of, input_gradient, towards
+from raystill.methods.coupling import noise_for
+from raystill.methods.method import STUDENT, TEACHER, Batch, Distillation, Given, Head, Loss, Networks
+from raystill.methods.teaching import Guidance, Teaching, begun, fresh
+from raystill.models.denoiser import Denoiser
+from raystill.models.pipeline import Pipeline
+from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
+
+ADVERSARY = "discriminator"  # role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ADD(Distillation):
+    """Settings of the method."""
+
+    steps: int = 4  # N: the student learns at the times of the stock sampler in N steps
+    guidance: Guidance = field(default_factory=Guidance)  # of the teacher's estimate
+    distillation: float = 2.5  # lambda, weight of the teacher's estimate
+    adversarial: float = 1.0  # weight of the adversary in the student's gradient
+    penalty: float = 1e-5  # gamma of R1, the squared gradient of the heads in their real features
+    features: tuple[str, ...] = ("mid_block",)  # of the teacher's UNet, that the adversary reads
+    learning_rate: float = 1e-4  # of the adversary
+    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
+
+    name: ClassVar[str] = "add"
+    paper: ClassVar[str] = "2311.17042, 2403.12015"
+    takes_eta: ClassVar[bool] = False
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Student and adversary."""
+        return (STUDENT, ADVERSARY)
+
+    def heads(self, given: Given) -> dict[str, Head]:
+        """The adversary."""
+        return {ADVERSARY: Head(heads_of(given, self.features), self.learning_rate)}
+
+    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+        """Refuse, with UserError, a teacher without the parts that the adversary reads."""
+        check_features(self.features, parts)
+
+    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+        """Refuse, with UserError, a student without steps, and negative weights."""
+        super(ADD, self).check(sampling, batch_size, steps)
+        if self.steps < 1 or min(self.distillation, self.adversarial, self.penalty) < 0:
+            raise UserError(
+                f"method.steps is {self.steps}, distillation {self.distillation}, adversarial {self.adversarial}, "
+                f"penalty {self.penalty}; write at least 1 step, and weights of 0 or more"
+            )
+
+    def calls(self, steps: int) -> float:
+        """Its estimate, and what the adversary reads: twice for itself, once for the student."""
+        return self.guidance.branches + 3.0
+
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+        """The hinge losses (equations 2 and 3) and c(t) |x - x_psi|^2 (equation 4), where x_psi is what the teacher
+        says of the sample, noised to t, and c(t) = s_t.
+        """
+        x_0, condition, schedule = batch["x_0"], batch["condition"], given.schedule
+        t = schedule.sampling_times(self.steps)[torch.randint(self.steps, (len(x_0),), generator=rng)]
+        noise = noise_for(x_0, rng, immiscible=self.immiscible)
+        start = begun(schedule, t, x_0, noise)
+        sample = Denoiser(networks[STUDENT], schedule, given.kind)(start, t, condition).data
+        teaching = Teaching.of(networks, given, batch, self.guidance, rng)
+        at, own = _times(len(x_0), rng), fresh(x_0, rng)
+        with torch.no_grad():
+            said = teaching(point(sample, own, schedule.angle(at)), at).data
+        distance = column(schedule.signal(at), sample) * (sample - said).square()
+        seen, noised = _times(len(x_0), rng), fresh(x_0, rng)
+
+        def read(x: Latent) -> dict[str, Tensor]:
+            teacher = Denoiser(networks[TEACHER], schedule, given.kind)
+            return features(teacher, self.features, point(x, noised, schedule.angle(seen)), seen, condition)
+
+        value, gradient = input_gradient(lambda x: -networks[ADVERSARY](read(x)).mean(), sample)
+        student = self.distillation * distance.mean() + towards(sample, self.adversarial * gradient)
+        metrics = {"loss/student_adversarial": value, "loss/student_distillation": distance.detach().mean()}
+        with torch.no_grad():
+            real, faked = read(x_0), read(sample)
+        return {
+            STUDENT: Loss(student, metrics, times=t),
+            ADVERSARY: Loss(self._adversary(networks, real, faked), times=seen),
+        }
+
+    def _adversary(self, networks: Networks, real: dict[str, Tensor], faked: dict[str, Tensor]) -> Tensor:
+        """mean relu(1 - D(x_0)) + mean relu(1 + D(x)) + gamma R1."""
+        leaves = {name: feature.detach().requires_grad_() for name, feature in real.items()}
+        said = networks[ADVERSARY](leaves)
+        hinge = relu(1 - said).mean() + relu(1 + networks[ADVERSARY](faked)).mean()
+        if not self.penalty:
+            return hinge
+        slopes = torch.autograd.grad(said.sum(), list(leaves.values()), create_graph=True)
+        squares = torch.stack([slope.flatten(1).square().sum(dim=1).mean() for slope in slopes])
+        return hinge + self.penalty * squares.sum()
+
+    def noisy(self, sampling: Sampling) -> bool:
+        """It always does."""
+        return True
+
+    def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
+        """Estimate x_0 and noise it anew, at the stock sampler's times."""
+        return ray_scheduler(pipeline, DiffusionPath(), Sampling(eta=1.0), start)
+
+
+def _times(count: int, rng: Generator) -> Times:
+    """Uniform, above 0."""
+    return 1 - torch.rand(count, generator=rng, dtype=torch.float64)

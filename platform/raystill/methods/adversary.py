@@ -1,0 +1,120 @@
+"""What the adversarial methods share: heads that tell students' samples from others by the frozen teacher's features.
+
+The teacher is not trained, and heads are small and whole on every rank, so that the student's gradient is taken through
+them to the sample alone (`input_gradient`): nothing lands in a head's parameters, at any stage of ZeRO.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from math import gcd
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu
+
+from raystill.config.errors import UserError
+from raystill.flow.predictions import Latent
+from raystill.flow.schedules import Times
+from raystill.methods.method import Given
+from raystill.models.denoiser import Condition, Denoiser
+
+GROUPS = 32  # of the heads' normalisation, or the largest number below that divides
+
+Logits = Float[Tensor, " batch"]
+
+
+class Heads(nn.Module):
+    """One convolutional head per feature map; the logit is the mean over maps and places."""
+
+    def __init__(self, widths: dict[str, int]) -> None:
+        super().__init__()
+        self.names = tuple(widths)
+        self.heads = nn.ModuleList(_Head(width) for width in widths.values())
+
+    def forward(self, features: dict[str, Tensor]) -> Logits:
+        """Logits, high for what is not a student's; features by the names of the teacher's parts."""
+        every = [head(features[name]).flatten(1).mean(dim=1) for name, head in zip(self.names, self.heads, strict=True)]
+        return torch.stack(every).mean(dim=0).float()
+
+
+class _Head(nn.Module):
+    """Two 3 x 3 convolutions with a way around the second, and one number per place."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        groups = gcd(GROUPS, width)
+        self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.norms = nn.ModuleList(nn.GroupNorm(groups, width) for _ in range(2))
+        self.out = nn.Conv2d(width, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = leaky_relu(self.norms[0](self.first(x)), 0.2)
+        found: Tensor = self.out(first + leaky_relu(self.norms[1](self.second(first)), 0.2))
+        return found
+
+
+def check_features(names: tuple[str, ...], there: Mapping[str, int]) -> None:
+    """Refuse, with UserError, parts that a teacher's UNet has not."""
+    absent = [name for name in names if name not in there]
+    if absent or not names:
+        raise UserError(
+            f"method.features names {', '.join(absent) or 'nothing'}, and the teacher's UNet has "
+            f"{', '.join(there)}: --set 'method.features=[\"mid_block\"]'"
+        )
+
+
+def heads_of(given: Given, names: tuple[str, ...], points: int = 1) -> Heads:
+    """Heads for parts of a teacher, at so many points at once; UserError for parts that it has not."""
+    check_features(names, given.features)
+    return Heads({name: points * given.features[name] for name in names})
+
+
+def features(teacher: Denoiser, names: tuple[str, ...], x: Latent, t: Times, condition: Condition) -> dict[str, Tensor]:
+    """What named parts of the teacher's UNet give at points of unit length, in float32."""
+    found: dict[str, Tensor] = {}
+    assert isinstance(teacher.network, nn.Module)
+    with _listening(teacher.network, names, found), suppress(_HeardError):
+        teacher(x, t, condition)
+    return found
+
+
+class _HeardError(Exception):
+    """All named parts have answered: what comes after them is not computed."""
+
+
+@contextmanager
+def _listening(network: nn.Module, names: tuple[str, ...], found: dict[str, Tensor]) -> Iterator[None]:
+    def keep(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            assert isinstance(first, Tensor)
+            found[name] = first.float()
+            if len(found) == len(names):
+                raise _HeardError
+
+        return hook
+
+    hooks = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def input_gradient(loss: Callable[[Latent], Tensor], sample: Latent) -> tuple[Tensor, Latent]:
+    """A scalar loss of samples, detached, and its gradient in them; no parameter gets one."""
+    leaf = sample.detach().requires_grad_()
+    with torch.enable_grad():
+        value = loss(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach(), gradient
+
+
+def towards(sample: Latent, gradient: Latent) -> Tensor:
+    """A scalar whose gradient in the samples is the given one: 0.5 mean (x - sg(x - g))^2 for g times the numbers of x
+    (2405.14867, equation 1 in the form of 2209.14988).
+    """
+    wanted = (sample - gradient * sample.numel()).detach()
+    return 0.5 * (sample - wanted).square().mean()

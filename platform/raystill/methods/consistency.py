@@ -1,0 +1,74 @@
+"""What the consistency methods share: the student's jump from t to r is to be its own jump from t' to r, where the
+teacher has led from t to t' (2303.01469 in the form of 2402.19159: G(x, t -> r) = D(x, t -> r; e_student)).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Generator, Tensor
+
+from raystill.flow.predictions import Latent, Prediction, column, point
+from raystill.flow.premetrics import Premetric
+from raystill.flow.schedules import Grid, Schedule, Times
+from raystill.methods.method import STUDENT, TARGET, Batch, Given, Loss, Networks
+from raystill.models.denoiser import Denoiser
+
+Indices = Int[Tensor, " batch"]
+Lead = Callable[[Latent, Times, Times], Latent]  # the teacher's way from (x, t) to t'
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Times of a batch on a grid of N intervals of [0, 1]: the student's, the teacher's end, and the landing."""
+
+    t: Times
+    led: Times  # t' < t
+    landing: Times  # r <= t'
+
+
+def grid_of(schedule: Schedule, intervals: int) -> Grid:
+    """Times of the stock sampler in so many steps, from data on: what it asks in fewer is among them."""
+    return schedule.sampling_times(intervals).flip(0)
+
+
+def drawn(
+    grid: Grid,
+    bottom: Callable[[Indices], Indices],
+    rng: Generator,
+    count: int,
+    *,
+    any_landing: bool,
+) -> Draw:
+    """t uniform over the grid's N points above 0 and t' the next one below; r is `bottom` of t's index, or uniform over
+    the points from there to t'.
+    """
+    j = torch.randint(1, len(grid), (count,), generator=rng)
+    lowest = bottom(j)
+    share = torch.rand(count, generator=rng, dtype=torch.float64)
+    r = lowest + (share * (j - lowest)).long().clamp(max=j - 1 - lowest) if any_landing else lowest
+    t, led, landing = (grid[index] for index in (j, j - 1, r))
+    return Draw(t, led, landing)
+
+
+def jumped(prediction: Prediction, schedule: Schedule, t: Times, r: Times) -> Latent:
+    """G(x, t -> r); the point itself where r = t, whatever the network says."""
+    here = column((t == r).to(t), prediction.x) > 0
+    return torch.where(here, prediction.x, prediction.moved(schedule.angle(r)))
+
+
+def consistency_loss(
+    networks: Networks, given: Given, batch: Batch, draw: Draw, lead: Lead, eps: Latent, premetric: Premetric
+) -> Loss:
+    """Mean distance of G(x_t, t -> r) from the target network's G(x', t' -> r), which gets no gradient."""
+    x_0, condition, schedule = batch["x_0"], batch["condition"], given.schedule
+    x = point(x_0, eps, schedule.angle(draw.t))
+    student = Denoiser(networks[STUDENT], schedule, given.kind)
+    target = Denoiser(networks.get(TARGET, networks[STUDENT]), schedule, given.kind)
+    with torch.no_grad():
+        led = lead(x, draw.t, draw.led)
+        asked = draw.led.clamp(min=1 / schedule.steps)  # at data itself nobody is asked: it is the landing
+        wanted = jumped(target(led, asked, condition), schedule, draw.led, draw.landing)
+    found = jumped(student(x, draw.t, condition), schedule, draw.t, draw.landing)
+    return Loss(premetric.per_sample(found - wanted).mean(), times=draw.t)

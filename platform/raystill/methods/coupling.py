@@ -1,0 +1,20 @@
+"""Which noise a latent is noised with: any, or within a batch the one that is near it."""
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Generator
+
+from raystill.flow.predictions import Latent
+from raystill.methods.teaching import fresh
+
+
+def noise_for(x_0: Latent, rng: Generator, *, immiscible: bool) -> Latent:
+    """N(0, I) noise for a rank's batch; `immiscible` deals it out by the linear assignment with the least sum of
+    squared distances (2406.12303, which assigns over all ranks and takes the distances). HOST SYNC where it does.
+    """
+    noise = fresh(x_0, rng)
+    if not immiscible:
+        return noise
+    data, drawn = (x.detach().float().flatten(1).cpu().numpy() for x in (x_0, noise))
+    chosen = linear_sum_assignment(data @ drawn.T, maximize=True)[1]  # of squared distances the rest is the same
+    return noise[torch.from_numpy(chosen).to(noise.device)]

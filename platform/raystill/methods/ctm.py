@@ -1,0 +1,154 @@
+"""CTM (2310.02279): the student is told where it lands, so that one network holds every jump of the teacher's
+trajectories; where jumps end is compared at data, and at its own time the student is a denoiser.
+
+Departures: the grid is the stock sampler's, the solver guided DDIM (the paper's is Heun, unguided, of pixels);
+distances are of latents; the denoising term is of what the network predicts, at uniform times, and where the teacher is
+guided its target is the guided teacher's answer, since the mean of the data would contradict the jumps; the two terms
+are balanced by their gradients in the network's output, where the paper takes its last layer's weights; the landing is
+told by one layer that begins as zero, so that the student begins as the teacher. The adversarial term, which gives most
+of the paper's quality at one step, is left out. Only gamma 0 is sampled, the paper's choice for several steps.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from raystill.config.errors import UserError
+from raystill.flow.objectives import true_value
+from raystill.flow.predictions import Latent, Prediction, point
+from raystill.flow.premetrics import Premetric, PseudoHuber
+from raystill.flow.schedules import Schedule, Times
+from raystill.flow.solvers import ddim_between
+from raystill.flow.starts import StartLaw
+from raystill.methods.adversary import input_gradient
+from raystill.methods.consistency import Draw, grid_of, jumped
+from raystill.methods.coupling import noise_for
+from raystill.methods.method import EVERY_RANK, STUDENT, TARGET, Batch, Distillation, Given, Loss, Networks, generator
+from raystill.methods.teaching import Guidance, Teaching, fresh
+from raystill.models.ctm import told
+from raystill.models.denoiser import Condition, Denoiser
+from raystill.models.pipeline import Pipeline
+from raystill.models.sampling import Sampling, Scheduler, ctm_scheduler
+
+MOST_WEIGHT = 1e4  # of the denoising term
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CTM(Distillation):
+    """Settings of the method; the paper has N = 18 and M = 17 for CIFAR-10, a grid that few samplers' steps are on."""
+
+    intervals: int = 16  # N: times are those of the stock sampler in N steps
+    most: int = 15  # M: the teacher leads 1 to M steps of the grid, m of them with a probability that grows as m
+    denoising: float = 1.0  # of the denoising term, whose gradient is as large as the other one's at 1; 0 leaves it out
+    guidance: Guidance = field(default_factory=Guidance)
+    premetric: Premetric = field(default_factory=PseudoHuber)
+    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
+    target_decay: float = 0.999  # of the target network's average
+
+    name: ClassVar[str] = "ctm"
+    paper: ClassVar[str] = "2310.02279"
+    takes_eta: ClassVar[bool] = False
+    tells_landing: ClassVar[bool] = True
+
+    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+        """Refuse, with UserError, a teacher that leads beyond the grid."""
+        super(CTM, self).check(sampling, batch_size, steps)
+        if not 1 <= self.most <= self.intervals or self.denoising < 0 or not 0 <= self.target_decay <= 1:
+            raise UserError(
+                f"method.most is {self.most} of method.intervals {self.intervals}, denoising {self.denoising} and "
+                f"target_decay {self.target_decay}; write 1 to {self.intervals}, 0 or more, and a share in [0, 1]"
+            )
+
+    def keeps(self, step: int) -> float | None:
+        """The same at every step."""
+        return self.target_decay
+
+    def calls(self, steps: int) -> float:
+        """The mean of m steps, and the denoising term's target where it is guided."""
+        guides = 2 if self.denoising and self.guidance.branches == 2 else 0
+        return (2 * self.most + 1) / 3 * self.guidance.branches + guides
+
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+        """Distance of G*(G(x_t, t -> s), s -> 0) from G*(G(x_u, u -> s), s -> 0), where the teacher leads from t to u
+        and G* is the target network's (equation 8), and the denoising loss of g(x, t -> t).
+        """
+        condition, schedule = batch["condition"], given.schedule
+        led = self._led(given, step)
+        draw = self._drawn(schedule, led, len(condition), rng)
+        teaching = Teaching.of(networks, given, batch, self.guidance, rng)
+        x = point(batch["x_0"], noise_for(batch["x_0"], rng, immiscible=self.immiscible), schedule.angle(draw.t))
+        data = torch.zeros_like(draw.t)
+        with torch.no_grad():
+            at = ddim_between(teaching, schedule, x, draw.t, draw.led, led)
+            said = self._answer(given, networks[STUDENT], at, draw.led, draw.landing, condition)
+            inner = jumped(said, schedule, draw.led, draw.landing)
+            last = self._answer(given, networks[TARGET], inner, draw.landing, data, condition)
+            wanted = jumped(last, schedule, draw.landing, data)
+
+        def distance(landed: Latent) -> Tensor:
+            outer = self._answer(given, networks[TARGET], landed, draw.landing, data, condition)
+            return self.premetric.per_sample(jumped(outer, schedule, draw.landing, data) - wanted).mean()
+
+        answer = self._answer(given, networks[STUDENT], x, draw.t, draw.landing, condition)
+        found = jumped(answer, schedule, draw.t, draw.landing)
+        value, gradient = input_gradient(distance, found)
+        loss = value + ((found - found.detach()) * gradient).sum()  # its value, and its gradient in the student
+        if not self.denoising:
+            return {STUDENT: Loss(loss, times=draw.t)}
+        error, slope = self._denoised(given, networks[STUDENT], batch, teaching, rng)
+        own = _pulled(answer, gradient, schedule, draw)
+        weight = (own.norm() / (slope.norm() + 1e-12)).clamp(max=MOST_WEIGHT)
+        metrics = {"loss/student_consistency": value, "loss/student_denoising": error.detach()}
+        metrics["loss/denoising_weight"] = weight.detach()
+        return {STUDENT: Loss(loss + self.denoising * weight * error, metrics, times=draw.t)}
+
+    def _led(self, given: Given, step: int) -> int:
+        """m, the same for the whole step on all ranks."""
+        weights = torch.arange(1.0, self.most + 1)
+        return 1 + int(torch.multinomial(weights, 1, generator=generator(given.seed, EVERY_RANK, step)))
+
+    def _drawn(self, schedule: Schedule, led: int, count: int, rng: Generator) -> Draw:
+        """t uniform over the grid's points m and more above data, u m points below t, s uniform from u down to data."""
+        j = torch.randint(led, self.intervals + 1, (count,), generator=rng)
+        share = torch.rand(count, generator=rng, dtype=torch.float64)
+        landing = (share * (j - led + 1)).long()
+        grid = grid_of(schedule, self.intervals)
+        t, u, s = (grid[index] for index in (j, j - led, landing))
+        return Draw(t, u, s)
+
+    def _denoised(
+        self, given: Given, student: nn.Module, batch: Batch, teaching: Teaching, rng: Generator
+    ) -> tuple[Tensor, Latent]:
+        """Mean squared error of g(x, t -> t), and its gradient in what the network predicts: from the data where the
+        teacher is not guided, else from what the guided teacher says, which the jumps' limit is, too.
+        """
+        x_0 = batch["x_0"]
+        t, noise = 1 - torch.rand(len(x_0), generator=rng, dtype=torch.float64), fresh(x_0, rng)
+        x = point(x_0, noise, given.schedule.angle(t))
+        said = self._answer(given, student, x, t, t, batch["condition"])
+        error = said.value - (true_value(said, x_0, noise) if teaching.scale is None else teaching(x, t).value)
+        return error.square().mean(), 2 * error.detach() / error.numel()
+
+    def _answer(
+        self, given: Given, network: nn.Module, x: Latent, t: Times, landing: Times, condition: Condition
+    ) -> Prediction:
+        """What a network says that is told its landing; at data itself it is asked at the first step's time."""
+        knows = told(network, given.schedule, landing, x.device)
+        return Denoiser(knows, given.schedule, given.kind)(x, t.clamp(min=1 / given.schedule.steps), condition)
+
+    def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
+        """DDIM's steps, of which the network is told."""
+        return ctm_scheduler(pipeline)
+
+
+def _pulled(answer: Prediction, gradient: Latent, schedule: Schedule, draw: Draw) -> Latent:
+    """The gradient in what the network predicted, of a loss whose gradient in the jump's end is given; nothing passes
+    through the network, whose engine takes one backward a step.
+    """
+    value = answer.value.detach().requires_grad_()
+    with torch.enable_grad():
+        end = jumped(replace(answer, value=value), schedule, draw.t, draw.landing)
+    (pulled,) = torch.autograd.grad(end, value, gradient)
+    return pulled

@@ -1,0 +1,170 @@
+"""DMD2 (2405.14867): the student's samples are moved from where a fake score, trained on them, sees them to where the
+teacher does; an adversary looks at both; several steps are simulated backwards.
+
+Departure: the paper's adversary reads the fake score's features and trains its encoder, too; here heads read the frozen
+teacher's, so that every role has one engine. The student's samples are the same for all roles of a step, which is what
+the published alternation computes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import softplus
+
+from raystill.config.errors import UserError
+from raystill.flow.objectives import true_value
+from raystill.flow.paths import DiffusionPath
+from raystill.flow.predictions import Kind, Latent, column, point
+from raystill.flow.schedules import Schedule, Times
+from raystill.flow.starts import StartLaw
+from raystill.methods.adversary import check_features, features, heads_of, input_gradient, towards
+from raystill.methods.method import (
+    EVERY_RANK,
+    STUDENT,
+    TEACHER,
+    Batch,
+    Distillation,
+    Given,
+    Head,
+    Loss,
+    Networks,
+    generator,
+)
+from raystill.methods.teaching import Guidance, Teaching, fresh
+from raystill.models.denoiser import Condition, Denoiser
+from raystill.models.pipeline import Pipeline
+from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
+
+FAKE, ADVERSARY = "fake_score", "discriminator"  # roles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DMD2(Distillation):
+    """Settings of the method."""
+
+    steps: int = 4  # N, of the student
+    ratio: int = 5  # R: the student is updated every so many steps, the other roles at each
+    guidance: float = 3.0  # w of the real score
+    lowest: float = 0.02  # of the times at which scores are compared; the highest is 1 less this
+    adversarial: float = 5e-3  # weight of the adversary in the student's gradient; 0 trains none
+    features: tuple[str, ...] = ("mid_block",)  # of the teacher's UNet, that the adversary reads
+    learning_rate: float = 1e-4  # of the adversary
+
+    name: ClassVar[str] = "dmd2"
+    paper: ClassVar[str] = "2405.14867"
+    takes_eta: ClassVar[bool] = False
+    copies: ClassVar[tuple[str, ...]] = (FAKE,)
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Student, fake score and, where it has a weight, the adversary."""
+        return (STUDENT, FAKE, ADVERSARY) if self.adversarial else (STUDENT, FAKE)
+
+    def turn(self, step: int) -> tuple[str, ...]:
+        """The student every `ratio` steps, the others always."""
+        return self.learners if step % self.ratio == 0 else self.learners[1:]
+
+    def heads(self, given: Given) -> dict[str, Head]:
+        """The adversary."""
+        return {ADVERSARY: Head(heads_of(given, self.features), self.learning_rate)} if self.adversarial else {}
+
+    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+        """Refuse, with UserError, a teacher without the parts that the adversary reads."""
+        check_features(self.features, parts)
+
+    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+        """Refuse, with UserError, numbers that make no training."""
+        super(DMD2, self).check(sampling, batch_size, steps)
+        if self.steps < 1 or self.ratio < 1 or self.adversarial < 0 or not 0 <= self.lowest < 0.5:
+            raise UserError(
+                f"method.steps is {self.steps}, ratio {self.ratio}, adversarial {self.adversarial} and lowest "
+                f"{self.lowest}; write at least 1, 1, 0 and a time below 0.5"
+            )
+
+    def calls(self, steps: int) -> float:
+        """The real score on the student's turns, and what the adversary reads, twice for itself and once for it."""
+        scores, read = Guidance(low=self.guidance, high=self.guidance).branches, float(self.adversarial > 0)
+        return (scores + read) * -(-steps // self.ratio) / steps + 2 * read
+
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+        """Distribution matching and the adversary for the student (equations 1 and 4), the denoising loss of the fake
+        score (equation 2) and the adversary's own, all on the same samples.
+        """
+        condition, turn = batch["condition"], self.turn(step)
+        sample = self._sample(given, networks, batch, rng, step, learn=STUDENT in turn)
+        teaching = Teaching.of(networks, given, batch, Guidance(low=self.guidance, high=self.guidance), rng)
+        fake = Denoiser(networks[FAKE], given.schedule, given.kind)
+        found: dict[str, Loss] = {}
+        if STUDENT in turn:
+            found[STUDENT] = self._student(given, networks, condition, sample, teaching, fake, rng)
+        sample = sample.detach()
+        t, eps = _times(len(sample), 0.0, rng), fresh(sample, rng)
+        says = fake(point(sample, eps, given.schedule.angle(t)), t, condition)
+        found[FAKE] = Loss((says.value - true_value(says, sample, eps)).square().mean(), times=t)
+        if ADVERSARY in turn:
+            real, faked = (self._logits(given, networks, x, condition, rng) for x in (batch["x_0"], sample))
+            told = {"adversary/real": real.detach().sigmoid().mean(), "adversary/fake": faked.detach().sigmoid().mean()}
+            found[ADVERSARY] = Loss(softplus(-real).mean() + softplus(faked).mean(), told)
+        return found
+
+    def _sample(
+        self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int, *, learn: bool
+    ) -> Latent:
+        """The student's x_0 at one of its N times, to which it has come by itself (section 4.5); the same time for the
+        whole step on all ranks.
+        """
+        student, schedule = Denoiser(networks[STUDENT], given.schedule, given.kind), given.schedule
+        last = int(torch.randint(self.steps, (), generator=generator(given.seed, EVERY_RANK, step)))
+        x_0: Latent = batch["x_0"]
+        x = fresh(x_0, rng)
+        times = schedule.sampling_times(self.steps)
+        for i in range(last + 1):
+            t, following = times[i].expand(len(x)), times[i + 1].expand(len(x))
+            with torch.set_grad_enabled(learn and i == last):
+                x_0 = student(x, t, batch["condition"]).data
+            x = point(x_0.detach(), fresh(x_0, rng), schedule.angle(following))
+        return x_0
+
+    def _student(
+        self, given: Given, networks: Networks, condition: Condition, sample: Latent, teaching: Teaching,
+        fake: Denoiser, rng: Generator,
+    ) -> Loss:  # fmt: skip
+        """g = (f - r) / mean |x - r|, where f and r are what fake score and teacher say of the sample, noised."""
+        t = _times(len(sample), self.lowest, rng)
+        with torch.no_grad():
+            noised = point(sample, fresh(sample, rng), given.schedule.angle(t))
+            real, faked = teaching(noised, t).data, fake(noised, t, condition).data
+            size = (sample - real).abs().mean(dim=(1, 2, 3))
+            gradient = (faked - real) / column(size + 1e-6, sample) / sample.numel()
+        metrics = {"distillation/gradient_norm": (gradient * sample.numel()).square().mean().sqrt()}
+        if self.adversarial:
+            value, own = input_gradient(
+                lambda x: softplus(-self._logits(given, networks, x, condition, rng)).mean(), sample
+            )
+            gradient = gradient + self.adversarial * own
+            metrics["loss/student_adversarial"] = value
+        return Loss(towards(sample, gradient), metrics, times=t)
+
+    def _logits(self, given: Given, networks: Networks, x: Latent, condition: Condition, rng: Generator) -> Tensor:
+        """What the adversary says of latents, each noised to a time of its own."""
+        t = _times(len(x), 0.0, rng)
+        noised = point(x, fresh(x, rng), given.schedule.angle(t))
+        teacher = Denoiser(networks[TEACHER], given.schedule, given.kind)
+        logits: Tensor = networks[ADVERSARY](features(teacher, self.features, noised, t, condition))
+        return logits
+
+    def noisy(self, sampling: Sampling) -> bool:
+        """It always does."""
+        return True
+
+    def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
+        """Estimate x_0 and noise it anew, at the stock sampler's times."""
+        return ray_scheduler(pipeline, DiffusionPath(), Sampling(eta=1.0), start)
+
+
+def _times(count: int, lowest: float, rng: Generator) -> Times:
+    """Uniform over [lowest, 1 - lowest], above 0."""
+    return lowest + (1 - 2 * lowest) * (1 - torch.rand(count, generator=rng, dtype=torch.float64))

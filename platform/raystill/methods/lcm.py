@@ -1,0 +1,63 @@
+"""LCM and LCM-LoRA (2310.04378, 2311.05556): one function says x_0 of every point of the guided teacher's trajectory.
+
+Departures: f is the estimate of x_0 itself and the point itself at t = 0, which the paper's c_skip and c_out are to
+7e-6 on its own grid; the grid ends at clean data, where the published code ends at the first step's noise level; the
+student is not told w, as in LCM-LoRA, so that w is one number by default.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Generator
+
+from raystill.flow.premetrics import Premetric, PseudoHuber
+from raystill.flow.starts import StartLaw
+from raystill.methods.consistency import consistency_loss, drawn, grid_of
+from raystill.methods.coupling import noise_for
+from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
+from raystill.methods.teaching import Guidance, Teaching
+from raystill.models.pipeline import Pipeline
+from raystill.models.sampling import Sampling, Scheduler, lcm_scheduler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LCM(Distillation):
+    """Settings of the method; the published LoRA training has w of 8.5, or 6 to 16, in this convention."""
+
+    intervals: int = 50  # N: t' is one of N equal steps of the teacher's DDIM below t
+    guidance: Guidance = field(default_factory=Guidance)
+    premetric: Premetric = field(default_factory=PseudoHuber)
+    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
+    target_decay: float | None = None  # of the target network's average; None: the student itself, as for adapters
+
+    name: ClassVar[str] = "lcm"
+    paper: ClassVar[str] = "2310.04378"
+    takes_eta: ClassVar[bool] = False
+
+    def keeps(self, step: int) -> float | None:
+        """The same at every step."""
+        return self.target_decay
+
+    def calls(self, steps: int) -> float:
+        """One guided step."""
+        return float(self.guidance.branches)
+
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+        """Algorithm 1: distance of f(x_t, t) from the target network's f(x', t'), with x' one guided DDIM
+        step of the teacher below x_t.
+        """
+        draw = drawn(
+            grid_of(given.schedule, self.intervals), torch.zeros_like, rng, len(batch["x_0"]), any_landing=False
+        )
+        teaching = Teaching.of(networks, given, batch, self.guidance, rng)
+        noise = noise_for(batch["x_0"], rng, immiscible=self.immiscible)
+        return {STUDENT: consistency_loss(networks, given, batch, draw, teaching.step, noise, self.premetric)}
+
+    def noisy(self, sampling: Sampling) -> bool:
+        """LCM's always does."""
+        return True
+
+    def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
+        """Estimate x_0, noise it anew, and so on: LCM's own."""
+        return lcm_scheduler(pipeline, self.intervals)

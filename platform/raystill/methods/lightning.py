@@ -1,0 +1,148 @@
+"""SDXL-Lightning (2402.13929): progressive distillation, the first stage by a squared error from the guided teacher,
+the later ones by an adversary that knows where a jump began.
+
+Departures: the adversary's backbone is the frozen teacher, where the paper trains a copy of its encoder; phases that
+train all weights, the adversary without the jump's beginning and the switch to a data prediction for one step are left
+out; one adversary and one decay of the learning rate span all stages; where a jump ends at data, the adversary sees it
+noised to one of four times, as the paper's last stage does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import softplus
+
+from raystill.config.errors import UserError
+from raystill.flow.predictions import Kind, Latent, point
+from raystill.flow.premetrics import Premetric, Squared
+from raystill.flow.schedules import Schedule, Times
+from raystill.flow.solvers import ddim_between
+from raystill.methods.adversary import check_features, features, heads_of, input_gradient, towards
+from raystill.methods.coupling import noise_for
+from raystill.methods.method import STUDENT, TARGET, TEACHER, Batch, Distillation, Given, Head, Loss, Networks
+from raystill.methods.teaching import Guidance, Teaching, begun, fresh
+from raystill.models.denoiser import Denoiser
+from raystill.models.sampling import Sampling
+
+ADVERSARY = "discriminator"  # role
+NOISED = (0.01, 0.25, 0.5, 0.75)  # times at which clean ends of jumps are judged (section 3.7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lightning(Distillation):
+    """Settings of the method."""
+
+    stages: tuple[int, ...] = (32, 8, 4, 2, 1)  # steps of the student in each; each divides the one before
+    first: int = 128  # steps of the guided teacher, from which the first stage learns
+    stage_steps: int = 100  # of training in each stage; the last one goes on to the end
+    guidance: Guidance = field(default_factory=Guidance)  # of the first stage, which later students hold
+    features: tuple[str, ...] = ("mid_block",)  # of the teacher's UNet, that the adversary reads
+    learning_rate: float = 1e-4  # of the adversary
+    premetric: Premetric = field(default_factory=Squared)  # of the first stage
+    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
+
+    name: ClassVar[str] = "lightning"
+    paper: ClassVar[str] = "2402.13929"
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Student and adversary."""
+        return (STUDENT, ADVERSARY) if len(self.stages) > 1 else (STUDENT,)
+
+    def turn(self, step: int) -> tuple[str, ...]:
+        """The student alone in the first stage, then both."""
+        return self.learners if self.stage(step) else (STUDENT,)
+
+    def stage(self, step: int) -> int:
+        """Number of the stage of a step."""
+        return min(step // self.stage_steps, len(self.stages) - 1)
+
+    @property
+    def default_steps(self) -> int:
+        """The last stage's."""
+        return self.stages[-1]
+
+    def keeps(self, step: int) -> float | None:
+        """The stage's teacher is the student as it was at the end of the stage before."""
+        return 0.0 if self.stage(step) != self.stage(step + 1) else 1.0
+
+    def heads(self, given: Given) -> dict[str, Head]:
+        """The adversary, which reads a jump's end and its beginning."""
+        heads = heads_of(given, self.features, points=2)
+        return {ADVERSARY: Head(heads, self.learning_rate)} if len(self.stages) > 1 else {}
+
+    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+        """Refuse, with UserError, a teacher without the parts that the adversary reads."""
+        check_features(self.features, parts)
+
+    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+        """Refuse, with UserError, stages that do not divide each other."""
+        super(Lightning, self).check(sampling, batch_size, steps)
+        chain = (self.first, *self.stages)
+        if min(chain) < 1 or not self.stages or self.stage_steps < 1 or any(a % b for a, b in pairwise(chain)):
+            raise UserError(
+                f"method.stages is {self.stages} after {self.first} steps of the teacher, {self.stage_steps} training "
+                "steps each; every number of steps divides the one before: --set 'method.stages=[32, 8, 4, 2, 1]'"
+            )
+
+    def calls(self, steps: int) -> float:
+        """The first stage's own steps, and in later ones what the adversary reads: a jump's beginning, and its end
+        twice for itself and once for the student.
+        """
+        early = min(steps, self.stage_steps if len(self.stages) > 1 else steps)
+        return (early * self.first // self.stages[0] * self.guidance.branches + 4 * (steps - early)) / steps
+
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+        """Squared distance of the student's jump from the teacher's end in the first stage (equation 16), then the
+        non-saturating losses of student and adversary (equations 20 and 21).
+        """
+        x_0, condition, schedule, stage = batch["x_0"], batch["condition"], given.schedule, self.stage(step)
+        count, before = self.stages[stage], (self.first, *self.stages)[stage]
+        times, index = schedule.sampling_times(count), torch.randint(count, (len(x_0),), generator=rng)
+        t, r = times[index], times[index + 1]
+        noise = noise_for(x_0, rng, immiscible=self.immiscible)
+        start = begun(schedule, t, x_0, noise)
+        teaching = Teaching.of(networks, given, batch, self.guidance, rng)
+        if stage:
+            teaching = Teaching(
+                Denoiser(networks[TARGET], schedule, given.kind), teaching.unconditional, condition, None
+            )
+        with torch.no_grad():
+            end = ddim_between(teaching, schedule, start, t, r, before // count)
+        jumped = Denoiser(networks[STUDENT], schedule, given.kind)(start, t, condition).moved(schedule.angle(r))
+        if not stage:
+            return {STUDENT: Loss(self.premetric.per_sample(jumped - end).mean(), times=t)}
+        seen = _Seen(self, given, networks, batch, start, t, r, rng)
+        value, gradient = input_gradient(lambda x: softplus(-seen(x)).mean(), jumped)
+        error = {"loss/student_data_mse": (jumped.detach() - end).square().mean()}
+        student = Loss(towards(jumped, gradient), {"loss/student_adversarial": value, **error}, times=t)
+        real, faked = seen(end), seen(jumped.detach())
+        told = {"adversary/real": real.detach().sigmoid().mean(), "adversary/fake": faked.detach().sigmoid().mean()}
+        return {STUDENT: student, ADVERSARY: Loss(softplus(-real).mean() + softplus(faked).mean(), told, times=t)}
+
+
+class _Seen:
+    """Logits of ends of the step's jumps, with the same noise for all where they are clean."""
+
+    def __init__(
+        self, settings: Lightning, given: Given, networks: Networks, batch: Batch, start: Latent, t: Times, r: Times,
+        rng: Generator,
+    ) -> None:  # fmt: skip
+        self.names, self.adversary, self.condition = settings.features, networks[ADVERSARY], batch["condition"]
+        self.teacher = Denoiser(networks[TEACHER], given.schedule, given.kind)
+        with torch.no_grad():
+            self.begun = features(self.teacher, self.names, start, t, self.condition)
+        times = torch.tensor(NOISED, dtype=torch.float64)[torch.randint(len(NOISED), (len(t),), generator=rng)]
+        self.clean = r == 0
+        self.r, self.noise = torch.where(self.clean, times, r), fresh(start, rng)
+
+    def __call__(self, end: Latent) -> Tensor:
+        noised = point(end, self.noise, self.teacher.schedule.angle(self.r))
+        shown = torch.where(self.clean.to(end.device, non_blocking=True)[:, None, None, None], noised, end)
+        ended = features(self.teacher, self.names, shown, self.r, self.condition)
+        logits: Tensor = self.adversary({name: torch.cat([ended[name], self.begun[name]], 1) for name in self.names})
+        return logits

@@ -1,0 +1,129 @@
+"""PeRFlow (2405.07510): in each of K windows of time the student follows the straight line between the ends of the
+teacher's trajectory there.
+
+Read from its published code; the paper's text was not available. Departures: times are continuous; both networks are
+told the teacher's own time of a point, where the published code tells the student one step more; windows end at the
+teacher's knots at t = i / K, the last at clean data.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Generator
+
+from raystill.config.errors import UserError
+from raystill.flow.paths import DiffusionPath
+from raystill.flow.predictions import VANISHING, Kind, point
+from raystill.flow.premetrics import Premetric, Squared
+from raystill.flow.schedules import FlowSchedule, Schedule
+from raystill.flow.solvers import ddim_between
+from raystill.flow.starts import StartLaw
+from raystill.flow.times import AnyTimes, UniformTimes
+from raystill.flow.windows import SOONEST, Piece, constant_of, on_line, window_of
+from raystill.methods.coupling import noise_for
+from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
+from raystill.methods.teaching import Guidance, Teaching, weighted
+from raystill.models.denoiser import Denoiser
+from raystill.models.pipeline import Pipeline
+from raystill.models.sampling import Sampling, Scheduler, perflow_scheduler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeRFlow(Distillation):
+    """Settings of the method."""
+
+    windows: int = 4  # K
+    substeps: int = 8  # K', of the teacher's DDIM in a window
+    target: Piece = "ddim_eps"  # "velocity" for flow-matching teachers
+    guidance: float = 3.0  # w of the teacher where the student is not to be guided any more
+    synchronised: bool = False  # the teacher is not guided and loses the same captions: guide the student in sampling
+    times: AnyTimes = field(default_factory=UniformTimes)
+    premetric: Premetric = field(default_factory=Squared)
+    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
+    caption_dropout: float = 0.1  # share of samples whose student sees no caption
+
+    name: ClassVar[str] = "perflow"
+    paper: ClassVar[str] = "2405.07510"
+    takes_eta: ClassVar[bool] = False
+
+    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+        """Refuse, with UserError, windows without a step of the sampler or the teacher."""
+        super(PeRFlow, self).check(sampling, batch_size, steps)
+        if self.windows < 1 or self.substeps < 1:
+            raise UserError(f"method.windows is {self.windows} and method.substeps {self.substeps}; write 1 or more")
+        if few := [n for n in steps if n < self.windows]:
+            advice = f"--set 'evaluation.student_steps=[4, 8]', or --set method.windows={min(self.windows, *steps)}"
+            raise UserError(
+                f"evaluation.student_steps has {few}, and PeRFlow takes a step in each of its {self.windows} windows: "
+                f"{advice}"
+            )
+        if not 0 <= self.caption_dropout < 1:
+            raise UserError(f"method.caption_dropout is {self.caption_dropout}; write a share below 1")
+
+    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+        """Refuse, with UserError, a target that a teacher's schedule has not."""
+        straight = isinstance(schedule, FlowSchedule)
+        if self.target == "velocity" and not straight:
+            raise UserError(
+                f"PeRFlow's velocity is the one of a flow-matching teacher, and this one predicts {kind}: "
+                "--set method.target=ddim_eps"
+            )
+        blind = float(schedule.angle(torch.ones(1, dtype=torch.float64)).cos()) < VANISHING
+        if self.target == "ddim_eps" and blind:
+            raise UserError(
+                "ddim_eps says nothing of the data where a schedule starts at pure noise, as the teacher's does: "
+                f"--set method.target={'velocity' if straight else 'diff_eps'}"
+            )
+        if kind == "sample":
+            raise UserError("PeRFlow learns a noise, which a teacher of data cannot say at data: --set method=RayFlow")
+        if self.target == "diff_eps" and straight:
+            raise UserError(
+                "diff_eps is a step of a diffusion chain, and the teacher matches flows: --set method.target=velocity"
+            )
+
+    def calls(self, steps: int) -> float:
+        """Its sub-steps."""
+        return float(self.substeps * (1 if self.synchronised or self.guidance == 1 else 2))
+
+    @property
+    def guides(self) -> float:
+        """The teacher's guidance, which a synchronised student has not learned."""
+        return self.guidance if self.synchronised else 1.0
+
+    @property
+    def default_steps(self) -> int:
+        """One in each window, or the four that adapters are compared at."""
+        return max(4, self.windows)
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """One step and two in each window."""
+        return (self.windows, 2 * self.windows)
+
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+        """Mean distance of the piece's constant, at points of the line between x_s and the teacher's x_e."""
+        x_0, schedule = batch["x_0"], given.schedule
+        draw = self.times.draw(len(x_0), DiffusionPath(), schedule, rng)
+        t = draw.t.clamp(min=SOONEST)
+        window = window_of(self.windows, t)
+        dropped = torch.rand(len(x_0), generator=rng) < self.caption_dropout
+        empty = given.unconditional.to(batch["condition"], non_blocking=True).expand_as(batch["condition"])
+        seen = torch.where(dropped.to(x_0.device, non_blocking=True)[:, None, None], empty, batch["condition"])
+        scale = 1.0 if self.synchronised else self.guidance
+        taught = {**batch, "condition": seen} if self.synchronised else batch
+        teaching = Teaching.of(networks, given, taught, Guidance(low=scale, high=scale), rng)
+        eps = noise_for(x_0, rng, immiscible=self.immiscible)
+        with torch.no_grad():
+            x_s = point(x_0, eps, schedule.angle(window.start))
+            x_e = ddim_between(teaching, schedule, x_s, window.start, window.end, self.substeps)
+            wanted = constant_of(self.target, schedule, window, x_s, x_e)
+            x = on_line(schedule, window, t, x_s, x_e)
+        found = Denoiser(networks[STUDENT], schedule, given.kind)(x, t, seen)
+        error = (found.flow if self.target == "velocity" else found.epsilon) - wanted
+        return {STUDENT: Loss(weighted(self.premetric.per_sample(error), draw.weight), times=t)}
+
+    def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
+        """Its own, window by window."""
+        return perflow_scheduler(pipeline, self.windows, self.target)

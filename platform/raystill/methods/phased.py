@@ -1,0 +1,69 @@
+"""Phased Rectified Diffusion (2410.07303, section 3.2): PeRFlow with pieces that are straight where DDIM is, so that
+stock DDIM samples it.
+
+The published code has five phases and a sampler of four steps; here phases are the sampler's own, t = i / K.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Generator
+
+from raystill.config.errors import UserError
+from raystill.flow.paths import DiffusionPath
+from raystill.flow.predictions import column, point
+from raystill.flow.premetrics import Premetric, PseudoHuber
+from raystill.flow.solvers import ddim_between
+from raystill.flow.times import AnyTimes, UniformTimes
+from raystill.flow.windows import SOONEST, constant_of, window_of
+from raystill.methods.coupling import noise_for
+from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
+from raystill.methods.teaching import Guidance, Teaching, weighted
+from raystill.models.denoiser import Denoiser
+from raystill.models.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhasedRectified(Distillation):
+    """Settings of the method."""
+
+    windows: int = 4  # K, the phases
+    substeps: int = 8  # K', of the teacher's DDIM in a phase
+    times: AnyTimes = field(default_factory=UniformTimes)
+    guidance: Guidance = field(default_factory=Guidance)
+    premetric: Premetric = field(default_factory=PseudoHuber)
+    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
+
+    name: ClassVar[str] = "phased"
+    paper: ClassVar[str] = "2410.07303"
+
+    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+        """Refuse, with UserError, phases without a step of the teacher."""
+        super(PhasedRectified, self).check(sampling, batch_size, steps)
+        if self.windows < 1 or self.substeps < 1:
+            raise UserError(f"method.windows is {self.windows} and method.substeps {self.substeps}; write 1 or more")
+
+    def calls(self, steps: int) -> float:
+        """Its sub-steps."""
+        return float(self.substeps * self.guidance.branches)
+
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+        """Distance of the student's jump to the phase's lower edge from the teacher's x_e, at points of the piece with
+        eps* = (x_e / s_e - x_s / s_s) / (kappa_e - kappa_s) (equation 4).
+        """
+        x_0, schedule = batch["x_0"], given.schedule
+        draw = self.times.draw(len(x_0), DiffusionPath(), schedule, rng)
+        t = draw.t.clamp(min=SOONEST)
+        window = window_of(self.windows, t)
+        teaching = Teaching.of(networks, given, batch, self.guidance, rng)
+        eps = noise_for(x_0, rng, immiscible=self.immiscible)
+        a_s, a_e = schedule.angle(window.start), schedule.angle(window.end)
+        with torch.no_grad():
+            x_s = point(x_0, eps, a_s)
+            x_e = ddim_between(teaching, schedule, x_s, window.start, window.end, self.substeps)
+            noise = constant_of("ddim_eps", schedule, window, x_s, x_e)
+            data = (column(a_s.sin(), x_s) * x_e - column(a_e.sin(), x_s) * x_s) / column((a_s - a_e).sin(), x_s)
+            x = point(data, noise, schedule.angle(t))
+        found = Denoiser(networks[STUDENT], schedule, given.kind)(x, t, batch["condition"]).moved(a_e)
+        return {STUDENT: Loss(weighted(self.premetric.per_sample(found - x_e), draw.weight), times=t)}

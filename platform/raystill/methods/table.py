@@ -1,0 +1,21 @@
+"""Every method that distils a teacher; being listed here is enough to be run and tested."""
+
+from raystill.methods.add import ADD
+from raystill.methods.ctm import CTM
+from raystill.methods.dmd2 import DMD2
+from raystill.methods.lcm import LCM
+from raystill.methods.lightning import Lightning
+from raystill.methods.method import Distillation
+from raystill.methods.perflow import PeRFlow
+from raystill.methods.phased import PhasedRectified
+from raystill.methods.rayflow import RayFlow
+from raystill.methods.rectified import Rectified
+from raystill.methods.reflow import Reflow
+from raystill.methods.scott import SCott
+from raystill.methods.tcd import TCD
+
+# What a run's `method` may be, by the class's name: --set method=LCM
+Distilling = RayFlow | PeRFlow | Reflow | Rectified | PhasedRectified | LCM | TCD | CTM | SCott | DMD2 | Lightning | ADD
+METHODS: tuple[type[Distillation], ...] = (
+    RayFlow, PeRFlow, Reflow, Rectified, PhasedRectified, LCM, TCD, CTM, SCott, DMD2, Lightning, ADD,
+)  # fmt: skip

@@ -1,0 +1,76 @@
+"""TCD (2402.19159): the student jumps from any t to any earlier r as it would from where the guided teacher leads it on
+the way; and TSCD of Hyper-SD (2404.13686), where r does not cross the lower edge of its segment, for fewer and fewer
+segments.
+
+No training code of either was published. As both papers, the student is not told r: its one answer at (x, t) serves
+every landing, which is exact only where the noise is constant along the trajectory. TSCD's adversarial term and its
+weights were not published in numbers; it is left out. Its formula for the lower edge gives t itself where t is an edge;
+segments are open below here. The teacher of every stage is the original one.
+
+Its student is sampled by stock DDIM, whose jumps are those of TCD's own scheduler with gamma 0, at the trailing
+timesteps. `sampling.eta` is the share of fresh noise after each jump; TCD's scheduler jumps beyond r to u = (1 - gamma)
+r, whose share sqrt((1 - A_r / A_u) / (1 - A_r)) is another one at each step.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Generator
+
+from raystill.config.errors import UserError
+from raystill.flow.premetrics import Premetric, PseudoHuber
+from raystill.methods.consistency import Indices, consistency_loss, drawn, grid_of
+from raystill.methods.coupling import noise_for
+from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
+from raystill.methods.teaching import Guidance, Teaching
+from raystill.models.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TCD(Distillation):
+    """Settings of TCD, which is one segment, and of TSCD: `segments=(8, 4, 2, 1)`."""
+
+    intervals: int = 40  # N: t' is one of N equal steps of the teacher's DDIM below t
+    segments: tuple[int, ...] = (1,)  # of [0, 1], one number per stage
+    stage_steps: int = 250  # of training in each stage; the last one goes on to the end
+    guidance: Guidance = field(default_factory=Guidance)
+    premetric: Premetric = field(default_factory=PseudoHuber)
+    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
+    target_decay: float | None = None  # of the target network's average; None: the student itself, as for adapters
+
+    name: ClassVar[str] = "tcd"
+    paper: ClassVar[str] = "2402.19159, 2404.13686"
+
+    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+        """Refuse, with UserError, segments that do not divide the grid, and stages without a step."""
+        super(TCD, self).check(sampling, batch_size, steps)
+        odd = [k for k in self.segments if k < 1 or self.intervals % k]
+        if odd or not self.segments:
+            raise UserError(
+                f"method.segments is {self.segments} and method.intervals {self.intervals}, which every number of "
+                "segments divides: --set method.intervals=40"
+            )
+        if self.stage_steps < 1:
+            raise UserError(f"method.stage_steps is {self.stage_steps}; write 1 or more: --set method.stage_steps=250")
+
+    def keeps(self, step: int) -> float | None:
+        """The same at every step."""
+        return self.target_decay
+
+    def calls(self, steps: int) -> float:
+        """One guided step."""
+        return float(self.guidance.branches)
+
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+        """Distance of G(x_t, t -> r) from the target network's G(x', t' -> r), with x' one guided DDIM
+        step of the teacher below x_t and r uniform between the segment's lower edge and t'.
+        """
+        length = self.intervals // self.segments[min(step // self.stage_steps, len(self.segments) - 1)]
+
+        def edge(j: Indices) -> Indices:
+            return (j - 1) // length * length
+
+        draw = drawn(grid_of(given.schedule, self.intervals), edge, rng, len(batch["x_0"]), any_landing=True)
+        teaching = Teaching.of(networks, given, batch, self.guidance, rng)
+        noise = noise_for(batch["x_0"], rng, immiscible=self.immiscible)
+        return {STUDENT: consistency_loss(networks, given, batch, draw, teaching.step, noise, self.premetric)}

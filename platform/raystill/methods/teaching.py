@@ -1,0 +1,106 @@
+"""What methods share that ask the frozen teacher while they train."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from raystill.config.errors import UserError
+from raystill.flow.predictions import Latent, Prediction, column, guided, point
+from raystill.flow.schedules import Schedule, Times
+from raystill.methods.method import TEACHER, Batch, Given, Networks
+from raystill.models.denoiser import Condition, Denoiser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guidance:
+    """Scale w of the teacher's guidance, drawn for each sample uniformly from an interval; 1 is none. Papers that write
+    cond + w' (cond - uncond) have w' = w - 1.
+    """
+
+    low: float = 3.0
+    high: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise UserError(f"guidance goes from {self.low} to {self.high}: write a lower and a higher number, or one")
+
+    @property
+    def branches(self) -> int:
+        """Evaluations of the teacher's network per sample and call."""
+        return 1 if self.low == self.high == 1 else 2
+
+    def draw(self, count: int, rng: Generator) -> Float[Tensor, " batch"]:
+        """Scales of a batch, on the CPU."""
+        return self.low + (self.high - self.low) * torch.rand(count, generator=rng)
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """The frozen teacher under a batch's captions, guided; no gradient passes through it."""
+
+    teacher: Denoiser
+    unconditional: Float[Tensor, "1 length features"]
+    condition: Condition
+    scale: Float[Tensor, " batch"] | None  # None: no guidance
+
+    @classmethod
+    def of(cls, networks: Networks, given: Given, batch: Batch, guidance: Guidance, rng: Generator) -> "Teaching":
+        """For one step."""
+        condition = batch["condition"]
+        scale = guidance.draw(len(condition), rng) if guidance.branches == 2 else None
+        teacher = Denoiser(networks[TEACHER], given.schedule, given.kind)
+        return cls(teacher, given.unconditional.to(condition, non_blocking=True), condition, scale)
+
+    @torch.no_grad()
+    def __call__(self, x: Latent, t: Times) -> Prediction:
+        """Predict at points of unit length at times t, shape (batch,); both branches in one forward."""
+        if self.scale is None:
+            return self.teacher(x, t, self.condition)
+        both = torch.cat([self.unconditional.expand_as(self.condition), self.condition])
+        p = self.teacher(torch.cat([x, x]), t.repeat(2), both)
+        unconditional, conditional = p.value.chunk(2)
+        value = guided(unconditional, conditional, column(self.scale, x))
+        return Prediction(p.kind, value, x, p.signal[: len(x)], p.noise[: len(x)])
+
+    def step(self, x: Latent, t: Times, r: Times) -> Latent:
+        """One DDIM step from t to r."""
+        return self(x, t).moved(self.teacher.schedule.angle(r))
+
+    @torch.no_grad()
+    def noisy_steps(self, x: Latent, t: Times, r: Times, *, steps: int, eta: float, rng: Generator) -> Latent:
+        """DDIM with a share `eta` of DDPM's noise in equal steps from t to r (2010.02502, equations 12 and 16)."""
+        schedule = self.teacher.schedule
+        grid = [torch.lerp(t, r, i / steps) for i in range(steps + 1)]
+        for here, there in pairwise(grid):
+            share = fresh_share(schedule.angle(here), schedule.angle(there), eta)
+            prediction = self(x, here)
+            kept = column((1 - share**2).sqrt(), x) * prediction.epsilon + column(share, x) * fresh(x, rng)
+            x = point(prediction.data, kept, schedule.angle(there))
+        return x
+
+
+def fresh_share(angle: Times, rest: Times, eta: float) -> Times:
+    """Share of fresh noise in the noise of a step from one angle to an earlier one, for DDIM's eta: with eta = 1 the
+    step is DDPM's posterior (2010.02502, equation 16); 0 where no noise is left.
+    """
+    variance = 1 - (angle.cos() / rest.cos()).square()
+    return eta * (variance.clamp(min=0) / angle.sin().square().clamp(min=1e-12)).sqrt() * (rest > 0)
+
+
+def weighted(distances: Float[Tensor, " batch"], weight: Times) -> Float[Tensor, ""]:
+    """Weighted mean over a batch; weights lie on the CPU."""
+    return (distances * weight.to(distances, non_blocking=True)).mean()
+
+
+def begun(schedule: Schedule, t: Times, x_0: Latent, noise: Latent) -> Latent:
+    """Where a student that is sampled stands at t: the noised latent; at t = 1 noise alone, with which it starts."""
+    starts = (t == 1).to(x_0.device, non_blocking=True)[:, None, None, None]
+    return torch.where(starts, noise, point(x_0, noise, schedule.angle(t)))
+
+
+def fresh(like: Latent, rng: Generator) -> Latent:
+    """N(0, I) noise, drawn on the CPU."""
+    return torch.randn(like.shape, generator=rng).to(like, non_blocking=True)

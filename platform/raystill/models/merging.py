@@ -1,0 +1,69 @@
+"""An adapter folded into a pipeline: its base, or another fine-tune of it."""
+
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import StableDiffusionPipeline
+
+from raystill.config.errors import UserError
+from raystill.models.adapter import add_trained
+from raystill.models.artifact import LANDING_NAME, scheduler_class, verify
+from raystill.models.pipeline import check_pipeline, licence_of, quiet, revision
+from raystill.models.sampling import load_scheduler
+from raystill.models.stock import kind_of, read_scheduler, schedule_of
+
+
+def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
+    """Write the pipeline in `onto`, by default the adapter's base, with the adapter's weights added to its UNet, to
+    `out`; returns what it is, for people. The adapter's scheduler replaces the pipeline's where it is one of diffusers.
+    UserError where they do not fit, or where there is something at `out` already.
+    """
+    card = verify(directory)
+    base = onto or Path(card.base.id)
+    check_pipeline(base)
+    if onto is None and revision(base) != card.base.revision:
+        raise UserError(
+            f"the adapter is for {card.base.id} at revision {card.base.revision}, and it is at {revision(base)} now; "
+            "name what to merge into: --onto DIRECTORY"
+        )
+    ours, theirs = load_scheduler(directory), read_scheduler(base)
+    if kind_of(ours) != kind_of(theirs) or type(schedule_of(ours)) is not type(schedule_of(theirs)):
+        raise UserError(
+            f"the adapter is for a network that predicts {kind_of(ours)}, and {base} predicts {kind_of(theirs)}; give "
+            "a fine-tune of its base: --onto DIRECTORY"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already; name a new directory: --out DIRECTORY")
+    if LANDING_NAME in card.files:
+        raise UserError(
+            "a CTM student is told where each step lands, which no plain pipeline does: draw with the adapter itself"
+        )
+    quiet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            base, safety_checker=None, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+        add_trained(pipeline.unet, directory, card)
+    if not hasattr(diffusers, scheduler_class(directory)):
+        said = f"sample it with the adapter's {scheduler_class(directory)}: {directory}/scheduler"
+    else:
+        pipeline.scheduler = load_scheduler(directory)
+        said = f"sample it with its own {scheduler_class(directory)} and guidance scale {card.guidance_scale:g}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        draft = Path(scratch) / "pipeline"
+        pipeline.save_pretrained(draft)
+        of = (
+            f"`{base}` at `{revision(base)}` with an adapter of the method `{card.method}`, recipe {card.recipe_digest}"
+        )
+        (draft / "README.md").write_text(f"---\nlicense: {licence_of(base)}\n---\n\n{of}; {said}.\n")
+        if out.exists():
+            shutil.rmtree(out)
+        draft.rename(out)
+    fits = "its base" if revision(base) == card.base.revision else "another pipeline than its base"
+    return f"{out}: the adapter on {fits}, {base}; {said}"

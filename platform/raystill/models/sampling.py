@@ -1,0 +1,172 @@
+"""How students are sampled: by diffusers' schedulers, which their adapters carry."""
+
+import importlib
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler, LCMScheduler, SchedulerMixin
+from torch import Tensor
+
+from raystill.config.digest import canonical
+from raystill.config.errors import UserError
+from raystill.flow import paths
+from raystill.flow.jumps import Jump, check_eta, check_jump, own_seeds
+from raystill.flow.predictions import Latent, guided
+from raystill.flow.starts import StartLaw
+from raystill.flow.windows import Piece
+from raystill.models.card import RAYSTILL_SCHEDULERS
+from raystill.models.ctm import CTMScheduler
+from raystill.models.denoiser import Condition, Network
+from raystill.models.perflow import PeRFlowScheduler
+from raystill.models.pipeline import Pipeline
+from raystill.models.scheduler import RayFlowScheduler
+from raystill.models.stock import kind_of, schedule_of
+
+Scheduler: TypeAlias = SchedulerMixin
+FILE = "scheduler/scheduler_config.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How a student gets from one time to the next."""
+
+    jump: Jump = "ode"  # "ode" re-estimates all noise, as stock DDIM does; "anchored" keeps the target mean
+    eta: float = 0.0  # share of fresh noise in every jump, 0 (deterministic) to 1
+
+    def __post_init__(self) -> None:
+        check_jump(self.jump, self.eta)
+
+    def check(self, path: paths.Path) -> None:
+        """Refuse, with UserError, an eta on a path whose jumps carry no noise."""
+        check_eta(path, self.jump, self.eta)
+
+
+ODE = Sampling()
+NORMAL = StartLaw()
+
+
+@torch.inference_mode()
+def draw(network: Network, scheduler: Scheduler, normal: Latent, condition: Condition, steps: int) -> Latent:
+    """Clean latents from N(0, I) draws, as a diffusers pipeline gets them with this scheduler and no guidance, in
+    `steps` network calls per sample. Fresh noise comes from each start's own bits: no picture depends on its batch.
+    """
+    scheduler.set_timesteps(steps)
+    generators = [torch.Generator().manual_seed(seed) for seed in own_seeds(normal)]
+    takes = "generator" in inspect.signature(scheduler.step).parameters  # solvers of ODEs do not
+    fresh = {"generator": generators} if takes else {}
+    x = normal * float(scheduler.init_noise_sigma)
+    for t in scheduler.timesteps:
+        value = network(scheduler.scale_model_input(x, t), t.expand(len(x)).to(x.device), condition, return_dict=False)
+        x = scheduler.step(value[0], t, x, **fresh, return_dict=False)[0]
+    return x
+
+
+def guided_network(pipeline: Pipeline, scale: float) -> Network:
+    """A pipeline's UNet under guidance (2207.12598); the UNet itself where the scale w is 1."""
+    if scale == 1:
+        return cast("Network", pipeline.unet)
+    empty = pipeline.condition([""])
+
+    def network(x: Tensor, t: Tensor, condition: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
+        both = torch.cat([empty.expand_as(condition), condition])
+        value = pipeline.unet(torch.cat([x, x]), t.repeat(2), both, return_dict=return_dict)[0]
+        unconditional, conditional = value.chunk(2)
+        return (guided(unconditional, conditional, scale),)
+
+    return network
+
+
+def ray_scheduler(pipeline: Pipeline, path: paths.Path, sampling: Sampling, start: StartLaw) -> Scheduler:
+    """The scheduler of a student on a path: the stock one where it jumps so, else RayFlow's.
+
+    Stable Diffusion pipelines do not take diffusers' own flow-matching scheduler, so flow teachers get RayFlow's too.
+    """
+    if sampling == ODE and start == NORMAL and isinstance(pipeline.scheduler, DDIMScheduler):
+        return pipeline.scheduler
+    settings = canonical(path)
+    return RayFlowScheduler.from_config(
+        pipeline.scheduler.config, path=settings["kind"], sigma=settings.get("sigma", 0.0), jump=sampling.jump,
+        eta=sampling.eta, start=start.to_json(),
+    )  # fmt: skip
+
+
+def load_scheduler(directory: Path) -> Scheduler:
+    """The scheduler that an adapter's directory carries, one of diffusers or of raystill; UserError for any other."""
+    name = str(json.loads((directory / FILE).read_text())["_class_name"])
+    module: Any = importlib.import_module(RAYSTILL_SCHEDULERS[name]) if name in RAYSTILL_SCHEDULERS else diffusers
+    kind: Any = getattr(module, name, None)
+    known = isinstance(kind, type) and issubclass(kind, SchedulerMixin)
+    if not known:
+        raise UserError(
+            f"the adapter's scheduler is {name!r}, which diffusers {diffusers.__version__} does not have: install the "
+            "diffusers that it was exported with"
+        )
+    made: Scheduler = kind.from_pretrained(directory, subfolder="scheduler", local_files_only=True)
+    return made
+
+
+def timesteps_of(scheduler: Scheduler, steps: int) -> tuple[int | float, ...]:
+    """The timesteps that a scheduler asks a network at in `steps` steps, noisy end first."""
+    scheduler.set_timesteps(steps)
+    return tuple(scheduler.timesteps.tolist())
+
+
+def lcm_scheduler(pipeline: Pipeline, intervals: int) -> Scheduler:
+    """The scheduler that estimates x_0, noises it anew, and so on (2310.04378, algorithm 3), at times of the grid
+    that a student was trained on: diffusers' own, and for flow-matching teachers RayFlow's with fresh noise only.
+    """
+    if isinstance(pipeline.scheduler, DDIMScheduler):
+        return LCMScheduler(
+            **_schedule_settings(pipeline.scheduler), clip_sample=False, original_inference_steps=intervals
+        )
+    return ray_scheduler(pipeline, paths.DiffusionPath(), Sampling(eta=1.0), NORMAL)
+
+
+def _schedule_settings(scheduler: DDIMScheduler) -> dict[str, Any]:
+    """What says which schedule a network was trained on."""
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+    return {name: scheduler.config[name] for name in (*names, "rescale_betas_zero_snr")}
+
+
+def solver(stock: Scheduler, name: str) -> Scheduler:
+    """A training-free scheduler of diffusers on a diffusion teacher's schedule, at trailing timesteps."""
+    kind: Any = getattr(diffusers, name)
+    made: Scheduler = kind.from_config(stock.config, timestep_spacing="trailing")
+    return made
+
+
+def check_solver(stock: Scheduler, name: str) -> None:
+    """Refuse, with UserError, a class that diffusers has not, or that does not understand the teacher's schedule."""
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        raise UserError(
+            f"there is no scheduler {name!r} in diffusers; write such as --set 'solvers=[\"DDIMScheduler\"]'"
+        )
+    made, t = solver(stock, name), torch.linspace(0, 1, 9, dtype=torch.float64)
+    same = kind_of(made) == kind_of(stock) and type(schedule_of(made)) is type(schedule_of(stock))
+    if not same or float((schedule_of(made).angle(t) - schedule_of(stock).angle(t)).abs().max()) > 1e-3:
+        raise UserError(
+            f"{name} does not understand the teacher's {type(stock).__name__}: leave it out, such as --set 'solvers=[]'"
+        )
+
+
+def ctm_scheduler(pipeline: Pipeline) -> Scheduler:
+    """DDIM's steps, of each of which the attached network is told the end."""
+    made: Scheduler = CTMScheduler.from_config(pipeline.scheduler.config, path="DiffusionPath")
+    return made
+
+
+def perflow_scheduler(pipeline: Pipeline, windows: int, piece: Piece) -> Scheduler:
+    """PeRFlow's scheduler on a teacher's schedule."""
+    stock = pipeline.scheduler
+    if isinstance(stock, DDIMScheduler):
+        return PeRFlowScheduler(**_schedule_settings(stock), windows=windows, piece=piece)
+    return PeRFlowScheduler(
+        num_train_timesteps=stock.config.num_train_timesteps, use_flow_sigmas=True, flow_shift=stock.config.shift,
+        prediction_type="flow_prediction", windows=windows, piece=piece,
+    )  # fmt: skip

@@ -1,0 +1,193 @@
+"""Methods side by side: targets, tuning, costs, trainings of two budgets, solvers without training, and the report."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from raystill.config.digest import canonical, digest
+from raystill.config.errors import UserError
+from raystill.data.records import Row
+from raystill.evaluation.pictures import grid
+from raystill.orchestration.compare_report import report
+from raystill.orchestration.comparison import UPDATES, Comparison, Entrant
+from raystill.orchestration.costs import costs
+from raystill.orchestration.distill import checkpoints_of, compute_targets, trained_student
+from raystill.orchestration.evaluate import draw_student, draw_teacher, evaluate, read_rows
+from raystill.orchestration.launch import surroundings
+from raystill.orchestration.launcher import Launcher, LocalLauncher
+from raystill.orchestration.placement import threads_of
+from raystill.orchestration.samples import Solver
+from raystill.orchestration.services import DIRECTORY
+from raystill.orchestration.study import (
+    Study,
+    check_teacher,
+    diversity,
+    measure_missing,
+    read_results,
+    write_results,
+)
+from raystill.tracking.runs import TrackedRun, Tracking, open_experiment, tracking_uri
+
+log = logging.getLogger(__name__)
+SHOWN = (1, 4)  # steps of the picture's columns
+
+
+def launch_comparison(comparison: Comparison) -> str:
+    """Measure what is missing and write the report; returns it. A stopped comparison goes on where it was."""
+    comparison.check()
+    results = read_results(comparison.results)
+    with surroundings(comparison.base) as launcher:
+        check_teacher(comparison.base, comparison.results, results)
+        open_experiment(tracking_uri(DIRECTORY), comparison.base.experiment, comparison.base.artifacts)
+        by_teacher = read_rows(*draw_teacher(comparison.base, launcher))
+        _pictures(by_teacher, comparison.base.evaluation.captions, comparison.base.evaluation.reference_steps)
+        tuned = _prepare(comparison, results, launcher)
+        study = comparison.study(tuned, seconds_steps(comparison, results, tuned))
+        before = len(results["runs"])
+        measure_missing(study, results, launcher)
+        text = report(comparison, study, results)
+        path = comparison.results.with_suffix(".md")
+        path.write_text(text)
+        picture = comparison.results.with_suffix(".png")
+        if len(results["runs"]) > before or not picture.exists():
+            draw_comparison(comparison, study, results, by_teacher, launcher).save(picture)
+    return f"{text}\n{path}"
+
+
+def _prepare(comparison: Comparison, results: dict[str, Any], launcher: Launcher) -> dict[str, dict[str, Any]]:
+    """Reference rows, tuned settings by label, and costs; each is measured again where what it depends on changed."""
+
+    def keep(part: str, label: str, depends_on: Any, measure: Callable[[], dict[str, Any]]) -> None:
+        of = digest(canonical(depends_on))
+        if results.setdefault(part, {}).get(label, {}).get("of") != of:
+            results[part][label] = {"of": of, **measure()}
+            write_results(comparison.results, results)
+
+    base = comparison.base
+    for name in comparison.solvers:
+        solver = Solver(Path(base.teacher), name, base.evaluation.guidance)
+        keep(
+            "solvers",
+            name,
+            [solver.identity(), base.evaluation, comparison.probe],
+            partial(_of_solver, comparison, solver, launcher),
+        )
+    for entrant in comparison.entrants:
+        search = comparison.search(entrant)
+        keep("tuned", entrant.label, search.measured, partial(_tuned, comparison, entrant, launcher))
+    tuned = {label: found["config"] for label, found in results["tuned"].items() if "config" in found}
+    runs = {
+        e.label: comparison.run_of(e, comparison.steps(e), tuned[e.label])
+        for e in comparison.entrants
+        if e.label in tuned
+    }
+    if not runs:
+        raise UserError("every trial of every entrant failed; see what they say in the results")
+    counts = {label: compute_targets(run, launcher)[1].count for label, run in runs.items()}
+    threads = threads_of(base.cluster.worker)
+    of = {
+        label: digest(canonical([replace(run.task, picture_captions=()), run.targets, threads, comparison.rounds]))
+        for label, run in runs.items()
+    }
+    there = results.setdefault("costs", {})
+    if late := {label: run for label, run in runs.items() if there.get(label, {}).get("of") != of[label]}:
+        for label, cost in costs(late, threads, comparison.rounds).items():
+            there[label] = {"of": of[label], "targets": counts[label], **asdict(cost)}
+        write_results(comparison.results, results)
+    return {label: tuned[label] for label in runs}
+
+
+def _of_solver(comparison: Comparison, solver: Solver, launcher: Launcher) -> dict[str, Any]:
+    """Figures of the teacher with a solver."""
+    return {
+        "figures": evaluate(comparison.base, launcher, solver).student,
+        "diversity": diversity(comparison.base, comparison.probe, solver, launcher),
+    }
+
+
+def _tuned(comparison: Comparison, entrant: Entrant, launcher: Launcher) -> dict[str, Any]:
+    """The trials of an entrant, and the settings of the best one, or why all of them failed."""
+    from raystill.orchestration.sweep import (  # Ray reads once, when it is imported, which lines it shall not show
+        best_trial,
+        concurrent_trials,
+        run_trials,
+    )
+
+    search, base = comparison.search(entrant), comparison.base
+    compute_targets(search.base, launcher)
+    draw_teacher(search.base, launcher)
+    tracking = Tracking(
+        uri=tracking_uri(DIRECTORY), experiment=base.experiment, name=search.name, artifact_root=base.artifacts,
+        spool=(DIRECTORY / "spool").resolve(),
+    )  # fmt: skip
+    log.info("%d trials of %s ...", search.trials, entrant.label)
+    with TrackedRun(tracking, search.measured) as parent:
+        child = replace(tracking, tags={"mlflow.parentRunId": parent.run_id})
+        try:
+            trials = run_trials(search, child, concurrent_trials(search))
+        except UserError as error:
+            log.warning("%s is left out: %s", entrant.label, error)
+            return {"failed": str(error)}
+    tried = [
+        {"config": dict(t.config), "steps": t.steps, "error": t.error, **({} if t.error else {"quality": t.quality})}
+        for t in trials
+    ]
+    config = {path: value for path, value in best_trial(trials).config.items() if path != "training.seed"}
+    return {"config": config, "trials": tried}
+
+
+def seconds_steps(
+    comparison: Comparison, results: Mapping[str, Any], tuned: Mapping[str, Mapping[str, Any]]
+) -> dict[str, int]:
+    """Steps in the second budget by label: what the seconds hold after an entrant's targets. UserError where that is
+    less than two steps.
+    """
+    steps = {}
+    for label in tuned:
+        cost = results["costs"][label]
+        spent = cost["targets"] * cost["target_s"]
+        steps[label] = int((comparison.seconds - spent) / cost["step_s"])
+        if steps[label] < 2:
+            raise UserError(
+                f"seconds is {comparison.seconds:g}, of which the targets of {label} take {spent:.0f}: write more, "
+                f"such as --set seconds={2 * spent + 60:.0f}"
+            )
+    return steps
+
+
+def draw_comparison(
+    comparison: Comparison, study: Study, results: Mapping[str, Any], by_teacher: list[Row], launcher: Launcher
+) -> Image:
+    """Rows are captions, columns the teacher and every method at one and four steps, of the first seed and budget."""
+    settings, local = comparison.base.evaluation, LocalLauncher()
+    columns = [_pictures(by_teacher, settings.captions, settings.reference_steps)]
+    labels = [f"teacher {settings.reference_steps}"]
+    for variant in next(q for q in study.questions if q.title == UPDATES).variants:
+        key, run = study.run_of(variant, comparison.seeds[0])
+        if "failed" in results["runs"][key]:
+            continue
+        targets, index = compute_targets(run, launcher)
+        checkpoints = checkpoints_of(run, targets, local)
+        local.train(run.task, targets, index, checkpoints, None)  # nothing, where its checkpoints are still there
+        rows = draw_student(run, launcher, trained_student(run, checkpoints, targets, index))
+        for steps in (n for n in SHOWN if n in run.evaluation.student_steps):
+            columns.append(_pictures(rows, settings.captions, steps))
+            labels.append(f"{variant.label} {steps}")
+    cells = [[column[i] for column in columns] for i in range(len(settings.captions))]
+    return grid(cells, settings.captions, labels, font_size=10, label_width=70)
+
+
+def _pictures(rows: list[Row], captions: tuple[str, ...], steps: int) -> list[Any]:
+    """Pictures of captions; UserError for those of which none was drawn."""
+    by_caption = {str(row["caption"]): row[f"image_{steps}"] for row in rows}
+    if absent := [caption for caption in captions if caption not in by_caption]:
+        raise UserError(
+            f"base.evaluation.captions has {', '.join(absent)}, of which no picture is evaluated; there are "
+            f"{', '.join(list(by_caption)[:12])} ..."
+        )
+    return [by_caption[caption] for caption in captions]

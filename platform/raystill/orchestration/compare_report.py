@@ -1,0 +1,188 @@
+"""The report of a comparison: a table per budget, reference rows, tuning, and where the first entrant wins."""
+
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from raystill.methods.method import STUDENT
+from raystill.orchestration.comparison import Comparison
+from raystill.orchestration.report import STEPS, Measured, markdown, measured, spread, teacher_table
+from raystill.orchestration.run import Run
+from raystill.orchestration.study import Question, Study
+
+NAMES = {  # of the classes of diffusers
+    "DDIMScheduler": "DDIM",
+    "DPMSolverMultistepScheduler": "DPM-Solver++",
+    "UniPCMultistepScheduler": "UniPC",
+    "DEISMultistepScheduler": "DEIS",
+}
+QUALITY = ("frechet", "kernel", "lpips_teacher")
+HEADS = {"frechet": "Frechet", "kernel": "kernel", "lpips_teacher": "agreement"}
+
+
+def report(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> str:
+    """The whole report as Markdown."""
+    parts = [f"# {comparison.name}", comparison.text, _head(comparison, study, results), _left_out(results)]
+    parts += [teacher_table(results["teacher"]), _references(results)]
+    for number, question in enumerate(study.questions, 1):
+        parts += [f"## {number}. {question.title.capitalize()}", _tables(comparison, study, question, results)]
+        parts.append(_ranks(comparison, study, question, results))
+    picture = comparison.results.with_suffix(".png").name
+    parts += ["## Pictures", "Of the first budget and seed; every column has the same starts."]
+    parts += [f"![Captions, and every method at 1 and 4 steps]({picture})", "## Tuning", _tuning(comparison, results)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _left_out(results: Mapping[str, Any]) -> str:
+    """Entrants whose trials failed."""
+    lines = [
+        f"- {label} is left out: {found['failed']}" for label, found in results["tuned"].items() if "failed" in found
+    ]
+    return "\n".join(lines)
+
+
+def _head(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> str:
+    run = comparison.base
+    planned = study.runs()
+    done = [results["runs"][key] for key in planned if key in results["runs"]]
+    commits = sorted({one["commit"][:10] for one in done if "commit" in one})
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "ray", "deepspeed"))
+    each, shards = run.evaluation.pictures, run.evaluation.shards
+    pictures = f"{shards} shards of" if each is None else f"{shards * each}"
+    stopped = sum("failed" in one for one in done)
+    return (
+        f"{len(done)} of {len(planned)} runs are measured, {stopped} of which stopped before a bad update; seeds "
+        f"{', '.join(map(str, comparison.seeds))}. Teacher `{run.teacher}`, guidance {run.evaluation.guidance:g}; "
+        f"{run.training.batch_size} samples a step, one process of {run.cluster.worker}; {pictures} held-out captions, "
+        f"{run.evaluation.features} features. The first budget is {comparison.updates} updates of the student, the "
+        f"second {comparison.seconds:g} seconds of one process, stored targets included. Seconds are of a process "
+        "alone on this machine, timed in turn, without the wait for data; peak memory is above that of its imports. "
+        "Frechet and kernel distances are from real pictures, agreement is the LPIPS to the teacher's "
+        f"{run.evaluation.reference_steps} guided steps from the same start, diversity the mean distance of features "
+        "between pictures of one caption. Means ± standard deviations over seeds; every measurement is in "
+        f"`{comparison.results.name}`. Commits {', '.join(commits)}; Python {platform.python_version()}, {versions}."
+    )
+
+
+def _references(results: Mapping[str, Any]) -> str:
+    """The teacher with solvers that need no training."""
+    head = ["guided teacher", *(f"{HEADS[name]} {n}" for name in QUALITY for n in STEPS), *_diversities()]
+    rows = []
+    for solver, found in results["solvers"].items():
+        figures, diversity = found["figures"], found["diversity"]
+        cells = [f"{figures[n][name]:.4g}" if n in figures else "-" for name in QUALITY for n in STEPS]
+        own = [f"{diversity[n]:.3g}" if n in diversity else "-" for n in STEPS]
+        rows.append([NAMES.get(solver, solver), *cells, *own])
+    return f"## Solvers that need no training\n\n{markdown(head, rows)}" if rows else ""
+
+
+def _tables(comparison: Comparison, study: Study, question: Question, results: Mapping[str, Any]) -> str:
+    quality, others, cost = [], [], []
+    for variant in question.variants:
+        found = measured(study, variant, results)
+        run = study.run_of(variant, comparison.seeds[0])[1]
+        paper = ", ".join(f"[{one}](https://arxiv.org/abs/{one})" for one in run.method.paper.split(", "))
+        done = f"{len(found)} of {len(comparison.seeds)}"
+        label = variant.label if len(found) == len(comparison.seeds) else f"{variant.label} ({done} seeds)"
+        quality.append([label, paper, *_cells(found, ("frechet",)), *_cells(found, ("kernel",))])
+        others.append([label, *_cells(found, ("lpips_teacher",)), *_diverse(found)])
+        cost.append([label, *_costs(run, results["costs"][variant.label])])
+    steps = [[f"{HEADS[name]} {n}" for n in STEPS] for name in QUALITY]
+    tables = [
+        markdown(["", "paper", *steps[0], *steps[1]], quality),
+        markdown(["", *steps[2], *_diversities()], others),
+        markdown(
+            ["", "updates of the student", "steps", "teacher calls per image", "seconds", "of these stored targets",
+             "peak memory, GiB"],
+            cost,
+        ),
+    ]  # fmt: skip
+    return "\n\n".join(tables)
+
+
+def _diversities() -> list[str]:
+    return [f"diversity {n}" for n in STEPS]
+
+
+def _cells(found: Measured, names: Sequence[str]) -> list[str]:
+    of_steps = [one["student"] for one in found.values()]
+    return [spread([figures[n][name] for figures in of_steps if n in figures]) for name in names for n in STEPS]
+
+
+def _diverse(found: Measured) -> list[str]:
+    probes = [one["probes"] for one in found.values() if "probes" in one]
+    return [spread([p[f"diversity_{n}"] for p in probes if f"diversity_{n}" in p]) for n in STEPS]
+
+
+def _costs(run: Run, cost: Mapping[str, Any]) -> list[str]:
+    """Updates, steps, teacher calls per image that was trained on, seconds with those of targets, and memory."""
+    steps, method = run.training.steps, run.method
+    updates = sum(STUDENT in method.turn(step) for step in range(steps))
+    stored = run.targets.estimator.calls * cost["targets"] / (steps * run.training.batch_size)
+    spent = cost["targets"] * cost["target_s"]
+    return [
+        str(updates), str(steps), f"{method.calls(steps) + stored:.3g}", f"{spent + steps * cost['step_s']:.0f}",
+        f"{spent:.0f}", f"{cost['peak_gib']:.2f}",
+    ]  # fmt: skip
+
+
+def _ranks(comparison: Comparison, study: Study, question: Question, results: Mapping[str, Any]) -> str:
+    """The first entrant's place at each number of steps among those that no seed failed of, by mean Frechet distances,
+    and ratios of runs of one seed to the best other one.
+    """
+    every = {variant.label: measured(study, variant, results) for variant in question.variants}
+    whole = {label: found for label, found in every.items() if len(found) == len(comparison.seeds)}
+    first = comparison.entrants[0].label
+    if first not in whole:
+        return f"{first} has no place: its runs were not all measured."
+    lines = []
+    for n in STEPS:
+        values = {
+            label: [one["student"][n]["frechet"] for one in found.values()]
+            for label, found in whole.items()
+            if all(n in one["student"] for one in found.values())
+        }
+        order = sorted(values, key=lambda label: statistics.fmean(values[label]))
+        others = [label for label in order if label != first]
+        if first not in values or not others:
+            continue
+        ratios = [one / other for one, other in zip(values[first], values[others[0]], strict=True)]
+        lines.append(
+            f"- {n} step{'s' * (n != '1')}: {first} is number {order.index(first) + 1} of {len(order)}; its distance "
+            f"over that of {others[0]}, the best other one, is {spread(ratios)}."
+        )
+    return "\n".join(lines)
+
+
+def _tuning(comparison: Comparison, results: Mapping[str, Any]) -> str:
+    """What was tried of each entrant, and the settings that were taken."""
+    rows = []
+    for entrant in comparison.entrants:
+        found = results["tuned"][entrant.label]
+        searched = ", ".join(f"{domain.path.removeprefix('method.')} {_domain(domain)}" for domain in entrant.space)
+        if "failed" in found:
+            rows.append([entrant.label, searched, "-", "all failed", "-"])
+            continue
+        taken = ", ".join(f"{path.removeprefix('method.')} {_value(value)}" for path, value in found["config"].items())
+        ended = sorted(one["quality"] for one in found["trials"] if not one["error"])
+        rows.append([entrant.label, searched, taken, str(len(ended)), f"{ended[0]:.3f} to {ended[-1]:.3f}"])
+    text = (
+        f"{comparison.trials} trials of the sweep tool for each method, drawn at random from its space and trained for "
+        "the first budget with a seed and starts of their own; the second budget takes the same settings. Quality is "
+        f"the mean log Frechet distance at {', '.join(map(str, comparison.searched))} steps, of those that the method "
+        "samples."
+    )
+    return f"{text}\n\n{markdown(['', 'searched', 'taken', 'trials', 'quality'], rows)}"
+
+
+def _domain(domain: Any) -> str:
+    """What a space offers, for people."""
+    extremes = domain.extremes
+    numbers = len(extremes) == 2 and hasattr(domain, "log")
+    return f"{_value(extremes[0])} to {_value(extremes[1])}" if numbers else " or ".join(map(_value, extremes))
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,159 @@
+"""The settings of a comparison of methods: entrants, budgets and what each of them may tune."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from raystill.config.errors import UserError
+from raystill.config.overrides import override
+from raystill.methods.method import STUDENT
+from raystill.methods.table import Distilling
+from raystill.models.pipeline import check_pipeline, features_in
+from raystill.models.sampling import check_solver
+from raystill.models.stock import kind_of, read_scheduler, schedule_of
+from raystill.orchestration.probes import Probe
+from raystill.orchestration.run import Run, Targets, at_least
+from raystill.orchestration.search import Search
+from raystill.orchestration.space import Space
+from raystill.orchestration.study import Question, Study, Variant
+
+UPDATES, SECONDS = "equal updates of the student", "equal wall seconds"  # the budgets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entrant:
+    """A method as it is compared."""
+
+    label: str
+    method: Distilling
+    targets: Targets  # of as many shards as the base has
+    space: Space  # what its trials search
+    shares: Mapping[str, float] = field(default_factory=dict)  # of a training's steps, for settings that count steps
+    sampled: tuple[int, ...] | None = None  # steps of its sampler; None takes the base's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Settings of a comparison."""
+
+    name: str
+    base: Run
+    entrants: tuple[Entrant, ...]  # the first one is what the others are compared with
+    trials: int = 4  # of the sweep tool, for each entrant
+    searched: tuple[int, ...] = (1, 2, 4)  # steps of sampling at which trials are compared, of those that there are
+    updates: int = 100  # of the student, in the first budget
+    seconds: float = 300.0  # of one process, teacher calls included, in the second
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rounds: int = 3  # of timing every training in turn
+    solvers: tuple[str, ...] = (  # classes of diffusers
+        "DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
+    )  # fmt: skip
+    probe: Probe = field(default_factory=Probe)
+    text: str = ""  # of the report: what it says, written by people who have seen it
+    output: str = "docs/results"  # NAME.json with every measurement, NAME.md and a picture
+
+    @property
+    def results(self) -> Path:
+        """Where measurements are kept; what is there is not measured again."""
+        return Path(self.output) / f"{self.name}.json"
+
+    def steps(self, entrant: Entrant) -> int:
+        """Steps of training in the first budget: those of a method whose student waits for others are more."""
+        steps = found = 0
+        while found < self.updates:
+            found += STUDENT in entrant.method.turn(steps)
+            steps += 1
+        return steps
+
+    def run_of(self, entrant: Entrant, steps: int, config: Mapping[str, Any]) -> Run:
+        """An entrant's training of so many steps, with tuned settings."""
+        sampled = self.base.evaluation.student_steps if entrant.sampled is None else entrant.sampled
+        run = override(
+            self.base,
+            {
+                "method": entrant.method,
+                "targets": replace(entrant.targets, shards=self.base.targets.shards),
+                "evaluation.student_steps": sampled,
+                "training.steps": steps,
+                "training.checkpoint_every": steps,
+            },
+        )
+        counted = {path: max(1, round(share * steps)) for path, share in entrant.shares.items()}
+        return override(override(run, counted), config)
+
+    def search(self, entrant: Entrant) -> Search:
+        """The trials of an entrant, all of the first budget, with another seed and other starts than are compared."""
+        run = self.run_of(entrant, self.steps(entrant), {"training.seed": max(self.seeds) + 1})
+        evaluation = replace(run.evaluation, seed=run.evaluation.seed + 1)
+        return Search(
+            name=f"{self.name}-{_word(entrant.label)}", base=replace(run, name=self.name, evaluation=evaluation),
+            space=entrant.space, trials=self.trials, random=self.trials, rungs=(), report="",
+            steps=tuple(n for n in self.searched if n in run.evaluation.student_steps),
+        )  # fmt: skip
+
+    def study(self, tuned: Mapping[str, Mapping[str, Any]], steps: Mapping[str, int]) -> Study:
+        """What is measured of the entrants that have tuned settings, with their steps in the second budget; both by
+        label.
+        """
+        entrants = [entrant for entrant in self.entrants if entrant.label in tuned]
+        budgets = {UPDATES: {e.label: self.steps(e) for e in entrants}, SECONDS: steps}
+        questions = tuple(
+            Question(
+                title=title,
+                probes=True,
+                variants=tuple(self._variant(e, budget[e.label], tuned[e.label]) for e in entrants),
+            )
+            for title, budget in budgets.items()
+        )
+        return Study(
+            name=self.name, base=self.base, questions=questions, seeds=self.seeds, probe=self.probe, output=self.output
+        )
+
+    def _variant(self, entrant: Entrant, steps: int, config: Mapping[str, Any]) -> Variant:
+        run = self.run_of(entrant, steps, config)
+        names = ("method", "targets", "sampling", "weights", "optimizer", "evaluation")
+        training = {f"training.{f.name}": getattr(run.training, f.name) for f in fields(run.training)}
+        del training["training.seed"]  # the study's
+        return Variant(label=entrant.label, changes={**{name: getattr(run, name) for name in names}, **training})
+
+    def check(self) -> None:
+        """Refuse, with UserError, what cannot run as it is written; nothing has been started yet."""
+        at_least(1, "trials", self.trials)
+        at_least(2, "updates", self.updates)
+        at_least(1, "rounds", self.rounds)
+        labels = [entrant.label for entrant in self.entrants]
+        if len(set(labels)) < max(1, len(labels)):
+            raise UserError(f"entrants are {labels}; give at least one, each with a label of its own")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or self.seconds <= 0:
+            raise UserError(
+                f"seeds are {list(self.seeds)} and seconds {self.seconds:g}; write different seeds, and a time: "
+                "--set 'seeds=[0, 1, 2]' --set seconds=300"
+            )
+        if not self.base.evaluation.captions:
+            raise UserError("base.evaluation.captions is empty; name those of the picture's rows")
+        teacher = Path(self.base.teacher)
+        check_pipeline(teacher)
+        scheduler = read_scheduler(teacher)
+        for name in self.solvers:
+            check_solver(scheduler, name)
+        for entrant in self.entrants:
+            try:
+                self._check(entrant)
+                entrant.method.check_teacher(schedule_of(scheduler), kind_of(scheduler), features_in(teacher))
+            except UserError as error:
+                raise UserError(f"entrant {entrant.label!r}: {error} (in the recipe's `entrants`)") from error
+
+    def _check(self, entrant: Entrant) -> None:
+        search = self.search(entrant)
+        if not search.steps:
+            raise UserError(
+                f"none of the steps that are searched, {list(self.searched)}, is among its own, "
+                f"{list(search.base.evaluation.student_steps)}: --set 'searched=[1, 2, 4]'"
+            )
+        search.check()
+
+
+def _word(label: str) -> str:
+    """A label as part of a file's name."""
+    return "".join(letter if letter.isalnum() else "-" for letter in label.lower())

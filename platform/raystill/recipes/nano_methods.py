@@ -1,0 +1,106 @@
+"""Every method on the demo's teacher and data, `METHOD_nano` each: `--recipe lcm_nano`."""
+
+from dataclasses import replace
+
+from raystill.data.targets import Encoded
+from raystill.flow.premetrics import VectorHuber
+from raystill.flow.times import UShapedTimes
+from raystill.methods.add import ADD
+from raystill.methods.ctm import CTM
+from raystill.methods.dmd2 import DMD2
+from raystill.methods.lcm import LCM
+from raystill.methods.lightning import Lightning
+from raystill.methods.perflow import PeRFlow
+from raystill.methods.phased import PhasedRectified
+from raystill.methods.rayflow import RayFlow
+from raystill.methods.rectified import Rectified
+from raystill.methods.reflow import Reflow
+from raystill.methods.scott import SCott
+from raystill.methods.table import Distilling
+from raystill.methods.tcd import TCD
+from raystill.orchestration.run import Run, Targets
+from raystill.recipes import nano
+
+
+def _run(method: Distilling, name: str | None = None) -> Run:
+    """The demo with another method, whose targets are real latents where it needs no pairs."""
+    demo, name = nano.run(), name or method.name
+    targets = demo.targets if "target_mean" in method.needs else Targets(estimator=Encoded())
+    return replace(demo, name=f"{name}-nano", model=f"nano-{name}", method=method, targets=targets)
+
+
+def rayflow_nano() -> Run:
+    """The demo itself."""
+    return _run(RayFlow())
+
+
+def perflow_nano() -> Run:
+    """Four windows, hence four steps or more."""
+    run = _run(PeRFlow())
+    return replace(run, evaluation=replace(run.evaluation, student_steps=(4, 8)))
+
+
+def reflow_nano() -> Run:
+    """One reflow."""
+    return _run(Reflow())
+
+
+def instaflow_nano() -> Run:
+    """A reflow, whose second half distils one step."""
+    return _run(Reflow(one_step_from=50), "instaflow")
+
+
+def rfpp_nano() -> Run:
+    """rf++: reflow with U-shaped times and its Huber distance."""
+    return _run(Reflow(times=UShapedTimes(), premetric=VectorHuber()), "rfpp")
+
+
+def rectified_nano() -> Run:
+    """Rectified Diffusion, whose last third is its consistency stage."""
+    return _run(Rectified(consistency_from=67))
+
+
+def phased_nano() -> Run:
+    """Phased Rectified Diffusion."""
+    return _run(PhasedRectified())
+
+
+def lcm_nano() -> Run:
+    """LCM-LoRA."""
+    return _run(LCM())
+
+
+def tcd_nano() -> Run:
+    """TCD."""
+    return _run(TCD())
+
+
+def tscd_nano() -> Run:
+    """TSCD of Hyper-SD: 8, 4, 2 and 1 segments."""
+    return _run(TCD(segments=(8, 4, 2, 1), stage_steps=25), "tscd")
+
+
+def ctm_nano() -> Run:
+    """CTM on the grid of its paper's smallest experiment; the target network follows as fast as the run is short."""
+    return _run(CTM(most=6, target_decay=0.95))
+
+
+def scott_nano() -> Run:
+    """SCott."""
+    return _run(SCott())
+
+
+def dmd2_nano() -> Run:
+    """DMD2: a student's update in every five steps, of which there are more here."""
+    run = _run(DMD2())
+    return replace(run, training=replace(run.training, steps=250, checkpoint_every=125, picture_every=125))
+
+
+def lightning_nano() -> Run:
+    """SDXL-Lightning: 32, 8, 4, 2 and 1 steps."""
+    return _run(Lightning(stage_steps=20))
+
+
+def add_nano() -> Run:
+    """ADD."""
+    return _run(ADD())

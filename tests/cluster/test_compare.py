@@ -1,0 +1,114 @@
+"""A small comparison by its own command: measured once, found again, reported with reference rows and a picture."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tests.workplace import ROOT, run, script
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+RECIPE = """
+from dataclasses import replace
+
+from raystill.data.targets import Encoded, Generated
+from raystill.methods.dmd2 import DMD2
+from raystill.methods.perflow import PeRFlow
+from raystill.methods.rayflow import RayFlow
+from raystill.models.weights import Lora
+from raystill.orchestration.comparison import Entrant
+from raystill.orchestration.probes import Probe
+from raystill.orchestration.run import Evaluation, Targets
+from raystill.orchestration.space import Range
+from raystill.recipes import methods
+
+SPACE = (Range(path="optimizer.learning_rate", low=1e-4, high=1e-3, log=True),)
+
+
+def small():
+    whole = methods.run()
+    base = replace(
+        whole.base, teacher="teachers/tiny", sample=None, store="environment", artifacts=None, shards="few",
+        work="work",
+        weights=Lora(rank=2, alpha=2.0, targets=("to_q", "conv1")),
+        training=replace(whole.base.training, batch_size=4, log_every=2),
+        evaluation=Evaluation(shards=1, pictures=8, teacher_steps=(1, 2), reference_steps=2, captions=CAPTIONS),
+    )
+    online = Targets(estimator=Encoded())
+    entrants = (
+        Entrant(label="RayFlow", method=RayFlow(), targets=Targets(estimator=Generated(steps=2)), space=SPACE),
+        Entrant(label="PeRFlow", method=PeRFlow(substeps=1), targets=online, space=SPACE, sampled=(4, 8)),
+        Entrant(label="DMD2", method=DMD2(ratio=2, adversarial=0.0), targets=online, space=SPACE),
+    )
+    return replace(
+        whole, base=base, entrants=entrants, trials=1, updates=4, seconds=4.0, seeds=(0, 1), rounds=1,
+        probe=Probe(shards=1, captions=3, starts=2), solvers=("UniPCMultistepScheduler",),
+    )
+
+
+CAPTIONS = {captions!r}
+"""
+
+
+def compare(place: Path, *changes: str) -> "subprocess.CompletedProcess[str]":
+    return run([*script("compare"), "--recipe", "small.py:small", *changes], place, timeout=850)
+
+
+@pytest.fixture(scope="module")
+def compared(workplace: Path, few: Path) -> dict[str, Any]:
+    from raystill.data.local import LocalStore
+    from raystill.data.shards import list_shards, unpack
+
+    store = LocalStore(uri=str(few))
+    first = list_shards(store)[0].key
+    captions = tuple(sample.members["txt"].decode() for sample in unpack(store.read(first), first))[:2]
+    (workplace / "small.py").write_text(RECIPE.replace("{captions!r}", repr(captions)))
+    (workplace / "work").mkdir(exist_ok=True)
+    done = compare(workplace)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {"text": done.stdout, "results": json.loads((workplace / "docs/results/methods.json").read_text())}
+
+
+def test_every_run_of_both_budgets_is_measured(compared: dict[str, Any], workplace: Path) -> None:
+    results, text = compared["results"], compared["text"]
+    assert set(results["tuned"]) == set(results["costs"]) == {"RayFlow", "PeRFlow", "DMD2"}
+    assert all(len(found["trials"]) == 1 for found in results["tuned"].values())
+    assert len(results["runs"]) == 12
+    assert not any("failed" in one for one in results["runs"].values())
+    assert {4, 7} < {one["steps"] for one in results["runs"].values()}
+    assert all(cost["step_s"] > 0 and cost["peak_gib"] > 0 for cost in results["costs"].values())
+    assert "12 of 12 runs are measured, 0 of which stopped" in text
+    assert re.search(r"^\| UniPC \| [\d.]+ \|", text, re.MULTILINE)
+    assert re.search(r"^\| PeRFlow \| \[2405\.07510\]\S+ \| - \| - \| [\d.]+ ± [\d.e-]+ \|", text, re.MULTILINE)
+    assert re.search(r"^\| DMD2 \| 4 \| 7 \| ", text, re.MULTILINE)
+    assert re.search(r"^- 4 steps: RayFlow is number [123] of 3; its distance over that of ", text, re.MULTILINE)
+    picture = Image.open(workplace / "docs/results/methods.png")
+    assert picture.width > 7 * 64
+
+
+def test_what_is_there_is_not_measured_again(compared: dict[str, Any], workplace: Path) -> None:
+    path = workplace / "docs/results/methods.json"
+    before = path.stat().st_mtime_ns
+    done = compare(workplace, "--set", "text=Said by a person.")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert path.stat().st_mtime_ns == before
+    assert "Said by a person." in (workplace / "docs/results/methods.md").read_text()
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_starts(compared: dict[str, Any], workplace: Path) -> None:
+    for change, message in (
+        ("searched=[3]", "entrant 'RayFlow': none of the steps that are searched, [3], is among its own"),
+        ('solvers=["Euler"]', "there is no scheduler 'Euler' in diffusers"),
+        ("seeds=[]", "write different seeds"),
+        ("base.teacher=nowhere", "is not a diffusers pipeline"),
+        ("base.weights.rank=0", "write 1 or more"),
+    ):
+        done = compare(workplace, "--set", change)
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert message in done.stderr
+    done = run([*script("compare"), "--recipe", "nano"], ROOT)
+    assert done.returncode == 2
+    assert "jobs/compare.py takes a Comparison, such as --recipe methods gives" in done.stderr

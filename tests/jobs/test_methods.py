@@ -1,0 +1,103 @@
+"""Every recipe of a method, small: from pictures to an adapter that draws."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.workplace import SMALL
+
+from raystill.config.errors import UserError
+from raystill.config.overrides import override, parse_assignments
+from raystill.data.targets import Generated
+from raystill.methods.table import METHODS
+from raystill.models.adapter import Adapter
+from raystill.models.artifact import DELTA_NAME, verify
+from raystill.models.merging import merge_adapter
+from raystill.orchestration.launch import launch_distillation
+from raystill.orchestration.run import Run
+from raystill.recipes import nano_methods
+from raystill.recipes.resolve import resolve
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+RECIPES = sorted(name for name in vars(nano_methods) if name.endswith("_nano"))
+
+
+def small(recipe: str, **changes: Any) -> Run:
+    run: Run = resolve(recipe)
+    settings = parse_assignments(f"{path}={value}" for path, value in SMALL.items())
+    if not isinstance(run.targets.estimator, Generated):
+        del settings["targets.estimator.steps"]
+    if "weights" in changes:
+        settings = {path: value for path, value in settings.items() if not path.startswith("weights.")}
+    places = {"shards": "few", "sample": None, "store": "environment", "artifacts": None, "work": "work"}
+    return override(run, {"teacher": "teachers/tiny", **settings, **places, **changes})
+
+
+@pytest.fixture
+def here(workplace: Path, few: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(workplace)
+    (workplace / "work").mkdir(exist_ok=True)
+    return workplace
+
+
+def test_every_method_has_a_recipe() -> None:
+    assert {type(resolve(name).method) for name in RECIPES} == set(METHODS)
+    for name in RECIPES:
+        resolve(name).check()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_distils_an_adapter_that_draws_by_itself(name: str, here: Path) -> None:
+    distilled = launch_distillation(small(name), local=True)
+    card = verify(distilled.adapter)
+    assert card.method == resolve(name).method.name
+    assert distilled.registered.uri == f"models:/{resolve(name).model}/1"
+    drawn = Adapter(distilled.adapter).draw(["red heart", "cat face"])
+    assert drawn.shape == (2, 32, 32, 3)
+
+
+def test_full_training_carries_what_all_weights_have_gained(here: Path) -> None:
+    distilled = launch_distillation(small("perflow_nano", weights="Full", name="full", model="full"), local=True)
+    card = verify(distilled.adapter)
+    assert DELTA_NAME in card.files
+    drawn = Adapter(distilled.adapter).draw(["red heart"], seed=3)
+    assert drawn.shape == (1, 32, 32, 3)
+    assert "unet_delta.safetensors" in (distilled.adapter / "README.md").read_text()
+
+
+def test_a_merged_student_is_the_teacher_of_a_second_reflow(here: Path) -> None:
+    first = launch_distillation(small("reflow_nano", name="first"), local=True)
+    said = merge_adapter(first.adapter, None, here / "straight")
+    assert "the adapter on its base, teachers/tiny" in said
+    starts = {"targets.estimator.guidance": 1.0, "evaluation.guidance": 1.0, "name": "second", "model": "second"}
+    run = override(small("reflow_nano"), {**starts, "teacher": str(here / "straight")})
+    second = launch_distillation(run, local=True)
+    one, two = first.evaluated.student["2"]["frechet"], second.evaluated.teacher["2"]["frechet"]
+    assert two == pytest.approx(one, rel=1e-3)  # the student of the first is the teacher of the second
+    assert Adapter(second.adapter).draw(["red heart"]).shape == (1, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "message"),
+    [
+        (
+            "dmd2_nano",
+            {"method.features": ("mid_block", "attic")},
+            r"names attic, and the teacher's UNet has down_blocks.0",
+        ),
+        ("reflow_nano", {"targets.estimator": "Encoded"}, "Reflow needs target_mean, which Encoded does not make"),
+        ("perflow_nano", {"evaluation.student_steps": (2, 4)}, r"has \[2\], and PeRFlow takes a step in each of its 4"),
+        ("tscd_nano", {"method.segments": (7,)}, r"method.segments is \(7,\) and method.intervals 40"),
+        ("lightning_nano", {"method.stages": (32, 12)}, "every number of steps divides the one before"),
+        ("lcm_nano", {"sampling.eta": 0.5}, "sampling.eta is 0.5, of which lcm's sampler knows nothing"),
+        ("tcd_nano", {"sampling.jump": "anchored"}, "tcd holds no target mean"),
+        ("perflow_nano", {"method.target": "velocity"}, "PeRFlow's velocity is the one of a flow-matching teacher"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_starts(
+    recipe: str, changes: dict[str, Any], message: str, here: Path
+) -> None:
+    estimator = changes.pop("targets.estimator", None)
+    run = small(recipe, **changes) if estimator is None else override(resolve(recipe), {"targets.estimator": estimator})
+    with pytest.raises(UserError, match=message):
+        launch_distillation(override(run, {"teacher": "teachers/tiny"}), local=True)

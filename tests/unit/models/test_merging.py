@@ -1,0 +1,104 @@
+"""Adapters folded into pipelines."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from raystill import cli
+from raystill.config.digest import canonical, digest
+from raystill.config.errors import UserError
+from raystill.models import artifact
+from raystill.models.adapter import Adapter
+from raystill.models.card import AdapterCard, Base
+from raystill.models.merging import merge_adapter
+from raystill.models.pipeline import load_pipeline
+from raystill.models.sampling import perflow_scheduler
+from raystill.models.weights import Full, Lora, delta, lora_state, peft_config, prepare
+
+LORA = Lora(rank=2, alpha=4.0, targets=("to_q", "conv1"))
+CAPTIONS = ["red heart", "cat face"]
+
+
+def adapter(base: Path, to: Path, weights: Lora | Full, *, own_scheduler: bool = False) -> Path:
+    """An adapter of random weights on a pipeline."""
+    pipeline = load_pipeline(base)
+    prepare(pipeline.unet, weights)
+    rng = torch.Generator().manual_seed(1)
+    learned = {n: p for n, p in pipeline.unet.named_parameters() if p.requires_grad}
+    trained: dict[str, Tensor] = {
+        n: p.detach() + 0.02 * torch.randn(p.shape, generator=rng) for n, p in learned.items()
+    }
+    if isinstance(weights, Full):
+        state, config = delta(pipeline.unet, trained), None
+    else:
+        for name, parameter in learned.items():
+            parameter.data.copy_(trained[name])
+        state, config = lora_state(pipeline.unet), peft_config(weights).to_dict()
+    scheduler = perflow_scheduler(pipeline, 4, "ddim_eps") if own_scheduler else pipeline.scheduler
+    recipe = canonical({"made": "here"})
+    card = AdapterCard(
+        base=Base(id=str(base), revision=pipeline.revision), method="test", steps=(4,), default_steps=4,
+        timesteps={"4": (999, 749, 499, 249)}, guidance_scale=1.0, recipe=recipe,
+        recipe_digest=digest(recipe), commit="0",
+    )  # fmt: skip
+    settings = json.loads(scheduler.to_json_string())
+    artifact.write(to, card, state, settings, Image.new("L", (4, 4)), "An adapter.", lora_config=config)
+    return to
+
+
+@pytest.mark.parametrize("weights", [LORA, Full()], ids=["lora", "full"])
+def test_a_merged_pipeline_draws_what_the_adapter_draws(
+    weights: Lora | Full, pipeline_directory: Path, tmp_path: Path
+) -> None:
+    directory = adapter(pipeline_directory, tmp_path / "adapter", weights)
+    said = merge_adapter(directory, None, tmp_path / "merged")
+    assert f"the adapter on its base, {pipeline_directory}; sample it with its own DDIMScheduler" in said
+    found = StableDiffusionPipeline.from_pretrained(tmp_path / "merged", local_files_only=True)
+    found.set_progress_bar_config(disable=True)
+    made = Adapter(directory)
+    normal = torch.randn(2, *made.pipeline.latent_shape, generator=torch.Generator().manual_seed(3))
+    drawn = found(CAPTIONS, latents=normal, num_inference_steps=4, guidance_scale=1.0, output_type="latent").images
+    torch.testing.assert_close(drawn, made.latents(CAPTIONS, 4, 3), rtol=1e-3, atol=1e-3)
+    own = load_pipeline(pipeline_directory)
+    assert not torch.equal(found.unet.conv_in.weight, own.unet.conv_in.weight) or weights == LORA
+
+
+def test_a_delta_goes_onto_another_fine_tune_of_the_base(
+    pipeline_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = adapter(pipeline_directory, tmp_path / "adapter", Full(), own_scheduler=True)
+    other = StableDiffusionPipeline.from_pretrained(pipeline_directory, local_files_only=True)
+    with torch.no_grad():
+        for parameter in other.unet.parameters():
+            parameter.mul_(1.1)
+    other.save_pretrained(tmp_path / "other")
+    line = ["raystill", "merge", str(directory), "--onto", str(tmp_path / "other"), "--out", str(tmp_path / "merged")]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert "another pipeline than its base" in said
+    assert "sample it with the adapter's PeRFlowScheduler" in said
+    base, merged = load_pipeline(pipeline_directory).unet, load_pipeline(tmp_path / "merged").unet
+    for name, tensor in load_file(directory / artifact.DELTA_NAME).items():
+        expected = 1.1 * base.get_parameter(name) + tensor
+        torch.testing.assert_close(merged.get_parameter(name), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_written_over_or_merged_into_what_it_is_not_for(pipeline_directory: Path, tmp_path: Path) -> None:
+    directory = adapter(pipeline_directory, tmp_path / "adapter", LORA)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").touch()
+    with pytest.raises(UserError, match="is there already; name a new directory"):
+        merge_adapter(directory, None, tmp_path / "there")
+    with pytest.raises(UserError, match=r"is not a diffusers pipeline: expected model_index.json"):
+        merge_adapter(directory, tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,98 @@
+"""PeRFlow's scheduler in diffusers' own pipelines, and the samplers of other methods."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor
+
+from raystill.config.errors import UserError
+from raystill.flow.starts import StartLaw
+from raystill.methods.ctm import CTM
+from raystill.methods.lcm import LCM
+from raystill.methods.method import Distillation
+from raystill.methods.perflow import PeRFlow
+from raystill.methods.table import METHODS
+from raystill.models.ctm import WEIGHT, CTMScheduler, make_room
+from raystill.models.perflow import PeRFlowScheduler
+from raystill.models.pipeline import load_pipeline
+from raystill.models.sampling import ODE, draw, perflow_scheduler
+from raystill.models.student import Student
+from raystill.models.weights import Lora, prepare
+
+CAPTIONS = ["red heart", "cat face", ""]
+
+
+def starts(count: int = 3) -> Tensor:
+    return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("windows", [1, 2, 4])
+def test_one_step_a_window_is_stock_ddim(windows: int, pipeline_directory: Path) -> None:
+    pipeline = load_pipeline(pipeline_directory)
+    condition = pipeline.condition(CAPTIONS)
+    ours = draw(pipeline.unet, perflow_scheduler(pipeline, windows, "ddim_eps"), starts(), condition, windows)
+    stock = draw(pipeline.unet, pipeline.scheduler, starts(), condition, windows)
+    assert type(pipeline.scheduler) is DDIMScheduler
+    torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("steps", [4, 8])
+def test_a_stock_pipeline_draws_what_raystill_draws(
+    method: type[Distillation], steps: int, pipeline_directory: Path
+) -> None:
+    made = load_pipeline(pipeline_directory)
+    scheduler = method().scheduler(made, ODE, StartLaw())
+    if isinstance(scheduler, CTMScheduler):
+        make_room(made.unet)
+        torch.nn.init.normal_(made.unet.get_parameter(WEIGHT), std=0.1, generator=torch.Generator().manual_seed(1))
+        scheduler.attach(made.unet)
+    condition = made.condition(CAPTIONS)
+    if method().takes_eta or method in (PeRFlow, CTM):  # LCM's noise comes from a generator: each has its own
+        found = draw(made.unet, scheduler, starts(), condition, steps)
+        stock = StableDiffusionPipeline.from_pretrained(pipeline_directory, unet=made.unet, dtype=torch.float32)
+        stock.scheduler = scheduler
+        stock.set_progress_bar_config(disable=True)
+        expected = stock(
+            CAPTIONS, latents=starts(), num_inference_steps=steps, guidance_scale=1.0, output_type="latent"
+        ).images
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    whole = draw(made.unet, scheduler, starts(), condition, steps)
+    torch.testing.assert_close(
+        draw(made.unet, scheduler, starts()[1:2], condition[1:2], steps), whole[1:2], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_fewer_steps_than_windows_are_refused(pipeline_directory: Path) -> None:
+    scheduler = perflow_scheduler(load_pipeline(pipeline_directory), 4, "ddim_eps")
+    with pytest.raises(UserError, match="found 3 steps for a student of 4 windows"):
+        scheduler.set_timesteps(3)
+    with pytest.raises(UserError, match=r"has \[1, 2\], and PeRFlow takes a step in each of its 4 windows"):
+        PeRFlow().check(ODE, 8, (1, 2, 4, 8))
+
+
+def test_it_is_saved_and_read_with_its_windows(pipeline_directory: Path, tmp_path: Path) -> None:
+    perflow_scheduler(load_pipeline(pipeline_directory), 2, "diff_eps").save_pretrained(tmp_path)
+    found = PeRFlowScheduler.from_pretrained(tmp_path)
+    assert (found.config.windows, found.config.piece) == (2, "diff_eps")
+    assert found.config.prediction_type == "v_prediction"
+
+
+def test_noise_is_added_as_the_teacher_was_trained(pipeline_directory: Path) -> None:
+    pipeline = load_pipeline(pipeline_directory)
+    x_0, noise, timesteps = starts(), starts().flip(0), torch.tensor([999, 500, 3])
+    found = perflow_scheduler(pipeline, 4, "ddim_eps").add_noise(x_0, noise, timesteps)
+    torch.testing.assert_close(found, pipeline.scheduler.add_noise(x_0, noise, timesteps), rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_is_drawn_by_its_method_s_scheduler(pipeline_directory: Path) -> None:
+    unet = prepare(load_pipeline(pipeline_directory).unet, Lora(rank=2, alpha=2.0))
+    tensors = {name: torch.zeros_like(p) for name, p in unet.named_parameters() if ".lora_" in name}
+    make = partial(LCM().scheduler, sampling=ODE, start=StartLaw())
+    student = Student(pipeline_directory, Lora(rank=2, alpha=2.0), tensors, make, torch.device("cpu"))
+    assert type(student.scheduler).__name__ == "LCMScheduler"
+    found = student.latents(starts(), student.pipeline.condition(CAPTIONS), 2)
+    assert bool(torch.isfinite(found).all())
