@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 RECIPE = """
 from dataclasses import replace
 
+from raystill.data.records import Reading
 from raystill.data.targets import Encoded, Generated
 from raystill.methods.dmd2 import DMD2
 from raystill.methods.perflow import PeRFlow
@@ -26,6 +27,7 @@ from raystill.orchestration.space import Range
 from raystill.recipes import methods
 
 SPACE = (Range(path="optimizer.learning_rate", low=1e-4, high=1e-3, log=True),)
+FIRST = ({SPACE[0].path: 3e-4},)
 
 
 def small():
@@ -33,7 +35,7 @@ def small():
     base = replace(
         whole.base, teacher="teachers/tiny", sample=None, store="environment", artifacts=None, shards="few",
         work="work",
-        weights=Lora(rank=2, alpha=2.0, targets=("to_q", "conv1")),
+        weights=Lora(rank=2, alpha=2.0, targets=("to_q", "conv1")), reading=Reading(),
         training=replace(whole.base.training, batch_size=4, log_every=2),
         evaluation=Evaluation(shards=1, pictures=8, teacher_steps=(1, 2), reference_steps=2, captions=CAPTIONS),
     )
@@ -44,7 +46,8 @@ def small():
         Entrant(label="DMD2", method=DMD2(ratio=2, adversarial=0.0), targets=online, space=SPACE),
     )
     return replace(
-        whole, base=base, entrants=entrants, trials=1, updates=4, seconds=4.0, seeds=(0, 1), rounds=1,
+        whole, base=base, entrants=entrants, trials=1, first=FIRST, updates=4, seconds=4.0, seeds=(0, 1),
+        rounds=1,
         probe=Probe(shards=1, captions=3, starts=2), solvers=("UniPCMultistepScheduler",),
     )
 
@@ -76,6 +79,7 @@ def test_every_run_of_both_budgets_is_measured(compared: dict[str, Any], workpla
     results, text = compared["results"], compared["text"]
     assert set(results["tuned"]) == set(results["costs"]) == {"RayFlow", "PeRFlow", "DMD2"}
     assert all(len(found["trials"]) == 1 for found in results["tuned"].values())
+    assert all(found["config"] == {"optimizer.learning_rate": 3e-4} for found in results["tuned"].values())
     assert len(results["runs"]) == 12
     assert not any("failed" in one for one in results["runs"].values())
     assert {4, 7} < {one["steps"] for one in results["runs"].values()}
@@ -103,6 +107,10 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(compared: dic
         ("searched=[3]", "entrant 'RayFlow': none of the steps that are searched, [3], is among its own"),
         ('solvers=["Euler"]', "there is no scheduler 'Euler' in diffusers"),
         ("seeds=[]", "write different seeds"),
+        (
+            'first=[{"optimizer.learning_rate": 1}]',
+            "first has optimizer.learning_rate = 1, and the search space offers",
+        ),
         ("base.teacher=nowhere", "is not a diffusers pipeline"),
         ("base.weights.rank=0", "write 1 or more"),
     ):

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
@@ -69,11 +68,10 @@ def _prepare(comparison: Comparison, results: dict[str, Any], launcher: Launcher
             write_results(comparison.results, results)
 
     base = comparison.base
-    for name in comparison.solvers:
-        solver = Solver(Path(base.teacher), name, base.evaluation.guidance)
+    for label, solver in comparison.references().items():
         keep(
             "solvers",
-            name,
+            label,
             [solver.identity(), base.evaluation, comparison.probe],
             partial(_of_solver, comparison, solver, launcher),
         )

@@ -12,12 +12,6 @@ from raystill.orchestration.report import STEPS, Measured, markdown, measured, s
 from raystill.orchestration.run import Run
 from raystill.orchestration.study import Question, Study
 
-NAMES = {  # of the classes of diffusers
-    "DDIMScheduler": "DDIM",
-    "DPMSolverMultistepScheduler": "DPM-Solver++",
-    "UniPCMultistepScheduler": "UniPC",
-    "DEISMultistepScheduler": "DEIS",
-}
 QUALITY = ("frechet", "kernel", "lpips_teacher")
 HEADS = {"frechet": "Frechet", "kernel": "kernel", "lpips_teacher": "agreement"}
 
@@ -25,7 +19,7 @@ HEADS = {"frechet": "Frechet", "kernel": "kernel", "lpips_teacher": "agreement"}
 def report(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> str:
     """The whole report as Markdown."""
     parts = [f"# {comparison.name}", comparison.text, _head(comparison, study, results), _left_out(results)]
-    parts += [teacher_table(results["teacher"]), _references(results)]
+    parts += [teacher_table(results["teacher"]), _references(comparison, results)]
     for number, question in enumerate(study.questions, 1):
         parts += [f"## {number}. {question.title.capitalize()}", _tables(comparison, study, question, results)]
         parts.append(_ranks(comparison, study, question, results))
@@ -66,15 +60,16 @@ def _head(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> s
     )
 
 
-def _references(results: Mapping[str, Any]) -> str:
+def _references(comparison: Comparison, results: Mapping[str, Any]) -> str:
     """The teacher with solvers that need no training."""
-    head = ["guided teacher", *(f"{HEADS[name]} {n}" for name in QUALITY for n in STEPS), *_diversities()]
+    head = ["teacher", *(f"{HEADS[name]} {n}" for name in QUALITY for n in STEPS), *_diversities()]
     rows = []
-    for solver, found in results["solvers"].items():
+    for label in comparison.references():
+        found = results["solvers"][label]
         figures, diversity = found["figures"], found["diversity"]
         cells = [f"{figures[n][name]:.4g}" if n in figures else "-" for name in QUALITY for n in STEPS]
         own = [f"{diversity[n]:.3g}" if n in diversity else "-" for n in STEPS]
-        rows.append([NAMES.get(solver, solver), *cells, *own])
+        rows.append([label, *cells, *own])
     return f"## Solvers that need no training\n\n{markdown(head, rows)}" if rows else ""
 
 
@@ -169,12 +164,19 @@ def _tuning(comparison: Comparison, results: Mapping[str, Any]) -> str:
         ended = sorted(one["quality"] for one in found["trials"] if not one["error"])
         rows.append([entrant.label, searched, taken, str(len(ended)), f"{ended[0]:.3f} to {ended[-1]:.3f}"])
     text = (
-        f"{comparison.trials} trials of the sweep tool for each method, drawn at random from its space and trained for "
-        "the first budget with a seed and starts of their own; the second budget takes the same settings. Quality is "
-        f"the mean log Frechet distance at {', '.join(map(str, comparison.searched))} steps, of those that the method "
-        "samples."
+        f"{comparison.trials} trials of the sweep tool for each method, with {_first(comparison)}the rest drawn at "
+        "random from its space, trained for the first budget with a seed and starts of their own; the second budget "
+        "takes the same settings. Quality is the mean log Frechet distance at "
+        f"{', '.join(map(str, comparison.searched))} steps, of those that the method samples."
     )
     return f"{text}\n\n{markdown(['', 'searched', 'taken', 'trials', 'quality'], rows)}"
+
+
+def _first(comparison: Comparison) -> str:
+    """What the recipe says of the first trials, for people."""
+    paths = dict.fromkeys(path for point in comparison.first for path in point)
+    given = [f"{path} {', '.join(_value(p[path]) for p in comparison.first if path in p)}" for path in paths]
+    return f"{'; '.join(given)} in turn and " if given else ""
 
 
 def _domain(domain: Any) -> str:

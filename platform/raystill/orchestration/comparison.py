@@ -14,10 +14,18 @@ from raystill.models.sampling import check_solver
 from raystill.models.stock import kind_of, read_scheduler, schedule_of
 from raystill.orchestration.probes import Probe
 from raystill.orchestration.run import Run, Targets, at_least
+from raystill.orchestration.samples import Solver
 from raystill.orchestration.search import Search
 from raystill.orchestration.space import Space
 from raystill.orchestration.study import Question, Study, Variant
 
+UNTRAINED = "DDIM, not guided: a student before its training"
+NAMES = {  # of the classes of diffusers
+    "DDIMScheduler": "DDIM",
+    "DPMSolverMultistepScheduler": "DPM-Solver++",
+    "UniPCMultistepScheduler": "UniPC",
+    "DEISMultistepScheduler": "DEIS",
+}
 UPDATES, SECONDS = "equal updates of the student", "equal wall seconds"  # the budgets
 
 
@@ -41,6 +49,7 @@ class Comparison:
     base: Run
     entrants: tuple[Entrant, ...]  # the first one is what the others are compared with
     trials: int = 4  # of the sweep tool, for each entrant
+    first: tuple[Mapping[str, Any], ...] = ()  # settings of the first trials; what one of them leaves out is drawn
     searched: tuple[int, ...] = (1, 2, 4)  # steps of sampling at which trials are compared, of those that there are
     updates: int = 100  # of the student, in the first budget
     seconds: float = 300.0  # of one process, teacher calls included, in the second
@@ -57,6 +66,12 @@ class Comparison:
     def results(self) -> Path:
         """Where measurements are kept; what is there is not measured again."""
         return Path(self.output) / f"{self.name}.json"
+
+    def references(self) -> dict[str, Solver]:
+        """The teacher with solvers that need no training, and without guidance, as which students begin; by label."""
+        teacher, guidance = Path(self.base.teacher), self.base.evaluation.guidance
+        found = {NAMES.get(name, name): Solver(teacher, name, guidance) for name in self.solvers}
+        return {**found, UNTRAINED: Solver(teacher, "DDIMScheduler", 1.0)}
 
     def steps(self, entrant: Entrant) -> int:
         """Steps of training in the first budget: those of a method whose student waits for others are more."""
@@ -88,7 +103,7 @@ class Comparison:
         evaluation = replace(run.evaluation, seed=run.evaluation.seed + 1)
         return Search(
             name=f"{self.name}-{_word(entrant.label)}", base=replace(run, name=self.name, evaluation=evaluation),
-            space=entrant.space, trials=self.trials, random=self.trials, rungs=(), report="",
+            space=entrant.space, trials=self.trials, first=self.first, random=self.trials, rungs=(), report="",
             steps=tuple(n for n in self.searched if n in run.evaluation.student_steps),
         )  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import Any
 from raystill.config.errors import UserError
 from raystill.config.overrides import override
 from raystill.orchestration.run import Run, at_least
-from raystill.orchestration.space import Space, check_space
+from raystill.orchestration.space import Space, check_points, check_space
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,7 @@ class Search:
     base: Run
     space: Space
     trials: int = 16
+    first: tuple[Mapping[str, Any], ...] = ()  # settings of the first trials; what one of them leaves out is drawn
     random: int = 6  # first trials, drawn at random for the search algorithm to learn from
     seed: int = 0
     steps: tuple[int, ...] = (4,)  # of sampling, at which quality counts
@@ -41,6 +42,7 @@ class Search:
         self.base.check()
         at_least(1, "trials", self.trials)
         check_space(self.space, self.base)
+        check_points(self.first, self.space)
         if self.base.cluster.workers != 1:
             raise UserError(
                 f"a trial is one process, and base.cluster.workers is {self.base.cluster.workers}: "

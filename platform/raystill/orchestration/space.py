@@ -1,7 +1,7 @@
 """Search spaces: which settings a sweep may change, to what, and where a choice depends on another one."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Protocol, runtime_checkable
@@ -46,6 +46,10 @@ class Choice:
         """Every value."""
         return self.values
 
+    def holds(self, value: Any) -> bool:
+        """Whether a trial may have this value."""
+        return value in self.values
+
     def suggested(self, trial: Suggests) -> Any:
         """The value of a trial."""
         return trial.suggest_categorical(self.path, list(self.values))
@@ -69,6 +73,10 @@ class Range:
     def extremes(self) -> tuple[Any, ...]:
         """Both ends."""
         return (self.low, self.high)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a trial may have this value."""
+        return isinstance(value, int | float) and bool(self.low <= value <= self.high)
 
     def suggested(self, trial: Suggests) -> Any:
         """The value of a trial."""
@@ -124,6 +132,17 @@ def check_space(space: Space, base: Run) -> None:
         for condition in _conditions(domain, space):
             for value in domain.extremes:
                 override(base, {**condition, domain.path: value}).check()
+
+
+def check_points(points: Sequence[Mapping[str, Any]], space: Space) -> None:
+    """Refuse, with UserError, settings of first trials that the space does not hold."""
+    domains = {domain.path: domain for domain in space}
+    for point in points:
+        for path, value in point.items():
+            domain = domains.get(path)
+            if domain is None or not domain.holds(value):
+                offered = ", ".join(domains) if domain is None else f"{path} in {list(domain.extremes)}"
+                raise UserError(f"first has {path} = {value!r}, and the search space offers {offered}")
 
 
 def _conditions(domain: Choice | Range, space: Space) -> list[dict[str, Any]]:

@@ -142,12 +142,16 @@ def tuned(search: Search, tracking: Tracking, concurrent: int) -> tune.ResultGri
     sampler = optuna.samplers.TPESampler(
         seed=search.seed, n_startup_trials=search.random, multivariate=True, group=True
     )
+    algorithm = OptunaSearch(
+        space=Draw(search.space, search.base), metric=METRIC, mode="min", sampler=sampler,
+        points_to_evaluate=[dict(point) for point in search.first],
+    )  # fmt: skip
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             num_samples=search.trials,
             max_concurrent_trials=concurrent,
-            search_alg=OptunaSearch(space=Draw(search.space, search.base), metric=METRIC, mode="min", sampler=sampler),
+            search_alg=algorithm,
             scheduler=_asha(search),
         ),
         run_config=tune.RunConfig(
