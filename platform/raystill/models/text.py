@@ -26,19 +26,18 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int, direc
     bpe.decoder = decoders.BPEDecoder(suffix="</w>")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
-    room = vocabulary - len(tokens) - 2
-    if room < 0:
+    if vocabulary < len(tokens) + 2:
         raise UserError(f"a vocabulary of {vocabulary} cannot hold every byte; expected at least {len(tokens) + 2}")
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - 2,
         min_frequency=2,
-        initial_alphabet=alphabet,
+        special_tokens=tokens,  # ties are broken by numbers, which letters at words' ends else get in no fixed order
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     bpe.train_from_iterator(captions, trainer)
     learned = json.loads(bpe.to_str())["model"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]][:room]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]]
     tokens += [a + b for a, b in merges]
     vocab = {token: i for i, token in enumerate(dict.fromkeys([*tokens, START, END]))}
     directory.mkdir(parents=True, exist_ok=True)

@@ -48,6 +48,12 @@ def test_the_vocabulary_is_bounded(vocabulary: int, tmp_path: Path) -> None:
     assert len(train_tokenizer(CAPTIONS, vocabulary, 8, tmp_path)) <= vocabulary
 
 
+def test_merges_that_are_equally_frequent_have_an_order(tmp_path: Path) -> None:
+    captions = ["blue car, cat face, green bag, bad bar"] * 3
+    first, *others = (train_tokenizer(captions, 600, 8, tmp_path / str(i)).get_vocab() for i in range(8))
+    assert all(other == first for other in others)
+
+
 def test_it_is_the_same_after_reading_back_and_after_training_again(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
     again = train_tokenizer(CAPTIONS, 700, 8, tmp_path)
     read = CLIPTokenizer.from_pretrained(tmp_path, local_files_only=True)
