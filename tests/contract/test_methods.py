@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests.given import given
 from torch import Tensor, nn
 
 from raystill import methods
-from raystill.flow.importance import GridTimes, LearnedTimes, SecondMomentTimes
+from raystill.flow.importance import GridTimes, SecondMomentTimes
 from raystill.flow.objectives import Objective
 from raystill.flow.paths import PairedDiffusionPath, RayPath
 from raystill.flow.predictions import Kind
@@ -78,8 +79,8 @@ def targets(shape: tuple[int, ...]) -> Fields:
     return {"x_0": x_0, "target_mean": mu, "condition": torch.randn(shape[0], TEXT, TEXT, generator=rng(3))}
 
 
-def ray(kind: Kind = "v_prediction", schedule: Schedule = SCHEDULE, **settings: object) -> Case:
-    method = RayFlow(**{"times": SamplingTimes(), **settings})  # type: ignore[arg-type]
+def ray(kind: Kind = "v_prediction", schedule: Schedule = SCHEDULE, **settings: Any) -> Case:
+    method = RayFlow(**{"times": SamplingTimes(), **settings})
     return Case(method.bind(given(schedule, kind)), student, targets)
 
 
@@ -104,14 +105,14 @@ def consistent(
     return Case(method.bind(told), networks, batch, descends=descends)
 
 
-def taught(times: LearnedTimes, **settings: object) -> Case:
+def taught(times: SecondMomentTimes | GridTimes | SteinTimes, **settings: Any) -> Case:
     def networks() -> Roles:
         law = times.network(4)
         for parameter in law.parameters():
             parameter.data.add_(0.1 * torch.randn(parameter.shape))
         return {**student(), TIME_SAMPLER: law}
 
-    method = RayFlow(times=times, **settings).bind(given(SCHEDULE, "v_prediction"))  # type: ignore[arg-type]
+    method = RayFlow(times=times, **settings).bind(given(SCHEDULE, "v_prediction"))
     return Case(method, networks, targets)
 
 

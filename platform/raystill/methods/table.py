@@ -1,11 +1,12 @@
 """Every method that distils a teacher; being listed here is enough to be run and tested."""
 
+from typing import get_args
+
 from raystill.methods.add import ADD
 from raystill.methods.ctm import CTM
 from raystill.methods.dmd2 import DMD2
 from raystill.methods.lcm import LCM
 from raystill.methods.lightning import Lightning
-from raystill.methods.method import Distillation
 from raystill.methods.perflow import PeRFlow
 from raystill.methods.phased import PhasedRectified
 from raystill.methods.rayflow import RayFlow
@@ -16,6 +17,4 @@ from raystill.methods.tcd import TCD
 
 # What a run's `method` may be, by the class's name: --set method=LCM
 Distilling = RayFlow | PeRFlow | Reflow | Rectified | PhasedRectified | LCM | TCD | CTM | SCott | DMD2 | Lightning | ADD
-METHODS: tuple[type[Distillation], ...] = (
-    RayFlow, PeRFlow, Reflow, Rectified, PhasedRectified, LCM, TCD, CTM, SCott, DMD2, Lightning, ADD,
-)  # fmt: skip
+METHODS: tuple[type[Distilling], ...] = get_args(Distilling)

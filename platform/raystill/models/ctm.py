@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from raystill.config.errors import UserError
 from raystill.flow.schedules import Schedule, Times
 from raystill.models.scheduler import RayFlowScheduler
+from raystill.models.stepping import step_of
 
 WIDTH = 64  # of the landing's embedding
 WEIGHT = "time_embedding.cond_proj.weight"  # name of the layer's tensor
@@ -65,7 +66,7 @@ class CTMScheduler(RayFlowScheduler):
         """The network's input; also notes where the coming step lands."""
         if self._unet is None:
             raise UserError("a CTM student is told where it lands: call scheduler.attach(pipeline.unet, tensors) first")
-        i = self._index(timestep)
+        i = step_of(self._listed, timestep)
         landing = self._schedule.sampling_times(len(self._listed))[i + 1 : i + 2]
         self._landing = embedded(self._schedule.timestep(landing)).to(sample.device)
         return super().scale_model_input(sample, timestep)

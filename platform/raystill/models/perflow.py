@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from raystill.config.errors import UserError
 from raystill.flow.predictions import Prediction, column, point
 from raystill.flow.windows import Piece, along, window_of, window_times
+from raystill.models.stepping import step_of, times_of, working
 from raystill.models.stock import kind_of, schedule_of
 
 
@@ -45,6 +46,7 @@ class PeRFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         self._schedule, self._kind = schedule_of(self), kind_of(self)
         self.num_inference_steps: int | None = None
         self.timesteps = torch.zeros(0)
+        self._listed: list[float] = []
         self._times = torch.zeros(0, dtype=torch.float64)
 
     def __len__(self) -> int:
@@ -58,7 +60,9 @@ class PeRFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
                 "more"
             )
         self._times = window_times(self._windows, num_inference_steps)
-        self.timesteps = self._schedule.timestep(self._times[:-1]).float().to(device)
+        timesteps = self._schedule.timestep(self._times[:-1])
+        self._listed = timesteps.tolist()
+        self.timesteps = timesteps.float().to(device)
         self.num_inference_steps = num_inference_steps
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | int | None = None) -> Tensor:
@@ -76,11 +80,11 @@ class PeRFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
     ) -> Any:
         """Go on along the piece to the next timestep. Gives the next sample and the estimate of clean data."""
         del generator  # nothing is drawn
-        i, schedule = self._index(timestep), self._schedule
+        i, schedule = step_of(self._listed, timestep), self._schedule
         t, later = (self._times[k].expand(len(sample)) for k in (i, i + 1))
         angle = schedule.angle(t)
-        x = _work(sample) / column(schedule.input_scale(angle), _work(sample))
-        p = Prediction(self._kind, _work(model_output), x, column(angle.cos(), x), column(angle.sin(), x))
+        x = working(sample) / column(schedule.input_scale(angle), working(sample))
+        p = Prediction(self._kind, working(model_output), x, column(angle.cos(), x), column(angle.sin(), x))
         following = along(self._piece, schedule, window_of(self._windows, t), t, p, later)
         following = following * column(schedule.input_scale(schedule.angle(later)), x)
         found = following.to(sample.dtype), p.data.to(sample.dtype)
@@ -88,21 +92,6 @@ class PeRFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Network inputs of clean latents and noise at one timestep, or one for each sample."""
-        straight = bool(self.config.use_flow_sigmas)
-        k = timesteps.flatten().double().cpu().expand(len(original_samples))  # HOST SYNC: one per call
-        angle = self._schedule.angle((k if straight else k + 1) / self._schedule.steps)
-        x = point(_work(original_samples), _work(noise), angle)
+        angle = self._schedule.angle(times_of(self._schedule, timesteps, len(original_samples)))
+        x = point(working(original_samples), working(noise), angle)
         return (x * column(self._schedule.input_scale(angle), x)).to(original_samples.dtype)
-
-    def _index(self, timestep: Tensor | float | int) -> int:
-        """Which of the prepared timesteps this is; UserError for any other."""
-        asked = float(timestep)  # HOST SYNC: one per step
-        for i, t in enumerate(self._schedule.timestep(self._times[:-1]).tolist()):
-            if abs(asked - t) < 1e-2:
-                return i
-        raise UserError(f"timestep {asked:g} was not prepared: call set_timesteps(steps) first and pass its timesteps")
-
-
-def _work(x: Tensor) -> Tensor:
-    """In float32, or float64 where it is that."""
-    return x if x.dtype == torch.float64 else x.float()

@@ -25,8 +25,9 @@ from raystill.config.errors import UserError
 from raystill.flow.jumps import Jump, Walk, check_eta, check_jump, has_mean, held, own_noise, own_seeds, stop, stops
 from raystill.flow.paths import Coefficients, interpolate, path_of
 from raystill.flow.predictions import Latent, Prediction, check_data, column
-from raystill.flow.schedules import FlowSchedule, Times
+from raystill.flow.schedules import FlowSchedule
 from raystill.flow.starts import StartLaw
+from raystill.models.stepping import step_of, times_of, working
 from raystill.models.stock import check_settings, kind_of, schedule_of
 
 
@@ -141,7 +142,7 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | int) -> Tensor:
         """The network's input: the sample itself, but at the first step the path's end for what was drawn."""
-        if self._walk is not None or self._index(timestep) > 0 or self._plain:
+        if self._walk is not None or step_of(self._listed, timestep) > 0 or self._plain:
             return sample
         self._entered = True
         x = self._begun(sample, eta=0.0).entry()
@@ -158,13 +159,13 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         """Jump to the next timestep; fresh noise (eta > 0) comes from `generator`, or else from the starts' own bits.
         Gives the next sample and the estimate of clean data.
         """
-        i = self._index(timestep)
+        i = step_of(self._listed, timestep)
         here = stop(self._stops, i, len(sample))
         x = self._present(sample, here, i)
         assert self._walk is not None
         self._moving = True
         prediction = Prediction(
-            self._kind, _work(model_output), x, column(here.angle.cos(), x), column(here.angle.sin(), x)
+            self._kind, working(model_output), x, column(here.angle.cos(), x), column(here.angle.sin(), x)
         )
         data = following = prediction.data
         if i + 1 < len(self._listed):
@@ -181,8 +182,8 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         Between `set_timesteps` and the first step, where image-to-image pipelines begin, it also says which mean the
         anchored jumps hold.
         """
-        data, mean = _work(original_samples), self._law.apply(_work(noise))
-        c = stops(self._held, self._schedule, self._schedule.angle(self._times_of(timesteps, len(data))))
+        data, mean = working(original_samples), self._law.apply(working(noise))
+        c = stops(self._held, self._schedule, self._schedule.angle(times_of(self._schedule, timesteps, len(data))))
         own = own_noise(own_seeds(mean), 0, mean) if has_mean(c) and bool(c.noise.any()) else mean
         if self._listed and not self._moving:
             self._walk = Walk.midway(self._stops, self._eta, mean)
@@ -199,7 +200,7 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         return self._law == StartLaw() and not (has_mean(first) and bool(first.noise.any()))
 
     def _begun(self, sample: Tensor, eta: float) -> Walk:
-        return Walk.begin(self._stops, eta, self._law.apply(_work(sample)))
+        return Walk.begin(self._stops, eta, self._law.apply(working(sample)))
 
     def _present(self, sample: Tensor, here: Coefficients, i: int) -> Latent:
         """The present point at unit length; the first time it begins the walk."""
@@ -212,48 +213,24 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
                     "this pipeline does not ask the scheduler for the network's input (scale_model_input), which a "
                     'start law of its own needs: write start={"law": "normal"}'
                 )
-            self._walk = Walk.entered(self._stops, self._eta, _work(sample))
-            return _work(sample)
+            self._walk = Walk.entered(self._stops, self._eta, working(sample))
+            return working(sample)
         if self._walk is None:
             if has_mean(here):
                 raise UserError(
                     "anchored jumps must know their start, and this pipeline begins midway without add_noise: "
                     'write jump="ode"'
                 )
-            self._walk = Walk.midway(self._stops, self._eta, _work(sample))
+            self._walk = Walk.midway(self._stops, self._eta, working(sample))
         if self._walk.start.shape != sample.shape:  # latents that a pipeline packs after it has noised them
             if has_mean(here):
                 raise UserError(
                     f"this pipeline noised latents of shape {tuple(self._walk.start.shape)} and samples them as "
                     f'{tuple(sample.shape)}, and anchored jumps hold the noise: write jump="ode"'
                 )
-            self._walk = Walk.midway(self._stops, self._eta, _work(sample))
-        x = _work(sample)
+            self._walk = Walk.midway(self._stops, self._eta, working(sample))
+        x = working(sample)
         return x / column(self._schedule.input_scale(here.angle), x)
 
     def _to_network(self, x: Latent, c: Coefficients) -> Latent:
         return x * column(self._schedule.input_scale(c.angle), x)
-
-    def _index(self, timestep: Tensor | float | int) -> int:
-        """Which of the prepared timesteps this is; UserError for any other."""
-        asked = float(timestep)  # HOST SYNC: one per step
-        for i, t in enumerate(self._listed):
-            if abs(asked - t) < 1e-2:
-                return i
-        raise UserError(
-            f"timestep {asked:g} is not among the prepared ones, {self._listed[:8]}: call set_timesteps(steps) first "
-            "and pass its timesteps"
-        )
-
-    def _times_of(self, timesteps: Tensor, count: int) -> Times:
-        """The schedule's times of timesteps, one for each of `count` samples, on the CPU; inverse of its `timestep`."""
-        if timesteps.numel() not in (1, count):
-            raise UserError(f"found {timesteps.numel()} timesteps for {count} samples; give one, or one for each")
-        k = timesteps.flatten().double().cpu().expand(count)  # HOST SYNC: one per call
-        straight = isinstance(self._schedule, FlowSchedule)
-        return (k if straight else k + 1) / self._schedule.steps
-
-
-def _work(x: Tensor) -> Tensor:
-    """In float32, or float64 where it is that."""
-    return x if x.dtype == torch.float64 else x.float()

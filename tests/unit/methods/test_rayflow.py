@@ -16,7 +16,7 @@ from raystill.flow.paths import PairedDiffusionPath, RayPath
 from raystill.flow.predictions import Kind, column
 from raystill.flow.schedules import DiffusionSchedule
 from raystill.flow.stein import SteinTimes
-from raystill.flow.times import LogitNormalTimes, SamplingTimes, TimeSampler, UniformTimes, UShapedTimes
+from raystill.flow.times import LogitNormalTimes, SamplingTimes, UniformTimes, UShapedTimes
 from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
 from raystill.models.fresh import stable_diffusion_scheduler
 
@@ -209,9 +209,8 @@ def test_the_law_is_taught_the_samples_losses_as_numbers(times: Learned) -> None
 
 def test_the_variance_of_weighted_losses_is_recorded_for_every_law() -> None:
     batch = batch_of((4, 4, 4, 4))
-    samplers: list[TimeSampler] = [UniformTimes(), LogitNormalTimes(importance=0.1), UShapedTimes(), SamplingTimes()]
-    for sampler in samplers:
-        method = RayFlow(times=sampler).bind(given(SCHEDULE, "v_prediction"))  # type: ignore[arg-type]
+    for sampler in (UniformTimes(), LogitNormalTimes(importance=0.1), UShapedTimes(), SamplingTimes()):
+        method = RayFlow(times=sampler).bind(given(SCHEDULE, "v_prediction"))
         metrics = method.losses({"student": Network()}, batch, rng(), 0)["student"].metrics
         assert float(metrics["times/weighted_loss_variance"]) > 0
         unweighted = float(metrics["times/effective_share"]) == 1

@@ -18,9 +18,9 @@ from raystill.flow.importance import GridTimes, LearnedTimes, SecondMomentTimes
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import SamplingTimes
 from raystill.methods.lcm import LCM
-from raystill.methods.method import STUDENT, TARGET, Distillation
+from raystill.methods.method import STUDENT, TARGET
 from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
-from raystill.methods.table import METHODS
+from raystill.methods.table import METHODS, Distilling
 from raystill.models.averaging import Average
 from raystill.models.weights import Lora
 from raystill.training.distillation import DistillTask, LawPicture, typical_density
@@ -155,10 +155,10 @@ def test_a_law_s_picture_keeps_the_curves_before() -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
 def test_every_method_resumes_as_if_it_had_not_stopped(
-    method: type[Distillation], tiny_pipeline: Path, tmp_path: Path
+    method: type[Distilling], tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     task = DistillTask(
-        teacher=str(tiny_pipeline), method=method(),  # type: ignore[arg-type]
+        teacher=str(tiny_pipeline), method=method(),
         weights=Lora(rank=2, alpha=2.0, targets=("to_q",)),
         optimizer=OPTIMIZER, training=TRAINING,
     )  # fmt: skip
