@@ -41,6 +41,17 @@ def paths(run: Any) -> dict[str, Any]:
     return {path: value for path, value in _nodes(run) if not is_group(value)}
 
 
+def setting(run: Any, path: str) -> Any:
+    """The value at a dotted path as `override` takes it: a group of settings is its name. `UserError` for an unknown
+    path.
+    """
+    known = dict(_nodes(run))
+    if path not in known:
+        raise UserError(_unknown(path, known))
+    value = known[path]
+    return type(value).__name__ if is_group(value) else value
+
+
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """Read `path=value` texts; a value is JSON, a Python literal or else text. `UserError` for a path given twice."""
     changes: dict[str, Any] = {}

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from PIL.Image import Image
+from tqdm import tqdm
 
 from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
@@ -14,12 +15,13 @@ from raystill.data.records import Row
 from raystill.evaluation.pictures import grid
 from raystill.orchestration.compare_report import report
 from raystill.orchestration.comparison import UPDATES, Comparison, Entrant
-from raystill.orchestration.costs import costs
+from raystill.orchestration.costs import Cost, mean, timed
 from raystill.orchestration.distill import checkpoints_of, compute_targets, trained_student
 from raystill.orchestration.evaluate import draw_student, draw_teacher, evaluate, read_rows
 from raystill.orchestration.launch import surroundings
 from raystill.orchestration.launcher import Launcher, LocalLauncher
 from raystill.orchestration.placement import threads_of
+from raystill.orchestration.run import Run
 from raystill.orchestration.samples import Solver
 from raystill.orchestration.services import DIRECTORY
 from raystill.orchestration.study import (
@@ -63,7 +65,8 @@ def _prepare(comparison: Comparison, results: dict[str, Any], launcher: Launcher
 
     def keep(part: str, label: str, depends_on: Any, measure: Callable[[], dict[str, Any]]) -> None:
         of = digest(canonical(depends_on))
-        if results.setdefault(part, {}).get(label, {}).get("of") != of:
+        found = results.setdefault(part, {}).get(label, {})
+        if found.get("of") != of or "failed" in found:
             results[part][label] = {"of": of, **measure()}
             write_results(comparison.results, results)
 
@@ -72,7 +75,7 @@ def _prepare(comparison: Comparison, results: dict[str, Any], launcher: Launcher
         keep(
             "solvers",
             label,
-            [solver.identity(), base.evaluation, comparison.probe],
+            [solver.identity(), base.evaluation, base.reading, comparison.probe],
             partial(_of_solver, comparison, solver, launcher),
         )
     for entrant in comparison.entrants:
@@ -86,18 +89,29 @@ def _prepare(comparison: Comparison, results: dict[str, Any], launcher: Launcher
     }
     if not runs:
         raise UserError("every trial of every entrant failed; see what they say in the results")
+    _time(comparison, runs, results, launcher)
+    return {label: tuned[label] for label in runs}
+
+
+def _time(comparison: Comparison, runs: Mapping[str, Run], results: dict[str, Any], launcher: Launcher) -> None:
+    """Costs, all trainings in turn in every round, since machines do not stay as fast as they are. Each is written as
+    it is measured.
+    """
+    threads, rounds = threads_of(comparison.base.cluster.worker), comparison.rounds
     counts = {label: compute_targets(run, launcher)[1].count for label, run in runs.items()}
-    threads = threads_of(base.cluster.worker)
+    there = results.setdefault("costs", {})
     of = {
-        label: digest(canonical([replace(run.task, picture_captions=()), run.targets, threads, comparison.rounds]))
+        label: digest(canonical([replace(run.task, picture_captions=()), run.targets, threads, rounds]))
         for label, run in runs.items()
     }
-    there = results.setdefault("costs", {})
-    if late := {label: run for label, run in runs.items() if there.get(label, {}).get("of") != of[label]}:
-        for label, cost in costs(late, threads, comparison.rounds).items():
-            there[label] = {"of": of[label], "targets": counts[label], **asdict(cost)}
+    for label in runs:
+        if there.get(label, {}).get("of") != of[label]:
+            there[label] = {"of": of[label], "targets": counts[label], "rounds": []}
+    todo = [(label, i) for i in range(rounds) for label in runs if i >= len(there[label]["rounds"])]
+    for label, i in tqdm(todo, "costs", unit="training"):
+        every = [*there[label]["rounds"], asdict(timed(runs[label], threads, i / rounds))]
+        there[label] |= {"rounds": every, **asdict(mean([Cost(**one) for one in every]))}
         write_results(comparison.results, results)
-    return {label: tuned[label] for label in runs}
 
 
 def _of_solver(comparison: Comparison, solver: Solver, launcher: Launcher) -> dict[str, Any]:

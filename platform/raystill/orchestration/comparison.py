@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raystill.config.errors import UserError
-from raystill.config.overrides import override
+from raystill.config.overrides import override, setting
 from raystill.methods.method import STUDENT
 from raystill.methods.table import Distilling
 from raystill.models.pipeline import check_pipeline, features_in
@@ -19,7 +19,7 @@ from raystill.orchestration.search import Search
 from raystill.orchestration.space import Space
 from raystill.orchestration.study import Question, Study, Variant
 
-UNTRAINED = "DDIM, not guided: a student before its training"
+UNTRAINED = "the student before its training"
 NAMES = {  # of the classes of diffusers
     "DDIMScheduler": "DDIM",
     "DPMSolverMultistepScheduler": "DPM-Solver++",
@@ -39,6 +39,8 @@ class Entrant:
     space: Space  # what its trials search
     shares: Mapping[str, float] = field(default_factory=dict)  # of a training's steps, for settings that count steps
     sampled: tuple[int, ...] | None = None  # steps of its sampler; None takes the base's
+    searched: tuple[int, ...] | None = None  # of these, those at which its trials are compared; None: the comparison's
+    paper: str | None = None  # arXiv number, where it is not the method's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +50,13 @@ class Comparison:
     name: str
     base: Run
     entrants: tuple[Entrant, ...]  # the first one is what the others are compared with
-    trials: int = 4  # of the sweep tool, for each entrant
-    first: tuple[Mapping[str, Any], ...] = ()  # settings of the first trials; what one of them leaves out is drawn
+    trials: int = 5  # of the sweep tool, for each entrant
+    first: tuple[Mapping[str, Any], ...] = ({},)  # changes of an entrant's own settings, of which its first trials are
     searched: tuple[int, ...] = (1, 2, 4)  # steps of sampling at which trials are compared, of those that there are
     updates: int = 100  # of the student, in the first budget
     seconds: float = 300.0  # of one process, teacher calls included, in the second
     seeds: tuple[int, ...] = (0, 1, 2)
-    rounds: int = 3  # of timing every training in turn
+    rounds: int = 2  # of timing every training in turn
     solvers: tuple[str, ...] = (  # classes of diffusers
         "DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
     )  # fmt: skip
@@ -71,7 +73,7 @@ class Comparison:
         """The teacher with solvers that need no training, and without guidance, as which students begin; by label."""
         teacher, guidance = Path(self.base.teacher), self.base.evaluation.guidance
         found = {NAMES.get(name, name): Solver(teacher, name, guidance) for name in self.solvers}
-        return {**found, UNTRAINED: Solver(teacher, "DDIMScheduler", 1.0)}
+        return {**found, UNTRAINED: Solver(teacher, None, 1.0)}
 
     def steps(self, entrant: Entrant) -> int:
         """Steps of training in the first budget: those of a method whose student waits for others are more."""
@@ -98,13 +100,18 @@ class Comparison:
         return override(override(run, counted), config)
 
     def search(self, entrant: Entrant) -> Search:
-        """The trials of an entrant, all of the first budget, with another seed and other starts than are compared."""
+        """The trials of an entrant, all of the first budget, with another seed and other starts than are compared: its
+        own settings with every first change, then what the search proposes.
+        """
         run = self.run_of(entrant, self.steps(entrant), {"training.seed": max(self.seeds) + 1})
         evaluation = replace(run.evaluation, seed=run.evaluation.seed + 1)
+        own = {domain.path: setting(run, domain.path) for domain in entrant.space}
+        searched = self.searched if entrant.searched is None else entrant.searched
         return Search(
             name=f"{self.name}-{_word(entrant.label)}", base=replace(run, name=self.name, evaluation=evaluation),
-            space=entrant.space, trials=self.trials, first=self.first, random=self.trials, rungs=(), report="",
-            steps=tuple(n for n in self.searched if n in run.evaluation.student_steps),
+            space=entrant.space, trials=self.trials, first=tuple({**own, **change} for change in self.first),
+            random=max(1, len(self.first) - 1),  # those that have ended when the next one is proposed
+            rungs=(), report="", steps=tuple(n for n in searched if n in run.evaluation.student_steps),
         )  # fmt: skip
 
     def study(self, tuned: Mapping[str, Mapping[str, Any]], steps: Mapping[str, int]) -> Study:

@@ -4,17 +4,16 @@ else.
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice, repeat
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from torch import Generator
-from tqdm import tqdm
 
 from raystill.data.records import RejectedSampleError
 from raystill.data.shards import unpack
@@ -30,6 +29,7 @@ from raystill.training.distillation import DistillTask
 from raystill.training.loop import Learner, Observers, Training, train
 
 PICKED = 12  # steps of a training that are timed, about, in each round
+LEAST = 4  # of each kind of turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +56,15 @@ class Picked:
         return self.inner.losses(networks, batch, rng, self.steps[step])
 
 
-def costs(runs: Mapping[str, Run], threads: int, rounds: int) -> dict[str, Cost]:
-    """Time trainings in turn, since machines do not stay as fast as they are, each in a process of its own: medians
-    over rounds, each of which takes other steps.
-    """
-    found: dict[str, list[Cost]] = {label: [] for label in runs}
-    todo = [(label, i / rounds) for i in range(rounds) for label in runs]
-    for label, offset in tqdm(todo, "costs", unit="training"):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            found[label].append(process.submit(measured, runs[label], threads, offset).result())
-    return {label: _typical(every) for label, every in found.items()}
+def timed(run: Run, threads: int, offset: float) -> Cost:
+    """Time a training in a process of its own; `offset`, in [0, 1), says which of its steps."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(measured, run, threads, offset).result()
 
 
-def _typical(every: Sequence[Cost]) -> Cost:
-    names = ("step_s", "target_s", "peak_gib")
-    return Cost(**{name: statistics.median(getattr(one, name) for one in every) for name in names})
+def mean(every: Sequence[Cost]) -> Cost:
+    """Of several rounds."""
+    return Cost(*(statistics.fmean(values) for values in zip(*map(astuple, every), strict=True)))
 
 
 def measured(run: Run, threads: int, offset: float) -> Cost:
@@ -120,7 +114,7 @@ def picks(
     for step in range(steps):
         kinds.setdefault(method.turn(step), []).append(step)
     shares = {kind: len(every) / steps for kind, every in kinds.items()}
-    counts = {kind: max(2, round(PICKED * share)) for kind, share in shares.items()}
+    counts = {kind: min(len(kinds[kind]), max(LEAST, round(PICKED * share))) for kind, share in shares.items()}
     picked = {
         kind: [every[int((i + offset) / counts[kind] * len(every))] for i in range(counts[kind])]
         for kind, every in kinds.items()

@@ -19,13 +19,14 @@ from raystill.data.store import Store
 from raystill.data.targets import start_of
 from raystill.evaluation.alexnet import load_alexnet
 from raystill.evaluation.features import FeatureNetwork, Lpips, extract, feature_network, pairwise
+from raystill.flow.paths import RayPath
 from raystill.flow.predictions import Latent
 from raystill.flow.solvers import ddim
 from raystill.flow.starts import StartLaw
 from raystill.methods.method import STUDENT
 from raystill.models.denoiser import Denoiser, GuidedDenoiser
 from raystill.models.pipeline import Pipeline, load_pipeline, revision
-from raystill.models.sampling import Sampling, draw, guided_network, solver
+from raystill.models.sampling import NORMAL, ODE, Sampling, draw, guided_network, ray_scheduler, solver
 from raystill.models.student import Student
 from raystill.models.weights import load_trained
 from raystill.orchestration.run import Evaluation
@@ -90,16 +91,20 @@ class Drawn(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Solver:
-    """A teacher with one of diffusers' solvers, guided: nothing is trained."""
+    """A teacher with one of diffusers' solvers: nothing is trained."""
 
     teacher: Path
-    scheduler: str  # class of diffusers, which is told the teacher's schedule
+    scheduler: str | None  # class of diffusers, which is told the teacher's schedule; None takes a student's
     guidance: float
 
     def draw(self, device: str) -> tuple[Pipeline, Draw]:
         """Load the teacher on a device."""
         pipeline = load_pipeline(self.teacher).to(torch.device(device))
-        network, scheduler = guided_network(pipeline, self.guidance), solver(pipeline.scheduler, self.scheduler)
+        network = guided_network(pipeline, self.guidance)
+        if self.scheduler is None:
+            scheduler = ray_scheduler(pipeline, RayPath(), ODE, NORMAL)
+        else:
+            scheduler = solver(pipeline.scheduler, self.scheduler)
         return pipeline, lambda z, c, n: draw(network, scheduler, z, c, n)
 
     def identity(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Search:
     def check(self) -> None:
         """Refuse, with UserError, a sweep that cannot run as it is written; nothing has been started yet."""
         self.base.check()
-        at_least(1, "trials", self.trials)
+        at_least(max(1, len(self.first)), "trials", self.trials)
         check_space(self.space, self.base)
         check_points(self.first, self.space)
         if self.base.cluster.workers != 1:

@@ -1,5 +1,6 @@
 """Every method on the shipped teacher at equal budgets."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,8 +30,9 @@ SHARDS = 3  # that are trained on: 768 pictures, whose stored targets the second
 CAPTIONS = (  # of the first 128 pictures of the first two shards that keep theirs
     "light bulb", "flag india", "cherries", "duck", "palm tree", "hot pepper", "pear", "christmas tree", "leg",
 )  # fmt: skip
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-RATE = Range(path="optimizer.learning_rate", low=RATES[0], high=RATES[-1], log=True)
+RATES = (3e-4, 1e-3, 3e-3)  # of the first trials
+RATE = Range(path="optimizer.learning_rate", low=1e-4, high=1e-2, log=True)
+ADVERSARY = Range(path="method.learning_rate", low=1e-5, high=1e-3, log=True)
 
 
 def run() -> Comparison:
@@ -44,43 +46,48 @@ def run() -> Comparison:
         training=replace(demo.training, batch_size=32, log_every=10, picture_every=0),
         targets=replace(demo.targets, shards=SHARDS),
         evaluation=replace(
-            demo.evaluation, shards=2, pictures=128, teacher_steps=(1, 2, 4, 8, 25, 50), captions=CAPTIONS
+            demo.evaluation, shards=2, pictures=128, seed=2000, teacher_steps=(1, 2, 4, 8, 25, 50), captions=CAPTIONS
         ),
         # A run is one process; as many run at once as there is room for. A little is left for readers.
         cluster=Cluster(workers=1, worker=Share(cpus=0.95)),
     )
     return Comparison(
-        name="methods", base=base, entrants=entrants(), trials=len(RATES),
-        first=tuple({RATE.path: rate} for rate in RATES), updates=100, seconds=150.0,
+        name="methods", base=base, entrants=entrants(), trials=len(RATES) + 2,
+        first=tuple({RATE.path: rate} for rate in RATES), updates=100, seconds=120.0,
         probe=Probe(shards=1, captions=24), text=TEXT,
     )  # fmt: skip
 
 
 def entrants() -> tuple[Entrant, ...]:
-    """As they are in their own recipes, each with its learning rate and one setting of its own to tune."""
-    loss, decay = (
-        _choice("method.premetric", "Squared", "PseudoHuber"),
-        _choice("optimizer.decay", "cosine", "constant"),
-    )
+    """As they are in their own recipes, each with what its trials search beside the learning rate."""
+    sigma = Range(path="method.path.sigma", low=0.0, high=0.2)
+    loss = _choice("method.premetric", "Squared", "PseudoHuber")
+    decay = _choice("optimizer.decay", "cosine", "constant")
     return (
-        _entrant("RayFlow", nano_methods.rayflow_nano(), Range(path="method.path.sigma", low=0.0, high=0.2)),
-        _entrant("RayFlow, plain", _plain(), Range(path="method.path.sigma", low=0.0, high=0.2)),
+        _entrant("RayFlow", nano_methods.rayflow_nano(), sigma),
+        _entrant("RayFlow, plain", _plain(), sigma),
         _entrant("PeRFlow", nano_methods.perflow_nano(), _choice("method.caption_dropout", 0.0, 0.1), sampled=(4, 8)),
-        _entrant("Reflow", nano_methods.reflow_nano(), loss),
-        _entrant("InstaFlow", nano_methods.instaflow_nano(), decay, one_step_from=0.5),
-        _entrant("rf++", nano_methods.rfpp_nano(), _choice("method.times.importance", None, 0.1)),
-        _entrant("Rectified Diffusion", nano_methods.rectified_nano(), loss, consistency_from=0.67),
+        _entrant("Reflow", nano_methods.reflow_nano(), loss, paper="2209.03003"),
+        _entrant("InstaFlow", nano_methods.instaflow_nano(), decay, paper="2309.06380", shares={"one_step_from": 0.5}),
+        _entrant("rf++", nano_methods.rfpp_nano(), _choice("method.times.importance", None, 0.1), paper="2405.20320"),
+        _entrant("Rectified Diffusion", nano_methods.rectified_nano(), loss, shares={"consistency_from": 0.67}),
         _entrant("phased Rectified", nano_methods.phased_nano(), _choice("method.windows", 2, 4)),
         _entrant("LCM", nano_methods.lcm_nano(), _choice("method.intervals", 24, 50)),
-        _entrant("TCD", nano_methods.tcd_nano(), _choice("method.intervals", 24, 40)),
-        _entrant("TSCD", nano_methods.tscd_nano(), decay, stage_steps=0.25),
+        _entrant("TCD", nano_methods.tcd_nano(), _choice("method.intervals", 24, 40), paper="2402.19159"),
+        _entrant("TSCD", nano_methods.tscd_nano(), decay, paper="2404.13686", shares={"stage_steps": 0.25}),
         _entrant("CTM", nano_methods.ctm_nano(), Range(path="method.denoising", low=0.3, high=1.0)),
         _entrant("SCott", nano_methods.scott_nano(), Range(path="method.eta", low=0.0, high=0.3)),
-        _entrant("DMD2", nano_methods.dmd2_nano(), Range(path="method.adversarial", low=1e-3, high=1e-1, log=True)),
-        _entrant("Lightning to 1 step", nano_methods.lightning_nano(), decay, stage_steps=0.2),
-        _entrant("Lightning to 4 steps", _lightning(), decay, stage_steps=0.34),
-        _entrant("ADD", nano_methods.add_nano(), Range(path="method.adversarial", low=0.03, high=1.0, log=True)),
-    )
+        _entrant("DMD2", nano_methods.dmd2_nano(), _adversarial(1e-3, 1e-1), ADVERSARY),
+        _entrant(
+            "Lightning to 1 step", nano_methods.lightning_nano(), decay, ADVERSARY, searched=(1,),
+            shares={"stage_steps": 0.2},
+        ),
+        _entrant(
+            "Lightning to 4 steps", _lightning(), decay, ADVERSARY, sampled=(4, 8), searched=(4,),
+            shares={"stage_steps": 0.34},
+        ),
+        _entrant("ADD", nano_methods.add_nano(), _adversarial(0.03, 1.0), ADVERSARY),
+    )  # fmt: skip
 
 
 def _lightning() -> Run:
@@ -98,10 +105,12 @@ def _choice(path: str, *values: Any) -> Choice:
     return Choice(path=path, values=values)
 
 
-def _entrant(
-    label: str, recipe: Run, own: Choice | Range, *, sampled: tuple[int, ...] | None = None, **shares: float,
-) -> Entrant:  # fmt: skip
-    found: dict[str, Any] = {f"method.{name}": share for name, share in shares.items()}
+def _adversarial(low: float, high: float) -> Range:
+    return Range(path="method.adversarial", low=low, high=high, log=True)
+
+
+def _entrant(label: str, recipe: Run, *own: Choice | Range, shares: Mapping[str, float] = {}, **how: Any) -> Entrant:
     return Entrant(
-        label=label, method=recipe.method, targets=recipe.targets, space=(RATE, own), shares=found, sampled=sampled,
+        label=label, method=recipe.method, targets=recipe.targets, space=(RATE, *own),
+        shares={f"method.{name}": share for name, share in shares.items()}, **how,
     )  # fmt: skip
