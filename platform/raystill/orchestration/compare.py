@@ -36,6 +36,7 @@ from raystill.tracking.runs import TrackedRun, Tracking, open_experiment, tracki
 
 log = logging.getLogger(__name__)
 SHOWN = (1, 4)  # steps of the picture's columns
+UNCAPTIONED = 4  # rows of the picture, at most, of samples that are read without their captions
 
 
 def launch_comparison(comparison: Comparison) -> str:
@@ -175,7 +176,9 @@ def seconds_steps(
 def draw_comparison(
     comparison: Comparison, study: Study, results: Mapping[str, Any], by_teacher: list[Row], launcher: Launcher
 ) -> Image:
-    """Rows are captions, columns the teacher and every method at one and four steps, of the first seed and budget."""
+    """Rows are captions and some samples without, columns the teacher and every method at one and four steps, of the
+    first seed and budget.
+    """
     settings, local = comparison.base.evaluation, LocalLauncher()
     columns = [_pictures(by_teacher, settings.captions, settings.reference_steps)]
     labels = [f"teacher {settings.reference_steps}"]
@@ -190,16 +193,18 @@ def draw_comparison(
         for steps in (n for n in SHOWN if n in run.evaluation.student_steps):
             columns.append(_pictures(rows, settings.captions, steps))
             labels.append(f"{variant.label} {steps}")
-    cells = [[column[i] for column in columns] for i in range(len(settings.captions))]
-    return grid(cells, settings.captions, labels, font_size=10, label_width=70)
+    cells = [list(row) for row in zip(*columns, strict=True)]
+    names = [*settings.captions, *["(no caption)"] * (len(cells) - len(settings.captions))]
+    return grid(cells, names, labels, font_size=10, label_width=70)
 
 
 def _pictures(rows: list[Row], captions: tuple[str, ...], steps: int) -> list[Any]:
-    """Pictures of captions; UserError for those of which none was drawn."""
+    """Pictures of captions, then of some samples without; UserError for captions of which none was drawn."""
     by_caption = {str(row["caption"]): row[f"image_{steps}"] for row in rows}
     if absent := [caption for caption in captions if caption not in by_caption]:
         raise UserError(
             f"base.evaluation.captions has {', '.join(absent)}, of which no picture is evaluated; there are "
             f"{', '.join(list(by_caption)[:12])} ..."
         )
-    return [by_caption[caption] for caption in captions]
+    without = [row[f"image_{steps}"] for row in rows if not row["caption"]]
+    return [*(by_caption[caption] for caption in captions), *without[:UNCAPTIONED]]

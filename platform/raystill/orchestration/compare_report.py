@@ -1,5 +1,6 @@
 """The report of a comparison: a table per budget, reference rows, tuning, and where the first entrant wins."""
 
+import math
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 from raystill.methods.method import STUDENT
 from raystill.orchestration.comparison import Comparison
-from raystill.orchestration.report import STEPS, Measured, markdown, measured, spread, teacher_table
+from raystill.orchestration.report import STEPS, Measured, commits_of, markdown, measured, spread, teacher_table
 from raystill.orchestration.run import Run
 from raystill.orchestration.study import Question, Study
 
@@ -41,7 +42,6 @@ def _head(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> s
     run = comparison.base
     planned = study.runs()
     done = [results["runs"][key] for key in planned if key in results["runs"]]
-    commits = sorted({one["commit"][:10] for one in done if "commit" in one})
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "ray", "deepspeed"))
     each, shards = run.evaluation.pictures, run.evaluation.shards
     pictures = f"{shards} shards of" if each is None else f"{shards * each}"
@@ -56,7 +56,7 @@ def _head(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> s
         "Frechet and kernel distances are from real pictures, agreement is the LPIPS to the teacher's "
         f"{run.evaluation.reference_steps} guided steps from the same start, diversity the mean distance of features "
         "between pictures of one caption. Means ± standard deviations over seeds; every measurement is in "
-        f"`{comparison.results.name}`. Commits {', '.join(commits)}; Python {platform.python_version()}, {versions}."
+        f"`{comparison.results.name}`. Commits {commits_of(done)}; Python {platform.python_version()}, {versions}."
     )
 
 
@@ -75,10 +75,11 @@ def _references(comparison: Comparison, results: Mapping[str, Any]) -> str:
 
 def _tables(comparison: Comparison, study: Study, question: Question, results: Mapping[str, Any]) -> str:
     quality, others, cost = [], [], []
+    papers = {entrant.label: entrant.paper or entrant.method.paper for entrant in comparison.entrants}
     for variant in question.variants:
         found = measured(study, variant, results)
         run = study.run_of(variant, comparison.seeds[0])[1]
-        paper = ", ".join(f"[{one}](https://arxiv.org/abs/{one})" for one in run.method.paper.split(", "))
+        paper = ", ".join(f"[{one}](https://arxiv.org/abs/{one})" for one in papers[variant.label].split(", "))
         done = f"{len(found)} of {len(comparison.seeds)}"
         label = variant.label if len(found) == len(comparison.seeds) else f"{variant.label} ({done} seeds)"
         quality.append([label, paper, *_cells(found, ("frechet",)), *_cells(found, ("kernel",))])
@@ -124,10 +125,13 @@ def _costs(run: Run, cost: Mapping[str, Any]) -> list[str]:
 
 
 def _ranks(comparison: Comparison, study: Study, question: Question, results: Mapping[str, Any]) -> str:
-    """The first entrant's place at each number of steps among those that no seed failed of, by mean Frechet distances,
-    and ratios of runs of one seed to the best other one.
+    """The first entrant's place among other methods at each number of steps, by mean Frechet distances, of those that
+    no seed failed of; and ratios of runs of one seed to the best other one.
     """
-    every = {variant.label: measured(study, variant, results) for variant in question.variants}
+    methods = {entrant.label: entrant.method.name for entrant in comparison.entrants}
+    own = {label for label, name in methods.items() if name == comparison.entrants[0].method.name}
+    own.discard(comparison.entrants[0].label)
+    every = {v.label: measured(study, v, results) for v in question.variants if v.label not in own}
     whole = {label: found for label, found in every.items() if len(found) == len(comparison.seeds)}
     first = comparison.entrants[0].label
     if first not in whole:
@@ -155,28 +159,35 @@ def _tuning(comparison: Comparison, results: Mapping[str, Any]) -> str:
     """What was tried of each entrant, and the settings that were taken."""
     rows = []
     for entrant in comparison.entrants:
-        found = results["tuned"][entrant.label]
-        searched = ", ".join(f"{domain.path.removeprefix('method.')} {_domain(domain)}" for domain in entrant.space)
+        found, steps = results["tuned"][entrant.label], comparison.search(entrant).steps
+        searched = ", ".join(f"{_short(domain.path)} {_domain(domain)}" for domain in entrant.space)
         if "failed" in found:
-            rows.append([entrant.label, searched, "-", "all failed", "-"])
+            rows.append([entrant.label, searched, "-", "all failed", "-", "-"])
             continue
-        taken = ", ".join(f"{path.removeprefix('method.')} {_value(value)}" for path, value in found["config"].items())
+        taken = ", ".join(f"{_short(path)} {_value(value)}" for path, value in found["config"].items())
         ended = sorted(one["quality"] for one in found["trials"] if not one["error"])
-        rows.append([entrant.label, searched, taken, str(len(ended)), f"{ended[0]:.3f} to {ended[-1]:.3f}"])
+        distances = f"{math.exp(ended[0]):.4g} to {math.exp(ended[-1]):.4g}"
+        rows.append([entrant.label, searched, taken, str(len(ended)), ", ".join(map(str, steps)), distances])
     text = (
-        f"{comparison.trials} trials of the sweep tool for each method, with {_first(comparison)}the rest drawn at "
-        "random from its space, trained for the first budget with a seed and starts of their own; the second budget "
-        "takes the same settings. Quality is the mean log Frechet distance at "
-        f"{', '.join(map(str, comparison.searched))} steps, of those that the method samples."
+        f"{comparison.trials} trials of the sweep tool for each method: its own settings{_first(comparison)}, then "
+        "what Optuna's TPE proposes of its space. They are trained for the first budget and compared on the held-out "
+        "captions and pictures of this page, with another seed of the training and other starts; the best one's "
+        "settings serve both budgets. Its distance is the geometric mean of the Frechet distances at the steps that "
+        "are named, of one seed each: neighbours in this column cannot be told apart."
     )
-    return f"{text}\n\n{markdown(['', 'searched', 'taken', 'trials', 'quality'], rows)}"
+    return f"{text}\n\n{markdown(['', 'searched', 'taken', 'trials', 'at steps', 'distance, best to worst'], rows)}"
 
 
 def _first(comparison: Comparison) -> str:
-    """What the recipe says of the first trials, for people."""
+    """What the first trials change of a method's own settings, for people."""
     paths = dict.fromkeys(path for point in comparison.first for path in point)
-    given = [f"{path} {', '.join(_value(p[path]) for p in comparison.first if path in p)}" for path in paths]
-    return f"{'; '.join(given)} in turn and " if given else ""
+    given = [f"{_short(path)} {', '.join(_value(p[path]) for p in comparison.first if path in p)}" for path in paths]
+    return f" with {' and '.join(given)} in turn" if given else ""
+
+
+def _short(path: str) -> str:
+    """The path of a setting, for people."""
+    return path.removeprefix("method.") if path != "method.learning_rate" else "adversary's learning_rate"
 
 
 def _domain(domain: Any) -> str:

@@ -88,16 +88,21 @@ def _head(study: Study, results: Mapping[str, Any]) -> str:
     planned, runs = study.runs(), results["runs"]
     done = [runs[key] for key in planned if key in runs]
     stopped = sum("failed" in one for one in done)
-    commits = sorted({one["commit"][:10] for one in done if "commit" in one})
     lines = [
         f"{len(done)} of {len(planned)} runs are measured, {stopped} of which stopped before a bad update; seeds",
         f"{', '.join(map(str, study.seeds))}. {training.steps} steps of {training.batch_size} samples per worker;",
         f"{run.targets.estimator.calls} teacher calls for each target unless a row says otherwise, stored once.",
         f"Teacher `{run.teacher}`; {_pictures(run)} held-out captions, {run.evaluation.features}.",
         f"Means ± standard deviations over seeds; every measurement is in `{study.results.name}`.",
-        f"Commits {', '.join(commits)}; Python {platform.python_version()}, {versions}.",
+        f"Commits {commits_of(done)}; Python {platform.python_version()}, {versions}.",
     ]
     return "\n\n".join(filter(None, [f"# {study.name}", study.text, "\n".join(lines)]))
+
+
+def commits_of(done: Sequence[Mapping[str, Any]]) -> str:
+    """The commits that measured, shortened, with a mark where files had been edited."""
+    names = (str(one["commit"]).partition("-") for one in done if "commit" in one)
+    return ", ".join(sorted({f"{commit[:10]}{dash}{mark}" for commit, dash, mark in names}))
 
 
 def _pictures(run: Run) -> str:

@@ -100,6 +100,14 @@ class Study:
                 planned[key] = Planned(run, question.probes or before.probes, question.gradients or before.gradients)
         return planned
 
+    @property
+    def teacher_key(self) -> str:
+        """What the teacher's own row depends on, as a digest."""
+        run = self.base
+        return digest(
+            [canonical(part) for part in (run.targets, run.reading, run.evaluation, self.probe, self.overlap)]
+        )
+
     def run_of(self, variant: Variant, seed: int) -> tuple[str, Run]:
         """A variant's run with a seed. Its key is of what the figures depend on, not of names and places: equal runs
         under two labels are measured once.
@@ -112,7 +120,7 @@ class Study:
 def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
     """Measure every run that the results lack; a stopped study goes on where it was."""
     results = read_results(study.results)
-    if _missing(study, results) or "teacher" not in results:
+    if _missing(study, results) or results.get("teacher", {}).get("of") != study.teacher_key:
         with surroundings(study.base, local=local) as launcher:
             measure_missing(study, results, launcher)
     return results
@@ -122,8 +130,8 @@ def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -
     """Measure every run that the results lack, and add and write each as it is done."""
     missing = _missing(study, results)
     check_teacher(study.base, study.results, results)
-    if "teacher" not in results:
-        results["teacher"] = _probe_teacher(study, launcher)
+    if results.get("teacher", {}).get("of") != study.teacher_key:  # its figures come with the runs, all missing then
+        results["teacher"] = {**results.get("teacher", {}), "of": study.teacher_key, **_probe_teacher(study, launcher)}
     _share(study, [one.run for one in missing.values()], launcher)
     todo = list(_by_training(missing).values())
     done = launcher.each(partial(_measure_all, study), todo)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystill.config.errors import UserError
-from raystill.config.overrides import override, parse_assignments, paths
+from raystill.config.overrides import override, parse_assignments, paths, setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,6 +293,15 @@ runs = st.builds(
 @settings(deadline=None)
 def test_setting_every_path_to_its_value_changes_nothing(run: Run) -> None:
     assert override(run, paths(run)) == run
+
+
+def test_a_setting_is_what_override_takes() -> None:
+    assert setting(Run(), "method.path.sigma") == 0.1
+    assert setting(Run(), "method.times") == "Grid"
+    assert setting(Run(), "method.average") is None
+    assert override(Run(), {"method.times": setting(Run(), "method.times")}) == Run()
+    with pytest.raises(UserError, match=r"there is no setting 'method\.path\.sgma'; did you mean method\.path\.sigma"):
+        setting(Run(), "method.path.sgma")
 
 
 @given(finite, st.integers(), st.text(alphabet=st.characters(codec="ascii", exclude_categories=["C", "Z"])))

@@ -88,6 +88,12 @@ def test_noise_is_added_as_the_teacher_was_trained(pipeline_directory: Path) -> 
     torch.testing.assert_close(found, pipeline.scheduler.add_noise(x_0, noise, timesteps), rtol=1e-4, atol=1e-5)
 
 
+def test_timesteps_that_are_neither_one_nor_one_a_sample_are_refused(pipeline_directory: Path) -> None:
+    scheduler = perflow_scheduler(load_pipeline(pipeline_directory), 4, "ddim_eps")
+    with pytest.raises(UserError, match="found 2 timesteps for 3 samples; give one, or one for each"):
+        scheduler.add_noise(starts(), starts(), torch.tensor([999, 499]))
+
+
 def test_a_student_is_drawn_by_its_method_s_scheduler(pipeline_directory: Path) -> None:
     unet = prepare(load_pipeline(pipeline_directory).unet, Lora(rank=2, alpha=2.0))
     tensors = {name: torch.zeros_like(p) for name, p in unet.named_parameters() if ".lora_" in name}
