@@ -47,7 +47,7 @@ def small():
     )
     return replace(
         whole, base=base, entrants=entrants, trials=1, first=FIRST, updates=4, seconds=4.0, seeds=(0, 1),
-        rounds=1,
+        rounds=1, tuning_seed=7,
         probe=Probe(shards=1, captions=3, starts=2), solvers=("UniPCMultistepScheduler",),
     )
 

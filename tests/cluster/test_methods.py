@@ -23,7 +23,7 @@ from raystill.methods.dmd2 import DMD2
 from raystill.methods.lcm import LCM
 from raystill.methods.lightning import Lightning
 from raystill.methods.table import Distilling
-from raystill.models.weights import Lora
+from raystill.models.weights import Full, Lora
 from raystill.orchestration.cluster import RayLauncher
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
@@ -31,13 +31,17 @@ from raystill.training.task import final_averages
 
 __all__ = ["data", "session"]  # fixtures
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-STAGES: dict[Distilling, tuple[int, ...]] = {
-    DMD2(ratio=2): (0, 1, 2, 3),
-    Lightning(stages=(8, 4), first=16, stage_steps=2): (0, 3),
-    ADD(): (0, 3),
-    LCM(premetric=PseudoHuber(c=0.1), target_decay=0.5): (0, 3),  # by default it is nearly |d|: signs turn in rounding
-    CTM(most=2, target_decay=0.5): (0, 3),
-}
+LORA = Lora(rank=2, alpha=2.0, targets=("to_q", "to_v", "conv1"))
+LCM_SMOOTH = LCM(premetric=PseudoHuber(c=0.1), target_decay=0.5)  # by default it is nearly |d|: signs turn in rounding
+STAGES: list[tuple[Distilling, Lora | Full, tuple[int, ...]]] = [
+    (DMD2(ratio=2), LORA, (0, 1, 2, 3)),
+    (Lightning(stages=(8, 4), first=16, stage_steps=2), LORA, (0, 3)),
+    (ADD(), LORA, (0, 3)),
+    (LCM_SMOOTH, LORA, (0, 3)),
+    (LCM_SMOOTH, Full(), (0, 3)),
+    (CTM(most=2, target_decay=0.5), LORA, (0, 3)),
+    (CTM(most=2, target_decay=0.5), Full(), (0, 3)),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,16 +86,23 @@ def trained(
     return [json.loads(line) for line in (directory / "steps").read_text().splitlines()], averages
 
 
-@pytest.mark.parametrize("method", STAGES, ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    ("method", "weights", "stages"), STAGES, ids=[f"{method.name}-{type(w).__name__}" for method, w, _ in STAGES]
+)
 def test_roles_are_trained_the_same_at_every_stage(
-    method: Distilling, data: tuple[LocalStore, Index], tiny_pipeline: Path, tmp_path: Path
+    method: Distilling,
+    weights: Lora | Full,
+    stages: tuple[int, ...],
+    data: tuple[LocalStore, Index],
+    tiny_pipeline: Path,
+    tmp_path: Path,
 ) -> None:
     task = DistillTask(
-        teacher=str(tiny_pipeline), method=method, weights=Lora(rank=2, alpha=2.0, targets=("to_q", "to_v", "conv1")),
+        teacher=str(tiny_pipeline), method=method, weights=weights,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=2),
         training=Training(steps=4, batch_size=4, average_decay=0.5, log_every=1, checkpoint_every=4, picture_every=0),
     )  # fmt: skip
-    first, *others = (trained(task, data, tmp_path / str(stage), stage) for stage in STAGES[method])
+    first, *others = (trained(task, data, tmp_path / str(stage), stage) for stage in stages)
     for steps, averages in others:
         for found, expected in zip(steps, first[0], strict=True):
             assert found == pytest.approx(expected, rel=1e-2, abs=1e-5)

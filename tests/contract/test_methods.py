@@ -60,6 +60,7 @@ class Case:
     batch: Callable[[tuple[int, ...]], Fields]
     descends: bool = True  # whether the student's loss is a function whose gradient is followed
     draws: bool = True  # whether its losses depend on the step's generator
+    step: int = 0  # of a training, at which its losses are looked at
 
 
 def rng(seed: int) -> torch.Generator:
@@ -149,7 +150,9 @@ CASES = {
     "lcm": consistent(LCM()),
     "lcm-flow": consistent(LCM(intervals=10, guidance=Guidance(low=1.0, high=1.0)), "flow_prediction", FlowSchedule()),
     "tcd": consistent(TCD(immiscible=True), "epsilon"),
-    "tcd-segments": consistent(TCD(intervals=16, segments=(8, 2), guidance=Guidance(low=2.0, high=9.0)), "sample"),
+    "tcd-segments": replace(
+        consistent(TCD(intervals=16, segments=(8, 2), guidance=Guidance(low=2.0, high=9.0)), "sample"), step=250
+    ),
     "ctm": consistent(CTM(most=3), descends=False),
     "ctm-consistent": consistent(
         CTM(intervals=4, most=4, denoising=0.0), "flow_prediction", FlowSchedule(), descends=False
@@ -175,7 +178,10 @@ CASES = {
     "dmd2-flow": consistent(DMD2(steps=2, adversarial=0.0), "flow_prediction", FlowSchedule(), descends=False),
     "add": consistent(ADD(features=("down_blocks.0", "mid_block")), descends=False),
     "lightning": consistent(Lightning(stages=(8, 4), first=16, stage_steps=6)),
-    "lightning-later": consistent(Lightning(stages=(4, 2, 1), first=8, stage_steps=1), "epsilon", descends=False),
+    "lightning-later": replace(
+        consistent(Lightning(stages=(4, 2, 1), first=8, stage_steps=1), "epsilon", descends=False), step=1
+    ),
+    "lightning-last": replace(consistent(Lightning(stages=(4, 2, 1), first=8, stage_steps=1), descends=False), step=2),
     "denoising-v": denoising("v_prediction"),
     "denoising-epsilon": denoising("epsilon"),
     "denoising-sample": denoising("sample"),
@@ -200,9 +206,10 @@ def size(request: pytest.FixtureRequest) -> tuple[int, ...]:
 
 
 def losses(
-    case: Case, networks: Mapping[str, nn.Module], batch: Fields, at: tuple[int, int, int] = (0, 0, 0)
+    case: Case, networks: Mapping[str, nn.Module], batch: Fields, at: tuple[int, int, int] | None = None
 ) -> dict[str, Loss]:
-    """Losses of the step (seed, rank, step), as the loop asks for them."""
+    """Losses of the step (seed, rank, step), by default the case's, as the loop asks for them."""
+    at = (0, 0, case.step) if at is None else at
     return case.method.losses(networks, batch, generator(*at), at[2])
 
 
@@ -227,7 +234,7 @@ def test_roles_and_fields_are_declared(case: Case) -> None:
 def test_losses_are_finite_scalars_of_the_roles_whose_turn_it_is(case: Case, size: tuple[int, ...]) -> None:
     batch = case.batch(size)
     found = losses(case, case.networks(), batch)
-    assert set(found) == set(case.method.turn(0))
+    assert set(found) == set(case.method.turn(case.step))
     for loss in found.values():
         assert loss.value.shape == ()
         assert loss.value.requires_grad
@@ -328,3 +335,33 @@ def test_calls_are_the_evaluations_of_the_teacher_s_network(name: str) -> None:
     found = seen / SIZES["square"][0] / steps
     # CTM's teacher leads a random number of steps
     assert found == pytest.approx(case.method.settings.calls(steps), rel=0.2 if name.startswith("ctm") else 1e-9)
+
+
+COMPOSED = [
+    (name, part, value)
+    for name, case in CASES.items()
+    if isinstance(case.method, Bound) and "-" not in name
+    for part, value in (("immiscible", True), ("times", UShapedTimes()), ("premetric", VectorHuber()))
+    if hasattr(case.method.settings, part)
+]
+
+
+@pytest.mark.parametrize(("name", "part", "value"), COMPOSED, ids=lambda value: str(value).partition("(")[0])
+def test_couplings_laws_of_times_and_premetrics_compose_with_methods(name: str, part: str, value: Any) -> None:
+    """rf++ (2405.20320) and immiscible noise (2406.12303) are parts of other methods."""
+    case = CASES[name]
+    assert isinstance(case.method, Bound)
+    networks, batch = case.networks(), case.batch(SIZES["distinct"])
+    settings: Any = case.method.settings
+    value = not settings.immiscible if part == "immiscible" else value
+    composed = replace(case, method=replace(settings, **{part: value}).bind(case.method.given))
+    plain, found = (losses(one, networks, batch)[STUDENT].value.detach() for one in (case, composed))
+    assert bool(torch.isfinite(found))
+    assert not torch.equal(found, plain)
+
+
+def test_which_methods_compose_with_what() -> None:
+    with_part = {part: {name for name, other, _ in COMPOSED if other == part} for _, part, _ in COMPOSED}
+    assert with_part["immiscible"] >= {"perflow", "phased", "lcm", "tcd", "ctm", "scott", "lightning", "add"}
+    assert with_part["times"] >= {"rayflow", "perflow", "phased", "reflow", "rectified"}
+    assert with_part["premetric"] >= with_part["immiscible"] - {"add"} | {"reflow", "rectified"}

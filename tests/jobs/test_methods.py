@@ -20,6 +20,7 @@ from raystill.recipes.resolve import resolve
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 RECIPES = sorted(name for name in vars(nano_methods) if name.endswith("_nano"))
+ONE_EACH = {type(resolve(name).method): name for name in RECIPES}
 
 
 def small(recipe: str, **changes: Any) -> Run:
@@ -29,8 +30,10 @@ def small(recipe: str, **changes: Any) -> Run:
         del settings["targets.estimator.steps"]
     if "weights" in changes:
         settings = {path: value for path, value in settings.items() if not path.startswith("weights.")}
+    stages = {"stage_steps": 1, "one_step_from": 3, "consistency_from": 3}  # every stage has its turn in six steps
+    own = {f"method.{name}": n for name, n in stages.items() if getattr(run.method, name, None) is not None}
     places = {"shards": "few", "sample": None, "store": "environment", "artifacts": None, "work": "work"}
-    return override(run, {"teacher": "teachers/tiny", **settings, **places, **changes})
+    return override(run, {"teacher": "teachers/tiny", **settings, **own, **places, **changes})
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def here(workplace: Path, few: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_method_has_a_recipe() -> None:
-    assert {type(resolve(name).method) for name in RECIPES} == set(METHODS)
+    assert set(ONE_EACH) == set(METHODS)
     for name in RECIPES:
         resolve(name).check()
 
@@ -56,8 +59,11 @@ def test_a_recipe_distils_an_adapter_that_draws_by_itself(name: str, here: Path)
     assert drawn.shape == (2, 32, 32, 3)
 
 
-def test_full_training_carries_what_all_weights_have_gained(here: Path) -> None:
-    distilled = launch_distillation(small("perflow_nano", weights="Full", name="full", model="full"), local=True)
+@pytest.mark.parametrize("name", ONE_EACH.values())
+def test_full_training_carries_what_all_weights_have_gained(name: str, here: Path) -> None:
+    run = small(name, weights="Full", name=f"full-{name}", model=f"full-{name}")
+    assert run.training.steps > run.method.last_stage[1]
+    distilled = launch_distillation(run, local=True)
     card = verify(distilled.adapter)
     assert DELTA_NAME in card.files
     drawn = Adapter(distilled.adapter).draw(["red heart"], seed=3)
@@ -87,7 +93,32 @@ def test_a_merged_student_is_the_teacher_of_a_second_reflow(here: Path) -> None:
         ),
         ("reflow_nano", {"targets.estimator": "Encoded"}, "Reflow needs target_mean, which Encoded does not make"),
         ("perflow_nano", {"evaluation.student_steps": (2, 4)}, r"has \[2\], and PeRFlow takes a step in each of its 4"),
-        ("tscd_nano", {"method.segments": (7,)}, r"method.segments is \(7,\) and method.intervals 40"),
+        (
+            "phased_nano",
+            {"evaluation.student_steps": (2, 4, 6)},
+            r"has \[2, 6\], and a student of method.windows ending",
+        ),
+        ("tscd_nano", {"method.segments": (7,)}, r"method.segments is \(7,\) .* --set method.intervals=42$"),
+        (
+            "tscd_nano",
+            {"method.segments": (8, 4)},
+            r"has \[1, 2\], and a student of method.segments ending in 4 takes 4",
+        ),
+        ("tcd_nano", {"method.segments": ()}, r"method.segments is \(\): --set 'method.segments=\[8, 4, 2, 1\]'"),
+        ("tcd_nano", {"method.intervals": 0}, "method.intervals is 0 and method.target_decay None; write 1 or more"),
+        ("lcm_nano", {"method.target_decay": 1.7}, "target_decay 1.7; write 1 or more, and a share below 1"),
+        ("lcm_nano", {"method.intervals": 24}, "does not divide the teacher's 1000 times.*--set method.intervals=25$"),
+        ("scott_nano", {"method.intervals": 4}, r"has \[8\], and the student is asked at 4 times .*intervals=8$"),
+        ("ctm_nano", {"method.intervals": 5000}, "method.intervals is 5000, and the teacher knows 1000 times"),
+        ("dmd2_nano", {"method.steps": 5000}, "method.steps is 5000, and the teacher knows 1000 times"),
+        ("add_nano", {"method.features": ("attic",)}, r"names attic, and the teacher's UNet has down_blocks.0"),
+        ("lightning_nano", {"method.features": ("attic",)}, r"names attic, and the teacher's UNet has down_blocks.0"),
+        ("lightning_nano", {"method.stages": (32, 4)}, r"has \[1, 2\], and a student of method.stages ending in 4"),
+        (
+            "instaflow_nano",
+            {"method.one_step_from": 50},
+            "training.steps is 6, and the last stage of reflow begins at step 50: --set training.steps=75",
+        ),
         ("lightning_nano", {"method.stages": (32, 12)}, "every number of steps divides the one before"),
         ("lcm_nano", {"sampling.eta": 0.5}, "sampling.eta is 0.5, of which lcm's sampler knows nothing"),
         ("tcd_nano", {"sampling.jump": "anchored"}, "tcd holds no target mean"),

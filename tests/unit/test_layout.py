@@ -45,6 +45,11 @@ def test_files_can_be_read_in_one_sitting() -> None:
     assert long == {}
 
 
+def test_a_method_is_one_short_file() -> None:
+    methods = (ROOT / "platform" / "raystill" / "methods").glob("*.py")
+    assert {path.name: n for path in methods if (n := len(path.read_text().splitlines())) > 250} == {}
+
+
 def test_jobs_are_thin() -> None:
     # A Ray worker pickles what __main__ defines by value, so that a job holds as little as possible.
     jobs = sorted((ROOT / "jobs").glob("*.py"))

@@ -21,7 +21,7 @@ from raystill.flow.schedules import Schedule, Times
 from raystill.flow.starts import StartLaw
 from raystill.methods.adversary import check_features, features, heads_of, input_gradient, towards
 from raystill.methods.coupling import noise_for
-from raystill.methods.method import STUDENT, TEACHER, Batch, Distillation, Given, Head, Loss, Networks
+from raystill.methods.method import STUDENT, TEACHER, Batch, Distillation, Given, Head, Loss, Networks, check_times
 from raystill.methods.teaching import Guidance, Teaching, begun, fresh
 from raystill.models.denoiser import Denoiser
 from raystill.models.pipeline import Pipeline
@@ -58,6 +58,7 @@ class ADD(Distillation):
 
     def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
         """Refuse, with UserError, a teacher without the parts that the adversary reads."""
+        check_times(schedule, "method.steps", self.steps)
         check_features(self.features, parts)
 
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:

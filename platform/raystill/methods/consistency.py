@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
+from raystill.config.errors import UserError
 from raystill.flow.predictions import Latent, Prediction, column, point
 from raystill.flow.premetrics import Premetric
-from raystill.flow.schedules import Grid, Schedule, Times
-from raystill.methods.method import STUDENT, TARGET, Batch, Given, Loss, Networks
+from raystill.flow.schedules import DiffusionSchedule, Grid, Schedule, Times
+from raystill.methods.method import STUDENT, TARGET, Batch, Given, Loss, Networks, check_times
 from raystill.models.denoiser import Denoiser
 
 Indices = Int[Tensor, " batch"]
@@ -31,6 +32,38 @@ class Draw:
 def grid_of(schedule: Schedule, intervals: int) -> Grid:
     """Times of the stock sampler in so many steps, from data on: what it asks in fewer is among them."""
     return schedule.sampling_times(intervals).flip(0)
+
+
+def check_grid(intervals: int, target_decay: float | None) -> None:
+    """Refuse, with UserError, a grid without intervals, and a target network that would not be an average."""
+    if intervals < 1 or not 0 <= (target_decay or 0.0) < 1:
+        raise UserError(
+            f"method.intervals is {intervals} and method.target_decay {target_decay}; write 1 or more, and a share "
+            "below 1: --set method.intervals=40 --set method.target_decay=0.95"
+        )
+
+
+def check_lcm_grid(intervals: int, steps: tuple[int, ...]) -> None:
+    """Refuse, with UserError, more steps of LCM's scheduler than its grid has intervals."""
+    if many := [n for n in steps if n > intervals]:
+        raise UserError(
+            f"evaluation.student_steps has {many}, and the student is asked at {intervals} times (method.intervals): "
+            f"--set method.intervals={max(many)}"
+        )
+
+
+def check_lcm_teacher(schedule: Schedule, intervals: int) -> None:
+    """Refuse, with UserError, a grid on which LCM's scheduler would not ask: it rounds intervals down to whole
+    timesteps, and so begins below the noisy end.
+    """
+    check_times(schedule, "method.intervals", intervals)
+    if isinstance(schedule, DiffusionSchedule) and schedule.steps % intervals:
+        dividing = [n for n in range(1, schedule.steps + 1) if schedule.steps % n == 0]
+        raise UserError(
+            f"method.intervals is {intervals}, which does not divide the teacher's {schedule.steps} times, so that "
+            "LCM's scheduler would ask at others than were trained: --set method.intervals="
+            f"{min(dividing, key=lambda n: abs(n - intervals))}"
+        )
 
 
 def drawn(

@@ -9,6 +9,7 @@ told by one layer that begins as zero, so that the student begins as the teacher
 of the paper's quality at one step, is left out. Only gamma 0 is sampled, the paper's choice for several steps.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from raystill.config.errors import UserError
 from raystill.flow.objectives import true_value
-from raystill.flow.predictions import Latent, Prediction, point
+from raystill.flow.predictions import Kind, Latent, Prediction, point
 from raystill.flow.premetrics import Premetric, PseudoHuber
 from raystill.flow.schedules import Schedule, Times
 from raystill.flow.solvers import ddim_between
@@ -25,7 +26,18 @@ from raystill.flow.starts import StartLaw
 from raystill.methods.adversary import input_gradient
 from raystill.methods.consistency import Draw, grid_of, jumped
 from raystill.methods.coupling import noise_for
-from raystill.methods.method import EVERY_RANK, STUDENT, TARGET, Batch, Distillation, Given, Loss, Networks, generator
+from raystill.methods.method import (
+    EVERY_RANK,
+    STUDENT,
+    TARGET,
+    Batch,
+    Distillation,
+    Given,
+    Loss,
+    Networks,
+    check_times,
+    generator,
+)
 from raystill.methods.teaching import Guidance, Teaching, fresh
 from raystill.models.ctm import told
 from raystill.models.denoiser import Condition, Denoiser
@@ -51,6 +63,10 @@ class CTM(Distillation):
     paper: ClassVar[str] = "2310.02279"
     takes_eta: ClassVar[bool] = False
     tells_landing: ClassVar[bool] = True
+
+    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+        """Refuse, with UserError, a grid that is finer than the teacher's times."""
+        check_times(schedule, "method.intervals", self.intervals)
 
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, a teacher that leads beyond the grid."""

@@ -31,6 +31,7 @@ from raystill.methods.method import (
     Head,
     Loss,
     Networks,
+    check_times,
     generator,
 )
 from raystill.methods.teaching import Guidance, Teaching, fresh
@@ -73,7 +74,9 @@ class DMD2(Distillation):
 
     def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
         """Refuse, with UserError, a teacher without the parts that the adversary reads."""
-        check_features(self.features, parts)
+        check_times(schedule, "method.steps", self.steps)
+        if self.adversarial:
+            check_features(self.features, parts)
 
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, numbers that make no training."""

@@ -5,15 +5,25 @@ Departures: f is the estimate of x_0 itself and the point itself at t = 0, which
 student is not told w, as in LCM-LoRA, so that w is one number by default.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Generator
 
+from raystill.flow.predictions import Kind
 from raystill.flow.premetrics import Premetric, PseudoHuber
+from raystill.flow.schedules import Schedule
 from raystill.flow.starts import StartLaw
-from raystill.methods.consistency import consistency_loss, drawn, grid_of
+from raystill.methods.consistency import (
+    check_grid,
+    check_lcm_grid,
+    check_lcm_teacher,
+    consistency_loss,
+    drawn,
+    grid_of,
+)
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
 from raystill.methods.teaching import Guidance, Teaching
@@ -34,6 +44,16 @@ class LCM(Distillation):
     name: ClassVar[str] = "lcm"
     paper: ClassVar[str] = "2310.04378"
     takes_eta: ClassVar[bool] = False
+
+    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+        """Refuse, with UserError, a grid that a sampler of so many steps cannot ask on."""
+        super(LCM, self).check(sampling, batch_size, steps)
+        check_grid(self.intervals, self.target_decay)
+        check_lcm_grid(self.intervals, steps)
+
+    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+        """Refuse, with UserError, a teacher on whose times the grid is not."""
+        check_lcm_teacher(schedule, self.intervals)
 
     def keeps(self, step: int) -> float | None:
         """The same at every step."""

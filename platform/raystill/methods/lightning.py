@@ -20,10 +20,21 @@ from raystill.config.errors import UserError
 from raystill.flow.predictions import Kind, Latent, point
 from raystill.flow.premetrics import Premetric, Squared
 from raystill.flow.schedules import Schedule, Times
-from raystill.flow.solvers import ddim_between
 from raystill.methods.adversary import check_features, features, heads_of, input_gradient, towards
 from raystill.methods.coupling import noise_for
-from raystill.methods.method import STUDENT, TARGET, TEACHER, Batch, Distillation, Given, Head, Loss, Networks
+from raystill.methods.method import (
+    STUDENT,
+    TARGET,
+    TEACHER,
+    Batch,
+    Distillation,
+    Given,
+    Head,
+    Loss,
+    Networks,
+    check_jumps,
+    check_times,
+)
 from raystill.methods.teaching import Guidance, Teaching, begun, fresh
 from raystill.models.denoiser import Denoiser
 from raystill.models.sampling import Sampling
@@ -77,7 +88,9 @@ class Lightning(Distillation):
 
     def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
         """Refuse, with UserError, a teacher without the parts that the adversary reads."""
-        check_features(self.features, parts)
+        check_times(schedule, "method.first", self.first)
+        if len(self.stages) > 1:
+            check_features(self.features, parts)
 
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, stages that do not divide each other."""
@@ -88,6 +101,17 @@ class Lightning(Distillation):
                 f"method.stages is {self.stages} after {self.first} steps of the teacher, {self.stage_steps} training "
                 "steps each; every number of steps divides the one before: --set 'method.stages=[32, 8, 4, 2, 1]'"
             )
+        check_jumps(steps, self.stages[-1], "method.stages")
+
+    @property
+    def last_stage(self) -> tuple[str, int]:
+        """That of the fewest steps."""
+        return "method.stage_steps", self.stage_steps * (len(self.stages) - 1)
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The last stage's steps and four times as many."""
+        return (self.stages[-1], 4 * self.stages[-1])
 
     def calls(self, steps: int) -> float:
         """The first stage's own steps, and in later ones what the adversary reads: a jump's beginning, and its end
@@ -112,7 +136,10 @@ class Lightning(Distillation):
                 Denoiser(networks[TARGET], schedule, given.kind), teaching.unconditional, condition, None
             )
         with torch.no_grad():
-            end = ddim_between(teaching, schedule, start, t, r, before // count)
+            end, ratio, knots = start, before // count, schedule.sampling_times(before)
+            for i in range(ratio):  # at the very times that the stage before was trained at
+                here, there = (knots[index * ratio + j] for j in (i, i + 1))
+                end = teaching(end, here).moved(schedule.angle(there))
         jumped = Denoiser(networks[STUDENT], schedule, given.kind)(start, t, condition).moved(schedule.angle(r))
         if not stage:
             return {STUDENT: Loss(self.premetric.per_sample(jumped - end).mean(), times=t)}

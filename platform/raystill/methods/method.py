@@ -125,6 +125,11 @@ class Distillation(ABC):
         """Step counts of the pictures that are drawn during a training."""
         return (1, 4)
 
+    @property
+    def last_stage(self) -> tuple[str, int]:
+        """Setting that says when its stages begin, and the step of training at which the last one does."""
+        return "", 0
+
     def turn(self, step: int) -> tuple[str, ...]:
         """Roles that are updated at this step: all of them, for most."""
         del step
@@ -173,6 +178,25 @@ class Distillation(ABC):
             raise UserError(
                 f"sampling.eta is {sampling.eta}, of which {self.name}'s sampler knows nothing: --set sampling.eta=0"
             )
+
+
+def check_jumps(steps: tuple[int, ...], parts: int, setting: str) -> None:
+    """Refuse, with UserError, step counts of a sampler of which a jump crosses an edge of the `parts` equal parts of
+    time that a student was trained within; `setting` is where their number comes from.
+    """
+    if crossing := [n for n in steps if n % parts]:
+        raise UserError(
+            f"evaluation.student_steps has {crossing}, and a student of {setting} ending in {parts} takes {parts} "
+            f"jumps or a multiple of it: --set 'evaluation.student_steps=[{parts}, {2 * parts}]'"
+        )
+
+
+def check_times(schedule: Schedule, setting: str, count: int) -> None:
+    """Refuse, with UserError, a setting that asks for more times than a teacher was trained at."""
+    if count > schedule.steps:
+        raise UserError(
+            f"{setting} is {count}, and the teacher knows {schedule.steps} times: --set {setting}={schedule.steps}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

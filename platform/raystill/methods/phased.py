@@ -18,7 +18,7 @@ from raystill.flow.solvers import ddim_between
 from raystill.flow.times import AnyTimes, UniformTimes
 from raystill.flow.windows import SOONEST, constant_of, window_of
 from raystill.methods.coupling import noise_for
-from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
+from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks, check_jumps
 from raystill.methods.teaching import Guidance, Teaching, weighted
 from raystill.models.denoiser import Denoiser
 from raystill.models.sampling import Sampling
@@ -39,10 +39,21 @@ class PhasedRectified(Distillation):
     paper: ClassVar[str] = "2410.07303"
 
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
-        """Refuse, with UserError, phases without a step of the teacher."""
+        """Refuse, with UserError, phases without a step of the teacher, and jumps that cross them."""
         super(PhasedRectified, self).check(sampling, batch_size, steps)
         if self.windows < 1 or self.substeps < 1:
             raise UserError(f"method.windows is {self.windows} and method.substeps {self.substeps}; write 1 or more")
+        check_jumps(steps, self.windows, "method.windows")
+
+    @property
+    def default_steps(self) -> int:
+        """One in each phase, or the four that adapters are compared at."""
+        return max(4, self.windows)
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """One step and two in each phase."""
+        return (self.windows, 2 * self.windows)
 
     def calls(self, steps: int) -> float:
         """Its sub-steps."""

@@ -48,6 +48,11 @@ class Reflow(Distillation):
         """One, where one step is distilled."""
         return 4 if self.one_step_from is None else 1
 
+    @property
+    def last_stage(self) -> tuple[str, int]:
+        """One step's."""
+        return "method.one_step_from", self.one_step_from or 0
+
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, a stage that begins before the training."""
         super(Reflow, self).check(sampling, batch_size, steps)

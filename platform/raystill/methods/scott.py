@@ -6,6 +6,7 @@ the optimum would be the mean of x_0 given the point, which is blurred: the nois
 left out.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -14,9 +15,18 @@ import torch
 from torch import Generator
 
 from raystill.config.errors import UserError
+from raystill.flow.predictions import Kind
 from raystill.flow.premetrics import Premetric, PseudoHuber
+from raystill.flow.schedules import Schedule
 from raystill.flow.starts import StartLaw
-from raystill.methods.consistency import consistency_loss, drawn, grid_of
+from raystill.methods.consistency import (
+    check_grid,
+    check_lcm_grid,
+    check_lcm_teacher,
+    consistency_loss,
+    drawn,
+    grid_of,
+)
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
 from raystill.methods.teaching import Guidance, Teaching
@@ -43,10 +53,16 @@ class SCott(Distillation):
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, a solver without steps or with more noise than there is."""
         super(SCott, self).check(sampling, batch_size, steps)
+        check_grid(self.intervals, self.target_decay)
+        check_lcm_grid(self.intervals, steps)
         if self.substeps < 1 or not 0 <= self.eta <= 1:
             raise UserError(
                 f"method.substeps is {self.substeps} and method.eta {self.eta}; write at least 1, and a share in [0, 1]"
             )
+
+    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+        """Refuse, with UserError, a teacher on whose times the grid is not."""
+        check_lcm_teacher(schedule, self.intervals)
 
     def keeps(self, step: int) -> float | None:
         """The same at every step."""

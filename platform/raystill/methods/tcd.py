@@ -12,16 +12,29 @@ timesteps. `sampling.eta` is the share of fresh noise after each jump; TCD's sch
 r, whose share sqrt((1 - A_r / A_u) / (1 - A_r)) is another one at each step.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import lcm
 from typing import ClassVar
 
 from torch import Generator
 
 from raystill.config.errors import UserError
+from raystill.flow.predictions import Kind
 from raystill.flow.premetrics import Premetric, PseudoHuber
-from raystill.methods.consistency import Indices, consistency_loss, drawn, grid_of
+from raystill.flow.schedules import Schedule
+from raystill.methods.consistency import Indices, check_grid, consistency_loss, drawn, grid_of
 from raystill.methods.coupling import noise_for
-from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
+from raystill.methods.method import (
+    STUDENT,
+    Batch,
+    Distillation,
+    Given,
+    Loss,
+    Networks,
+    check_jumps,
+    check_times,
+)
 from raystill.methods.teaching import Guidance, Teaching
 from raystill.models.sampling import Sampling
 
@@ -44,14 +57,31 @@ class TCD(Distillation):
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, segments that do not divide the grid, and stages without a step."""
         super(TCD, self).check(sampling, batch_size, steps)
-        odd = [k for k in self.segments if k < 1 or self.intervals % k]
-        if odd or not self.segments:
+        check_grid(self.intervals, self.target_decay)
+        if not self.segments or min(self.segments) < 1:
+            raise UserError(f"method.segments is {self.segments}: --set 'method.segments=[8, 4, 2, 1]'")
+        if self.intervals % (whole := lcm(*self.segments)):
             raise UserError(
                 f"method.segments is {self.segments} and method.intervals {self.intervals}, which every number of "
-                "segments divides: --set method.intervals=40"
+                f"segments divides: --set method.intervals={-(-self.intervals // whole) * whole}"
             )
         if self.stage_steps < 1:
             raise UserError(f"method.stage_steps is {self.stage_steps}; write 1 or more: --set method.stage_steps=250")
+        check_jumps(steps, self.segments[-1], "method.segments")
+
+    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+        """Refuse, with UserError, a grid that is finer than the teacher's times."""
+        check_times(schedule, "method.intervals", self.intervals)
+
+    @property
+    def last_stage(self) -> tuple[str, int]:
+        """That of the fewest segments."""
+        return "method.stage_steps", self.stage_steps * (len(self.segments) - 1)
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """One step and four in each of the last segments."""
+        return (self.segments[-1], 4 * self.segments[-1])
 
     def keeps(self, step: int) -> float | None:
         """The same at every step."""

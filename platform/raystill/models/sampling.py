@@ -117,8 +117,9 @@ def timesteps_of(scheduler: Scheduler, steps: int) -> tuple[int | float, ...]:
 
 
 def lcm_scheduler(pipeline: Pipeline, intervals: int) -> Scheduler:
-    """The scheduler that estimates x_0, noises it anew, and so on (2310.04378, algorithm 3), at times of the grid
-    that a student was trained on: diffusers' own, and for flow-matching teachers RayFlow's with fresh noise only.
+    """The scheduler that estimates x_0, noises it anew, and so on (2310.04378, algorithm 3): diffusers' own, at times
+    of the grid that a student was trained on, where its intervals divide the teacher's times; for flow-matching
+    teachers RayFlow's with fresh noise only, at the stock times.
     """
     if isinstance(pipeline.scheduler, DDIMScheduler):
         return LCMScheduler(

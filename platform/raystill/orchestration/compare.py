@@ -15,7 +15,7 @@ from raystill.data.records import Row
 from raystill.evaluation.pictures import grid
 from raystill.orchestration.compare_report import report
 from raystill.orchestration.comparison import UPDATES, Comparison, Entrant
-from raystill.orchestration.costs import Cost, mean, timed
+from raystill.orchestration.costs import Cost, machine, mean, timed
 from raystill.orchestration.distill import checkpoints_of, compute_targets, trained_student
 from raystill.orchestration.evaluate import draw_student, draw_teacher, evaluate, read_rows
 from raystill.orchestration.launch import surroundings
@@ -32,10 +32,12 @@ from raystill.orchestration.study import (
     read_results,
     write_results,
 )
+from raystill.tracking.commit import code_commit
 from raystill.tracking.runs import TrackedRun, Tracking, open_experiment, tracking_uri
 
 log = logging.getLogger(__name__)
 SHOWN = (1, 4)  # steps of the picture's columns
+AT_ONCE = 2  # trials of one entrant at most: what the next one is proposed from depends on it
 UNCAPTIONED = 4  # rows of the picture, at most, of samples that are read without their captions
 
 
@@ -50,15 +52,16 @@ def launch_comparison(comparison: Comparison) -> str:
         _pictures(by_teacher, comparison.base.evaluation.captions, comparison.base.evaluation.reference_steps)
         tuned = _prepare(comparison, results, launcher)
         study = comparison.study(tuned, seconds_steps(comparison, results, tuned))
-        before = len(results["runs"])
-        measure_missing(study, results, launcher)
-        text = report(comparison, study, results)
-        path = comparison.results.with_suffix(".md")
-        path.write_text(text)
-        picture = comparison.results.with_suffix(".png")
-        if len(results["runs"]) > before or not picture.exists():
-            draw_comparison(comparison, study, results, by_teacher, launcher).save(picture)
-    return f"{text}\n{path}"
+        shown = replace(study, seeds=study.seeds[:1], questions=study.questions[:1])  # first, while students are there
+        path, picture = (comparison.results.with_suffix(suffix) for suffix in (".md", ".png"))
+        try:
+            if measure_missing(shown, results, launcher) or not picture.exists():
+                draw_comparison(comparison, shown, results, by_teacher, launcher).save(picture)
+            measure_missing(study, results, launcher)
+        finally:  # a stopped comparison has a page, too
+            if "figures" in results.get("teacher", {}):
+                path.write_text(report(comparison, study, results))
+    return f"{path.read_text()}\n{path}"
 
 
 def _prepare(comparison: Comparison, results: dict[str, Any], launcher: Launcher) -> dict[str, dict[str, Any]]:
@@ -68,7 +71,7 @@ def _prepare(comparison: Comparison, results: dict[str, Any], launcher: Launcher
         of = digest(canonical(depends_on))
         found = results.setdefault(part, {}).get(label, {})
         if found.get("of") != of or "failed" in found:
-            results[part][label] = {"of": of, **measure()}
+            results[part][label] = {"of": of, **measure(), "commit": code_commit()}
             write_results(comparison.results, results)
 
     base = comparison.base
@@ -100,14 +103,15 @@ def _time(comparison: Comparison, runs: Mapping[str, Run], results: dict[str, An
     """
     threads, rounds = threads_of(comparison.base.cluster.worker), comparison.rounds
     counts = {label: compute_targets(run, launcher)[1].count for label, run in runs.items()}
-    there = results.setdefault("costs", {})
     of = {
         label: digest(canonical([replace(run.task, picture_captions=()), run.targets, threads, rounds]))
         for label, run in runs.items()
     }
-    for label in runs:
-        if there.get(label, {}).get("of") != of[label]:
-            there[label] = {"of": of[label], "targets": counts[label], "rounds": []}
+    known = {label: cost for label, cost in results.get("costs", {}).items() if cost["of"] == of.get(label)}
+    if any(len(known.get(label, {}).get("rounds", ())) < rounds for label in runs):  # all on one machine
+        known = {label: cost for label, cost in known.items() if cost["machine"] == machine()}
+    empty = {label: {"of": of[label], "machine": machine(), "targets": counts[label], "rounds": []} for label in runs}
+    there = results["costs"] = {**empty, **known}
     todo = [(label, i) for i in range(rounds) for label in runs if i >= len(there[label]["rounds"])]
     for label, i in tqdm(todo, "costs", unit="training"):
         every = [*there[label]["rounds"], asdict(timed(runs[label], threads, i / rounds))]
@@ -142,7 +146,7 @@ def _tuned(comparison: Comparison, entrant: Entrant, launcher: Launcher) -> dict
     with TrackedRun(tracking, search.measured) as parent:
         child = replace(tracking, tags={"mlflow.parentRunId": parent.run_id})
         try:
-            trials = run_trials(search, child, concurrent_trials(search))
+            trials = run_trials(search, child, min(AT_ONCE, concurrent_trials(search)))
         except UserError as error:
             log.warning("%s is left out: %s", entrant.label, error)
             return {"failed": str(error)}

@@ -56,6 +56,7 @@ class Comparison:
     updates: int = 100  # of the student, in the first budget
     seconds: float = 300.0  # of one process, teacher calls included, in the second
     seeds: tuple[int, ...] = (0, 1, 2)
+    tuning_seed: int = 3  # of the trials, none of those that are compared
     rounds: int = 2  # of timing every training in turn
     solvers: tuple[str, ...] = (  # classes of diffusers
         "DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
@@ -70,10 +71,12 @@ class Comparison:
         return Path(self.output) / f"{self.name}.json"
 
     def references(self) -> dict[str, Solver]:
-        """The teacher with solvers that need no training, and without guidance, as which students begin; by label."""
+        """The teacher with solvers that need no training, guided and not, and as students begin; by label."""
         teacher, guidance = Path(self.base.teacher), self.base.evaluation.guidance
-        found = {NAMES.get(name, name): Solver(teacher, name, guidance) for name in self.solvers}
-        return {**found, UNTRAINED: Solver(teacher, None, 1.0)}
+        names = {name: NAMES.get(name, name) for name in self.solvers}
+        guided = {label: Solver(teacher, name, guidance) for name, label in names.items()}
+        free = {f"{label}, not guided": Solver(teacher, name, 1.0) for name, label in names.items()}
+        return {**guided, **free, UNTRAINED: Solver(teacher, None, 1.0)}
 
     def steps(self, entrant: Entrant) -> int:
         """Steps of training in the first budget: those of a method whose student waits for others are more."""
@@ -96,14 +99,15 @@ class Comparison:
                 "training.checkpoint_every": steps,
             },
         )
-        counted = {path: max(1, round(share * steps)) for path, share in entrant.shares.items()}
+        shares = {"optimizer.warmup_steps": self.base.optimizer.warmup_steps / self.updates, **entrant.shares}
+        counted = {path: max(1, round(share * steps)) for path, share in shares.items()}
         return override(override(run, counted), config)
 
     def search(self, entrant: Entrant) -> Search:
         """The trials of an entrant, all of the first budget, with another seed and other starts than are compared: its
         own settings with every first change, then what the search proposes.
         """
-        run = self.run_of(entrant, self.steps(entrant), {"training.seed": max(self.seeds) + 1})
+        run = self.run_of(entrant, self.steps(entrant), {"training.seed": self.tuning_seed})
         evaluation = replace(run.evaluation, seed=run.evaluation.seed + 1)
         own = {domain.path: setting(run, domain.path) for domain in entrant.space}
         searched = self.searched if entrant.searched is None else entrant.searched
@@ -147,10 +151,10 @@ class Comparison:
         labels = [entrant.label for entrant in self.entrants]
         if len(set(labels)) < max(1, len(labels)):
             raise UserError(f"entrants are {labels}; give at least one, each with a label of its own")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or self.seconds <= 0:
+        if not self.seeds or len({*self.seeds, self.tuning_seed}) <= len(self.seeds) or self.seconds <= 0:
             raise UserError(
-                f"seeds are {list(self.seeds)} and seconds {self.seconds:g}; write different seeds, and a time: "
-                "--set 'seeds=[0, 1, 2]' --set seconds=300"
+                f"seeds are {list(self.seeds)}, tuning_seed {self.tuning_seed} and seconds {self.seconds:g}; write "
+                "different seeds, and a time: --set 'seeds=[0, 1, 2]' --set tuning_seed=3 --set seconds=300"
             )
         if not self.base.evaluation.captions:
             raise UserError("base.evaluation.captions is empty; name those of the picture's rows")

@@ -56,6 +56,11 @@ class Picked:
         return self.inner.losses(networks, batch, rng, self.steps[step])
 
 
+def machine() -> str:
+    """This machine since it was started, as Linux calls it: seconds of another one do not compare."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def timed(run: Run, threads: int, offset: float) -> Cost:
     """Time a training in a process of its own; `offset`, in [0, 1), says which of its steps."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:

@@ -126,6 +126,12 @@ class Run:
         if isinstance(self.weights, Lora):
             at_least(1, "weights.rank", self.weights.rank)
         self.method.check(self.sampling, self.training.batch_size, self.evaluation.student_steps)
+        setting, begins = self.method.last_stage
+        if begins >= self.training.steps:
+            raise UserError(
+                f"training.steps is {self.training.steps}, and the last stage of {self.method.name} begins at step "
+                f"{begins}: --set training.steps={begins + max(1, begins // 2)}, or a smaller {setting}"
+            )
         _check_targets(self.targets)
         _check_fields(self.method, self.targets)
         _check_evaluation(self.evaluation)

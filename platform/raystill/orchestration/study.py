@@ -126,8 +126,8 @@ def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
     return results
 
 
-def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -> None:
-    """Measure every run that the results lack, and add and write each as it is done."""
+def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -> int:
+    """Measure every run that the results lack, and add and write each as it is done; returns how many they were."""
     missing = _missing(study, results)
     check_teacher(study.base, study.results, results)
     if results.get("teacher", {}).get("of") != study.teacher_key:  # its figures come with the runs, all missing then
@@ -140,6 +140,7 @@ def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -
             results["teacher"] |= one.pop("teacher", {})
             results["runs"][key] = one
         write_results(study.results, results)
+    return len(missing)
 
 
 def _missing(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
@@ -283,6 +284,7 @@ def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
     run, steps = study.base, study.base.evaluation.teacher_steps
     make = partial(teacher_draw, Path(run.teacher), run.evaluation.guidance, launcher.stage_device)
     identity = {"teacher": revision(Path(run.teacher)), "probe": study.probe, "steps": steps}
+    identity["guidance"] = run.evaluation.guidance
     targets, _ = compute_targets(run, launcher)
     return {
         "probes": _probe(run, study.probe, launcher, make, steps, identity),

@@ -36,8 +36,8 @@ SHARDS = 3  # that are trained on: 768 pictures, whose stored targets the second
 CAPTIONS = (  # of the first 128 pictures of the first two shards that keep theirs
     "light bulb", "flag india", "cherries", "duck", "palm tree", "hot pepper", "pear", "christmas tree", "leg",
 )  # fmt: skip
-RATES = (3e-4, 1e-3, 3e-3)  # of the first trials
-RATE = Range(path="optimizer.learning_rate", low=1e-4, high=1e-2, log=True)
+RATES = (2e-4, 8e-4, 3e-3)  # of the first trials
+RATE = Range(path="optimizer.learning_rate", low=5e-5, high=1e-2, log=True)
 ADVERSARY = Range(path="method.learning_rate", low=1e-5, high=1e-3, log=True)
 
 
@@ -59,7 +59,7 @@ def run() -> Comparison:
     )
     return Comparison(
         name="methods", base=base, entrants=entrants(), trials=len(RATES) + 2,
-        first=tuple({RATE.path: rate} for rate in RATES), updates=100, seconds=120.0,
+        first=tuple({RATE.path: rate} for rate in RATES), updates=100, seconds=150.0,
         probe=Probe(shards=1, captions=24), text=TEXT,
     )  # fmt: skip
 
@@ -70,15 +70,18 @@ def entrants() -> tuple[Entrant, ...]:
     loss = _choice("method.premetric", "Squared", "PseudoHuber")
     decay = _choice("optimizer.decay", "cosine", "constant")
     return (
-        _entrant("RayFlow", nano_methods.rayflow_nano(), sigma),
+        _entrant("RayFlow", nano_methods.rayflow_nano(), sigma, shares={"times.warmup_steps": 0.2}),
         _entrant("RayFlow, plain", _plain(), sigma),
         _entrant("PeRFlow", nano_methods.perflow_nano(), _choice("method.caption_dropout", 0.0, 0.1), sampled=(4, 8)),
         _entrant("Reflow", nano_methods.reflow_nano(), loss, paper="2209.03003"),
-        _entrant("InstaFlow", nano_methods.instaflow_nano(), decay, paper="2309.06380", shares={"one_step_from": 0.5}),
+        _entrant(
+            "InstaFlow", nano_methods.instaflow_nano(), decay, paper="2309.06380", searched=(1,),
+            shares={"one_step_from": 0.5},
+        ),
         _entrant("rf++", nano_methods.rfpp_nano(), _choice("method.times.importance", None, 0.1), paper="2405.20320"),
         _entrant("Rectified Diffusion", nano_methods.rectified_nano(), loss, shares={"consistency_from": 0.67}),
-        _entrant("phased Rectified", nano_methods.phased_nano(), _choice("method.windows", 2, 4)),
-        _entrant("LCM", nano_methods.lcm_nano(), _choice("method.intervals", 24, 50)),
+        _entrant("phased Rectified", nano_methods.phased_nano(), _choice("method.windows", 2, 4), sampled=(4, 8)),
+        _entrant("LCM", nano_methods.lcm_nano(), _choice("method.intervals", 25, 50)),
         _entrant("TCD", nano_methods.tcd_nano(), _choice("method.intervals", 24, 40), paper="2402.19159"),
         _entrant("TSCD", nano_methods.tscd_nano(), decay, paper="2404.13686", shares={"stage_steps": 0.25}),
         _entrant("CTM", nano_methods.ctm_nano(), Range(path="method.denoising", low=0.3, high=1.0)),

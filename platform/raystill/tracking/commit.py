@@ -6,7 +6,8 @@ from pathlib import Path
 
 
 def code_commit(directory: Path = Path(__file__).parent) -> str:
-    """Give the commit hash of the repository that holds this package, with `-dirty` where tracked files were edited.
+    """Give the commit hash of the repository that holds this package, with `-dirty` where tracked files of it were
+    edited.
 
     Outside a repository (an installed wheel, a Ray worker) it is RAYSTILL_COMMIT; in a job that was submitted without
     that, the name of the package that Ray made of its checkout, which is a digest of it; or "unknown"."""
@@ -14,11 +15,13 @@ def code_commit(directory: Path = Path(__file__).parent) -> str:
     try:
         # A package installed below somebody else's repository must not report that repository's commit.
         tracked = subprocess.run([*here, "ls-files", "--error-unmatch", "."], capture_output=True, check=False)
-        describe = [*here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        found = subprocess.run(describe, capture_output=True, text=True, check=False)
+        found = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        edited = subprocess.run([*here, "diff", "--quiet", "HEAD", "--", "."], check=False)
     except FileNotFoundError:  # no git in the image
         return _elsewhere()
-    return found.stdout.strip() if tracked.returncode == 0 and found.returncode == 0 else _elsewhere()
+    if tracked.returncode or found.returncode:
+        return _elsewhere()
+    return found.stdout.strip() + ("-dirty" if edited.returncode else "")
 
 
 def _elsewhere() -> str:

@@ -2,7 +2,7 @@
 of targets are ours.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,14 +11,17 @@ from tests.given import given
 from torch import Tensor, nn
 
 from raystill.flow.mixtures import Mixture, MixtureDenoiser
+from raystill.flow.paths import Path
 from raystill.flow.predictions import Kind, column, point
 from raystill.flow.premetrics import PseudoHuber
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule, scaled_linear_alphas
+from raystill.flow.times import TimeDraw, UniformTimes
 from raystill.flow.windows import window_of
 from raystill.methods.consistency import Draw, consistency_loss, drawn, grid_of
 from raystill.methods.ctm import CTM
 from raystill.methods.dmd2 import DMD2, FAKE
 from raystill.methods.lcm import LCM
+from raystill.methods.lightning import Lightning
 from raystill.methods.method import STUDENT, TARGET, TEACHER, Distillation, generator
 from raystill.methods.perflow import PeRFlow
 from raystill.methods.phased import PhasedRectified
@@ -79,6 +82,10 @@ PERFECT: dict[str, tuple[Distillation, Kind, Schedule]] = {
     "ctm-flow": (CTM(guidance=NONE, denoising=0.0), "flow_prediction", FLOW),
     "lcm-flow": (LCM(guidance=NONE), "flow_prediction", FLOW),
     "scott-without-noise": (SCott(guidance=NONE, eta=0.0), "epsilon", SD),
+    "scott": (SCott(guidance=NONE), "v_prediction", SD),
+    "scott-reverse-sde": (SCott(guidance=NONE, eta=1.0), "epsilon", SD),
+    "lightning": (Lightning(guidance=NONE, stage_steps=1000), "v_prediction", SD),
+    "lightning-flow": (Lightning(guidance=NONE, stage_steps=1000), "flow_prediction", FlowSchedule(shift=3.0)),
     "rectified": (Rectified(), "v_prediction", SD),
     "rectified-consistent": (Rectified(consistency_from=0), "v_prediction", SD),
     "reflow": (Reflow(), "flow_prediction", FLOW),
@@ -120,6 +127,17 @@ def test_lcm_s_target_is_the_published_one_and_tcd_s_at_landing_0() -> None:
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_tcd_s_loss_at_landing_0_is_lcm_s() -> None:
+    """A grid of one interval has no other landing."""
+    roles, told = {STUDENT: Random(3), TEACHER: Random(1), TARGET: Random(2)}, given(SD, "v_prediction")
+    guided = Guidance(low=2.0, high=2.0)
+    tcd, lcm = (
+        method.losses(told, roles, batch(SD), rng(5), 0)[STUDENT].value
+        for method in (TCD(intervals=1, guidance=guided), LCM(intervals=1, guidance=guided))
+    )
+    assert float(tcd) == float(lcm) > 0.1
+
+
 class Random(nn.Module):
     """A fixed smooth function of point and time."""
 
@@ -129,6 +147,22 @@ class Random(nn.Module):
 
     def forward(self, x: Tensor, timestep: Tensor, condition: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
         return (torch.sin(1.3 * x + self.phase + timestep.to(x).view(-1, 1, 1, 1) / 400),)
+
+
+class Seen(Random):
+    """Keeps what it was asked and what it said."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.seen: list[Tensor] = []
+        self.times: list[Tensor] = []
+        self.said: list[Tensor] = []
+
+    def forward(self, x: Tensor, timestep: Tensor, condition: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
+        self.seen.append(x.detach())
+        self.times.append(timestep.detach().double())
+        self.said.append(super().forward(x, timestep, condition, return_dict=return_dict)[0])
+        return (self.said[-1],)
 
 
 def boundary(network: nn.Module, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
@@ -291,6 +325,48 @@ def test_ddpm_s_posterior_is_eta_1() -> None:
     torch.testing.assert_close(found, published)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtEdges(UniformTimes):
+    """Times at the starts of four windows, or just above their ends."""
+
+    share: float = 1.0  # of the window, above its end
+
+    def draw(self, count: int, path: Path, schedule: Schedule, rng: torch.Generator) -> TimeDraw:
+        t = (torch.arange(count, dtype=torch.float64) % 4 + self.share) / 4
+        return TimeDraw(t, torch.ones_like(t), t)
+
+
+ONE_STEP = (PeRFlow(substeps=1, guidance=1.0, caption_dropout=0.0), PhasedRectified(substeps=1, guidance=NONE))
+
+
+@pytest.mark.parametrize("method", ONE_STEP, ids=lambda one: one.name)
+def test_one_unguided_step_a_window_asks_for_the_teacher_s_own_prediction(method: PeRFlow | PhasedRectified) -> None:
+    """K' = 1 at the windows' starts: the teacher is the perfect student, and another network is not."""
+    at_starts, told = replace(method, times=AtEdges()), given(SD, "epsilon")
+    for student, perfect in ((Random(1), True), (Random(2), False)):
+        loss = at_starts.losses(told, {STUDENT: student, TEACHER: Random(1)}, batch(SD), rng(3), 0)[STUDENT].value
+        assert (float(loss) < 1e-20) is perfect
+
+
+@pytest.mark.parametrize("share", [1.0, 1e-4])
+def test_phased_rectified_diffusion_is_perflow_s_ddim_eps_at_the_ends_of_windows(share: float) -> None:
+    """Both ask at the teacher's own x_s and x_e there, for the noise that leads from one to the other."""
+    times, told = AtEdges(share=share), given(SD, "epsilon")
+    for method in (replace(one, times=times) for one in ONE_STEP):
+        student, teacher = Seen(2), Seen(1)
+        loss = method.losses(told, {STUDENT: student, TEACHER: teacher}, batch(SD), rng(3), 0)[STUDENT].value
+        t = torch.arange(SHAPE[0], dtype=torch.float64) % 4 / 4
+        a_s, a_e = SD.angle(t + 0.25), SD.angle(t)
+        x_s, eps = teacher.seen[0], teacher.said[0]
+        x_e = point((x_s - column(a_s.sin(), x_s) * eps) / column(a_s.cos(), x_s), eps, a_e)
+        torch.testing.assert_close(student.seen[0], x_s if share == 1.0 else x_e, rtol=2e-3, atol=2e-3)
+        if share == 1.0:  # where both ask for the same jump
+            wrong = student.said[0] - eps
+            jump = column(a_e.sin() - a_s.sin() * a_e.cos() / a_s.cos(), x_s) * wrong  # what it misses x_e by
+            distance = wrong if isinstance(method, PeRFlow) else jump
+            assert float(loss) == pytest.approx(float(method.premetric.per_sample(distance).mean()), rel=1e-5)
+
+
 @pytest.mark.parametrize("segments", [1, 2, 4, 8])
 def test_landings_do_not_cross_a_segment_s_lower_edge(segments: int) -> None:
     length = 40 // segments
@@ -300,6 +376,42 @@ def test_landings_do_not_cross_a_segment_s_lower_edge(segments: int) -> None:
     assert bool((draw.landing <= draw.led).all())
     torch.testing.assert_close(draw.t - draw.led, torch.full_like(draw.t, 1 / 40))
     assert float((draw.landing == draw.led).double().mean()) >= 1 / length - 0.03
+
+
+def test_tscd_s_stages_land_within_fewer_and_fewer_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws: list[Draw] = []
+
+    def spied(*args: Any, **kwargs: Any) -> Draw:
+        draws.append(drawn(*args, **kwargs))
+        return draws[-1]
+
+    monkeypatch.setattr("raystill.methods.tcd.drawn", spied)
+    method, network = TCD(guidance=NONE, segments=(8, 4, 2, 1), stage_steps=40), OnePicture(SD, "v_prediction")
+    roles, told = dict.fromkeys((STUDENT, TEACHER, TARGET), network), given(SD, "v_prediction")
+    for step in range(160):
+        method.losses(told, roles, batch(SD), rng(step), step)
+    for stage, segments in enumerate(method.segments):
+        t, landing = (
+            torch.cat([getattr(one, name) for one in draws[40 * stage : 40 * (stage + 1)]]) for name in ("t", "landing")
+        )
+        assert bool((landing >= ((t * segments).ceil() - 1) / segments - 1e-9).all())
+        assert float((t - landing).max()) > 0.8 / segments  # and uses the whole of them
+
+
+def test_lightning_s_teachers_are_asked_where_they_were_trained() -> None:
+    schedule = FlowSchedule(shift=3.0)
+    method, told = Lightning(stages=(8, 4), first=16, stage_steps=1, guidance=NONE), given(schedule, "flow_prediction")
+    for step, (role, before) in enumerate(((TEACHER, 16), (TARGET, 8))):
+        asked = Seen(1)
+        heads = {name: head.module.double() for name, head in method.heads(told).items()}
+        roles = {STUDENT: Random(2), TEACHER: Random(3), TARGET: Random(4), **heads, role: asked}
+        try:
+            method.losses(told, roles, batch(schedule), rng(step), step)
+        except AttributeError:  # the adversary reads features, which these networks lack
+            assert step == 1
+        trained = schedule.timestep(schedule.sampling_times(before)[:-1])
+        found = torch.cat(asked.times)
+        assert float((found[:, None] - trained[None]).abs().amin(dim=1).max()) < 1e-3
 
 
 @pytest.mark.parametrize("method", [DMD2(guidance=1.0, adversarial=0.0), CTM(guidance=NONE, denoising=0.0)])

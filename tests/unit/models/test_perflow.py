@@ -10,6 +10,7 @@ from torch import Tensor
 
 from raystill.config.errors import UserError
 from raystill.flow.starts import StartLaw
+from raystill.methods.consistency import grid_of
 from raystill.methods.ctm import CTM
 from raystill.methods.lcm import LCM
 from raystill.methods.method import Distillation
@@ -18,7 +19,7 @@ from raystill.methods.table import METHODS
 from raystill.models.ctm import WEIGHT, CTMScheduler, make_room
 from raystill.models.perflow import PeRFlowScheduler
 from raystill.models.pipeline import load_pipeline
-from raystill.models.sampling import ODE, draw, perflow_scheduler
+from raystill.models.sampling import ODE, draw, lcm_scheduler, perflow_scheduler, timesteps_of
 from raystill.models.student import Student
 from raystill.models.weights import Lora, prepare
 
@@ -92,6 +93,16 @@ def test_timesteps_that_are_neither_one_nor_one_a_sample_are_refused(pipeline_di
     scheduler = perflow_scheduler(load_pipeline(pipeline_directory), 4, "ddim_eps")
     with pytest.raises(UserError, match="found 2 timesteps for 3 samples; give one, or one for each"):
         scheduler.add_noise(starts(), starts(), torch.tensor([999, 499]))
+
+
+@pytest.mark.parametrize("intervals", [20, 25, 40, 50])
+def test_lcm_s_scheduler_asks_where_its_student_was_trained(intervals: int, pipeline_directory: Path) -> None:
+    pipeline = load_pipeline(pipeline_directory)
+    trained = {round(float(t)) for t in pipeline.schedule.timestep(grid_of(pipeline.schedule, intervals)[1:])}
+    for steps in (1, 2, 4, 8):
+        asked = timesteps_of(lcm_scheduler(pipeline, intervals), steps)
+        assert set(map(round, asked)) <= trained
+        assert asked[0] == 999
 
 
 def test_a_student_is_drawn_by_its_method_s_scheduler(pipeline_directory: Path) -> None:

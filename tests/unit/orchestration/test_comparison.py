@@ -72,7 +72,7 @@ def test_first_trials_beyond_the_trials_are_refused() -> None:
 
 def test_own_settings_that_the_space_lacks_are_refused() -> None:
     narrow = replace(by_label("ADD"), space=(replace(RATE, low=0.5e-3, high=1e-2),))
-    with pytest.raises(UserError, match=r"entrant 'ADD': first has optimizer\.learning_rate = 0\.0003, and"):
+    with pytest.raises(UserError, match=r"entrant 'ADD': first has optimizer\.learning_rate = 0\.0002, and"):
         replace(SHIPPED, entrants=(narrow,)).check()
 
 
@@ -121,7 +121,7 @@ def test_the_first_one_s_place_is_among_other_methods() -> None:
         part = text.partition(f". {title.capitalize()}")[2].partition("## ")[0]
         assert "- 1 step: RayFlow is number 1 of 2; its distance over that of LCM, the best other one, is 0.8" in part
         assert "- 4 steps: RayFlow is number 2 of 3; its distance over that of PeRFlow, the best other one" in part
-    assert "| LCM | optimizer.learning_rate 0.0001 to 0.01, intervals 24 or 50 |" in text
+    assert "| LCM | optimizer.learning_rate 5e-05 to 0.01, intervals 25 or 50 |" in text
     assert "1, 2, 4 | 90.02 to 109.9 |" in text
     assert "| PeRFlow | 100 | 100 | " in text
 

@@ -24,6 +24,17 @@ def test_a_checkout_is_known_by_its_commit_and_by_edited_files(tmp_path: Path) -
     assert code_commit(tmp_path) == f"{head}-dirty"
 
 
+def test_files_outside_of_the_package_are_no_edits_of_it(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "package").mkdir()
+    for name in ("package/a.py", "results.json"):
+        (tmp_path / name).write_text("1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "--message", "one")
+    (tmp_path / "results.json").write_text("2\n")
+    assert code_commit(tmp_path / "package") == git(tmp_path, "rev-parse", "HEAD")
+
+
 def test_outside_of_a_checkout_it_is_what_the_surroundings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = tmp_path / "_ray_pkg_0123abcd"  # where Ray unpacks a submitted checkout
     sent.mkdir()

@@ -18,9 +18,13 @@ from raystill.flow.importance import GridTimes, LearnedTimes, SecondMomentTimes
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import SamplingTimes
 from raystill.methods.lcm import LCM
+from raystill.methods.lightning import Lightning
 from raystill.methods.method import STUDENT, TARGET
 from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
+from raystill.methods.rectified import Rectified
+from raystill.methods.reflow import Reflow
 from raystill.methods.table import METHODS, Distilling
+from raystill.methods.tcd import TCD
 from raystill.models.averaging import Average
 from raystill.models.weights import Lora
 from raystill.training.distillation import DistillTask, LawPicture, typical_density
@@ -162,6 +166,27 @@ def test_every_method_resumes_as_if_it_had_not_stopped(
         weights=Lora(rank=2, alpha=2.0, targets=("to_q",)),
         optimizer=OPTIMIZER, training=TRAINING,
     )  # fmt: skip
+    _check_resumes(task, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Lightning(stages=(4, 2, 1), first=8, stage_steps=2),
+        TCD(segments=(8, 4, 2), stage_steps=2),
+        Rectified(consistency_from=3),
+        Reflow(one_step_from=3),
+    ],
+    ids=lambda one: one.name,
+)
+def test_a_training_resumes_over_the_edges_of_its_stages(
+    method: Distilling, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    task = DistillTask(
+        teacher=str(tiny_pipeline), method=method, weights=Lora(rank=2, alpha=2.0, targets=("to_q",)),
+        optimizer=OPTIMIZER, training=TRAINING,
+    )  # fmt: skip
+    assert method.last_stage[1] < TRAINING.steps
     _check_resumes(task, tmp_path)
 
 
