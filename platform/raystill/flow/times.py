@@ -132,7 +132,7 @@ class LogitNormalTimes(DensityTimes):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UShapedTimes(DensityTimes):
-    """Density proportional to exp(a t) + exp(a (1 - t)): both ends of the path (Lee et al. 2405.20320).
+    """Density proportional to exp(a t) + exp(a (1 - t)): both ends of the path (Lee et al. 2405.20320, section 4.1).
 
     The paper squeezes its times into [1e-5, 1 - 1e-5]; the loss here is finite at both ends, and nothing is squeezed.
     """

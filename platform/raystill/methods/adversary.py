@@ -114,7 +114,7 @@ def input_gradient(loss: Callable[[Latent], Tensor], sample: Latent) -> tuple[Te
 
 def towards(sample: Latent, gradient: Latent) -> Tensor:
     """A scalar whose gradient in the samples is the given one: 0.5 mean (x - sg(x - g))^2 for g times the numbers of x
-    (2405.14867, equation 1 in the form of 2209.14988).
+    (2405.14867, equation 2 in the form of 2209.14988).
     """
     wanted = (sample - gradient * sample.numel()).detach()
     return 0.5 * (sample - wanted).square().mean()

@@ -65,7 +65,7 @@ class DMD2(Distillation):
         return (STUDENT, FAKE, ADVERSARY) if self.adversarial else (STUDENT, FAKE)
 
     def turn(self, step: int) -> tuple[str, ...]:
-        """The student every `ratio` steps, the others always."""
+        """The student every `ratio` steps, the others always: two time scales (section 4.2)."""
         return self.learners if step % self.ratio == 0 else self.learners[1:]
 
     def heads(self, given: Given) -> dict[str, Head]:
@@ -93,8 +93,8 @@ class DMD2(Distillation):
         return (scores + read) * -(-steps // self.ratio) / steps + 2 * read
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
-        """Distribution matching and the adversary for the student (equations 1 and 4), the denoising loss of the fake
-        score (equation 2) and the adversary's own, all on the same samples.
+        """Distribution matching and the adversary for the student (equations 2 and 4), the denoising loss of the fake
+        score (section 3, in words) and the adversary's own, all on the same samples.
         """
         condition, turn = batch["condition"], self.turn(step)
         sample = self._sample(given, networks, batch, rng, step, learn=STUDENT in turn)

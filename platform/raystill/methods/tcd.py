@@ -4,8 +4,8 @@ segments.
 
 No training code of either was published. As both papers, the student is not told r: its one answer at (x, t) serves
 every landing, which is exact only where the noise is constant along the trajectory. TSCD's adversarial term and its
-weights were not published in numbers; it is left out. Its formula for the lower edge gives t itself where t is an edge;
-segments are open below here. The teacher of every stage is the original one.
+weights were not published in numbers; it is left out. Its formula for the lower edge (equation 11) gives t itself
+where t is an edge; segments are open below here. The teacher of every stage is the original one.
 
 Its student is sampled by stock DDIM, whose jumps are those of TCD's own scheduler with gamma 0, at the trailing
 timesteps. `sampling.eta` is the share of fresh noise after each jump; TCD's scheduler jumps beyond r to u = (1 - gamma)
@@ -93,7 +93,7 @@ class TCD(Distillation):
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
         """Distance of G(x_t, t -> r) from the target network's G(x', t' -> r), with x' one guided DDIM
-        step of the teacher below x_t and r uniform between the segment's lower edge and t'.
+        step of the teacher below x_t and r uniform between the segment's lower edge and t' (2404.13686, equation 12).
         """
         length = self.intervals // self.segments[min(step // self.stage_steps, len(self.segments) - 1)]
 

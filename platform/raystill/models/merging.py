@@ -50,10 +50,11 @@ def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
         )
         add_trained(pipeline.unet, directory, card)
     if not hasattr(diffusers, scheduler_class(directory)):
-        said = f"sample it with the adapter's {scheduler_class(directory)}: {directory}/scheduler"
+        said = f"sample it with the adapter's {scheduler_class(directory)}, {directory}/scheduler,"
     else:
         pipeline.scheduler = load_scheduler(directory)
-        said = f"sample it with its own {scheduler_class(directory)} and guidance scale {card.guidance_scale:g}"
+        said = f"sample it with its own {scheduler_class(directory)}"
+    said = f"{said} and guidance scale {card.guidance_scale:g}"
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         draft = Path(scratch) / "pipeline"

@@ -49,14 +49,16 @@ def _head(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> s
     return (
         f"{len(done)} of {len(planned)} runs are measured, {stopped} of which stopped before a bad update; seeds "
         f"{', '.join(map(str, comparison.seeds))}. Teacher `{run.teacher}`, guidance {run.evaluation.guidance:g}; "
-        f"{run.training.batch_size} samples a step, one process of {run.cluster.worker}; {pictures} held-out captions, "
-        f"{run.evaluation.features} features. The first budget is {comparison.updates} updates of the student, the "
-        f"second {comparison.seconds:g} seconds of one process, stored targets included. Seconds are of a process "
-        "alone on this machine, timed in turn, without the wait for data; peak memory is above that of its imports. "
-        "Frechet and kernel distances are from real pictures, agreement is the LPIPS to the teacher's "
+        f"{run.training.batch_size} samples a step, one process of {run.cluster.worker}; {pictures} captions held out "
+        f"of the distillation, {run.evaluation.features} features. The first budget is {comparison.updates} updates "
+        f"of the student, the second {comparison.seconds:g} seconds of one process, stored targets included. Seconds "
+        "are of a process alone on one machine: the number of steps times their mean, of trainings timed in turn, "
+        "without the wait for data; peak memory is above that of its imports. Frechet and kernel distances are from "
+        "real pictures, agreement is the LPIPS (smaller is nearer) to the teacher's "
         f"{run.evaluation.reference_steps} guided steps from the same start, diversity the mean distance of features "
-        "between pictures of one caption. Means ± standard deviations over seeds; every measurement is in "
-        f"`{comparison.results.name}`. Commits {commits_of(done)}; Python {platform.python_version()}, {versions}."
+        f"between pictures of one caption, of {comparison.probe.captions} samples. Means ± standard deviations over "
+        f"seeds; every measurement is in `{comparison.results.name}`. Commits {commits_of(done)}; Python "
+        f"{platform.python_version()}, {versions}."
     )
 
 
@@ -70,7 +72,11 @@ def _references(comparison: Comparison, results: Mapping[str, Any]) -> str:
         cells = [f"{figures[n][name]:.4g}" if n in figures else "-" for name in QUALITY for n in STEPS]
         own = [f"{diversity[n]:.3g}" if n in diversity else "-" for n in STEPS]
         rows.append([label, *cells, *own])
-    return f"## Solvers that need no training\n\n{markdown(head, rows)}" if rows else ""
+    text = (
+        "A guided step is two calls of the network, any other one, as a student's. Students that DDIM samples begin as "
+        "the last row; those with samplers of their own begin elsewhere."
+    )
+    return f"## Solvers that need no training\n\n{text}\n\n{markdown(head, rows)}"
 
 
 def _tables(comparison: Comparison, study: Study, question: Question, results: Mapping[str, Any]) -> str:

@@ -27,11 +27,14 @@ RayFlow's loss and law of times are those that a study of 48 variants chose on t
 trials below. "RayFlow, plain" is without: uniform times and a squared loss on the velocity; it has no part in the
 places.
 
-The other methods are as their files describe them, and first tried with the settings of their recipes. What the
-published ones have more: LPIPS (InstaFlow, rf++), an adversary (TSCD, SCott, CTM), one adversary for each stage and
-phases that train all weights (Lightning), features of DINOv2 (ADD), an adversary's encoder of its own (DMD2). CTM has
-a shorter grid for its target and a faster average than published. Lightning's and Hyper-SD's students are one for each
-number of steps: "Lightning to 1 step" is measured at all of them, as the others are, and chosen at its own."""
+The other methods are as their files describe them, and first tried with the settings of their recipes, all with one
+batch size and the same learning rates. Settings that count steps of training (stages, warm-up) are shares of it,
+CTM's average excepted. The second budget is short for methods whose teacher works in every step. DMD2 and ADD train
+the times of four steps only: eight are outside of their training. What the published ones have more: LPIPS
+(InstaFlow, rf++), an adversary (TSCD, SCott, CTM), one adversary for each stage and phases that train all weights
+(Lightning), features of DINOv2 (ADD), an adversary's encoder of its own (DMD2). CTM has a shorter grid for its target
+and a faster average than published. Lightning's and Hyper-SD's students are one for each number of steps: "Lightning
+to 1 step" is measured at all of them, as the others are, and chosen at its own."""
 SHARDS = 3  # that are trained on: 768 pictures, whose stored targets the second budget must pay for
 CAPTIONS = (  # of the first 128 pictures of the first two shards that keep theirs
     "light bulb", "flag india", "cherries", "duck", "palm tree", "hot pepper", "pear", "christmas tree", "leg",

@@ -86,11 +86,31 @@ def test_a_delta_goes_onto_another_fine_tune_of_the_base(
     assert not ended.value.code
     said = capsys.readouterr().out
     assert "another pipeline than its base" in said
-    assert "sample it with the adapter's PeRFlowScheduler" in said
+    assert f"sample it with the adapter's PeRFlowScheduler, {directory}/scheduler, and guidance scale 1" in said
     base, merged = load_pipeline(pipeline_directory).unet, load_pipeline(tmp_path / "merged").unet
     for name, tensor in load_file(directory / artifact.DELTA_NAME).items():
         expected = 1.1 * base.get_parameter(name) + tensor
         torch.testing.assert_close(merged.get_parameter(name), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_goes_onto_another_fine_tune_of_the_base(pipeline_directory: Path, tmp_path: Path) -> None:
+    directory, other = adapter(pipeline_directory, tmp_path / "adapter", LORA), tmp_path / "other"
+    pipeline = StableDiffusionPipeline.from_pretrained(pipeline_directory, local_files_only=True)
+    with torch.no_grad():
+        for parameter in pipeline.unet.parameters():
+            parameter.mul_(1.1)
+    pipeline.save_pretrained(other)
+    assert "another pipeline than its base" in merge_adapter(directory, other, tmp_path / "onto")
+    merge_adapter(directory, None, tmp_path / "own")
+    moved, merged, tuned, base = (
+        load_pipeline(place).unet for place in (tmp_path / "onto", tmp_path / "own", other, pipeline_directory)
+    )
+    changed = 0
+    for name, parameter in moved.named_parameters():
+        gained = merged.get_parameter(name) - base.get_parameter(name)
+        torch.testing.assert_close(parameter - tuned.get_parameter(name), gained, rtol=1e-4, atol=1e-5)
+        changed += bool(gained.abs().max() > 1e-4)
+    assert changed
 
 
 def test_nothing_is_written_over_or_merged_into_what_it_is_not_for(pipeline_directory: Path, tmp_path: Path) -> None:
