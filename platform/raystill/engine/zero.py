@@ -203,16 +203,17 @@ class ZeroEngine:
 
 @contextmanager
 def _contiguous(module: nn.Module, *, restored: bool) -> Iterator[None]:
-    """Lay frozen tensors out plainly while DeepSpeed sends them to all ranks, and afterwards as they were."""
+    """Lay tensors out plainly while DeepSpeed sends them to all ranks, and frozen ones afterwards as they were; those
+    that are trained, which it lays out anew, stay plain.
+    """
     last = torch.channels_last
-    frozen = [
-        p for p in module.parameters() if p.ndim == 4 and not p.requires_grad and p.is_contiguous(memory_format=last)
-    ]
-    for parameter in frozen:  # a copy, for the strides of a 1 x 1 kernel: both layouts are contiguous there
+    turned = [p for p in module.parameters() if p.ndim == 4 and p.is_contiguous(memory_format=last)]
+    for parameter in turned:  # a copy, for the strides of a 1 x 1 kernel: both layouts are contiguous there
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     yield
-    for parameter in frozen if restored else ():
-        parameter.data = parameter.data.contiguous(memory_format=last)
+    for parameter in turned if restored else ():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.contiguous(memory_format=last)
 
 
 def _slice(value: Tensor, size: int) -> Tensor:
