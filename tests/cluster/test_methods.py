@@ -38,7 +38,8 @@ STAGES: list[tuple[Distilling, Lora | Full, tuple[int, ...]]] = [
     (Lightning(stages=(8, 4), first=16, stage_steps=2), LORA, (0, 3)),
     (ADD(), LORA, (0, 3)),
     (LCM_SMOOTH, LORA, (0, 3)),
-    (LCM_SMOOTH, Full(), (0, 3)),
+    (LCM_SMOOTH, Full(), (0, 2, 3)),
+    (DMD2(ratio=2), Full(), (0, 3)),
     (CTM(most=2, target_decay=0.5), LORA, (0, 3)),
     (CTM(most=2, target_decay=0.5), Full(), (0, 3)),
 ]
