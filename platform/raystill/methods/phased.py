@@ -46,11 +46,6 @@ class PhasedRectified(Distillation):
         check_jumps(steps, self.windows, "method.windows")
 
     @property
-    def default_steps(self) -> int:
-        """One in each phase, or the four that adapters are compared at."""
-        return max(4, self.windows)
-
-    @property
     def shown(self) -> tuple[int, ...]:
         """One step and two in each phase."""
         return (self.windows, 2 * self.windows)
