@@ -15,7 +15,7 @@ from raystill.data.records import Row
 from raystill.evaluation.pictures import grid
 from raystill.orchestration.compare_report import report
 from raystill.orchestration.comparison import UPDATES, Comparison, Entrant
-from raystill.orchestration.costs import Cost, machine, mean, timed
+from raystill.orchestration.costs import Cost, comparable, machine, mean, timed
 from raystill.orchestration.distill import checkpoints_of, compute_targets, trained_student
 from raystill.orchestration.evaluate import draw_student, draw_teacher, evaluate, read_rows
 from raystill.orchestration.launch import surroundings
@@ -107,9 +107,7 @@ def _time(comparison: Comparison, runs: Mapping[str, Run], results: dict[str, An
         label: digest(canonical([replace(run.task, picture_captions=()), run.targets, threads, rounds]))
         for label, run in runs.items()
     }
-    known = {label: cost for label, cost in results.get("costs", {}).items() if cost["of"] == of.get(label)}
-    if any(len(known.get(label, {}).get("rounds", ())) < rounds for label in runs):  # all on one machine
-        known = {label: cost for label, cost in known.items() if cost["machine"] == machine()}
+    known = comparable(results.get("costs", {}), of, rounds, machine())
     empty = {label: {"of": of[label], "machine": machine(), "targets": counts[label], "rounds": []} for label in runs}
     there = results["costs"] = {**empty, **known}
     todo = [(label, i) for i in range(rounds) for label in runs if i >= len(there[label]["rounds"])]

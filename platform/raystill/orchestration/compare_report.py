@@ -24,9 +24,11 @@ def report(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> 
     for number, question in enumerate(study.questions, 1):
         parts += [f"## {number}. {question.title.capitalize()}", _tables(comparison, study, question, results)]
         parts.append(_ranks(comparison, study, question, results))
-    picture = comparison.results.with_suffix(".png").name
-    parts += ["## Pictures", "Of the first budget and seed; every column has the same starts."]
-    parts += [f"![Captions, and every method at 1 and 4 steps]({picture})", "## Tuning", _tuning(comparison, results)]
+    picture = comparison.results.with_suffix(".png")
+    if picture.exists():  # a stopped comparison may have none yet
+        parts += ["## Pictures", "Of the first budget and seed; every column has the same starts."]
+        parts.append(f"![Captions, and every method at 1 and 4 steps]({picture.name})")
+    parts += ["## Tuning", _tuning(comparison, results)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

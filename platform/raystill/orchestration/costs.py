@@ -4,13 +4,14 @@ else.
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from itertools import islice, repeat
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator
@@ -59,6 +60,18 @@ class Picked:
 def machine() -> str:
     """This machine since it was started, as Linux calls it: seconds of another one do not compare."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def comparable(
+    costs: Mapping[str, Mapping[str, Any]], of: Mapping[str, str], rounds: int, here: str
+) -> dict[str, Mapping[str, Any]]:
+    """Stored costs by label whose settings are the present ones; where rounds are missing yet, which are measured
+    here, only those of the same machine.
+    """
+    known = {label: cost for label, cost in costs.items() if cost["of"] == of.get(label)}
+    if all(len(known.get(label, {}).get("rounds", ())) >= rounds for label in of):
+        return known
+    return {label: cost for label, cost in known.items() if cost["machine"] == here}
 
 
 def timed(run: Run, threads: int, offset: float) -> Cost:

@@ -132,3 +132,20 @@ def test_methods_that_share_a_file_are_cited_one_by_one() -> None:
     text = report(comparison, *results_of(comparison, dict.fromkeys(labels, 80.0)))
     for label, paper in zip(labels, ("2209.03003", "2309.06380", "2405.20320"), strict=True):
         assert f"| {label} | [{paper}](https://arxiv.org/abs/{paper}) |" in text
+
+
+def test_a_stopped_comparison_has_a_page() -> None:
+    """It says what is missing, and has no place for a first entrant whose seeds are not all there."""
+    labels = ("RayFlow", "LCM")
+    comparison = replace(SHIPPED, entrants=tuple(map(by_label, labels)), name="stopped")
+    study, results = results_of(comparison, dict.fromkeys(labels, 80.0))
+    for variant in study.questions[0].variants:
+        for seed in comparison.seeds[1:] if variant.label == "LCM" else comparison.seeds:
+            del results["runs"][study.run_of(variant, seed)[0]]
+    text = report(comparison, study, results)
+    assert "7 of 12 runs are measured" in text
+    assert "| RayFlow (0 of 3 seeds) | " in text
+    assert "| LCM (1 of 3 seeds) | " in text
+    assert text.count("RayFlow has no place: its runs were not all measured.") == 1
+    assert "- 1 step: RayFlow is number 1 of 2" in text  # in the second budget
+    assert "## Pictures" not in text

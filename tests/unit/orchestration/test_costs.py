@@ -10,7 +10,7 @@ from raystill.methods.dmd2 import DMD2
 from raystill.methods.lightning import Lightning
 from raystill.methods.method import STUDENT, Distillation
 from raystill.methods.rayflow import RayFlow
-from raystill.orchestration.costs import picks
+from raystill.orchestration.costs import comparable, picks
 
 SD = DiffusionSchedule.from_alphas(scaled_linear_alphas())
 
@@ -36,3 +36,14 @@ def test_rounds_take_other_steps() -> None:
     rounds = [set(next(iter(picks(method, 60, i / 3)[1].values()))) for i in range(3)]
     assert not rounds[0] & rounds[1]
     assert torch.tensor(sorted(rounds[0] | rounds[1] | rounds[2])).diff().max() <= 5
+
+
+def test_costs_of_two_machines_are_not_mixed() -> None:
+    """Rounds that are missing are measured here, hence all of them where the others are of another machine."""
+    of = {"a": "1", "b": "2"}
+    costs = {label: {"of": of[label], "machine": "there", "rounds": [{}, {}]} for label in of}
+    assert comparable(costs, of, rounds=2, here="here") == costs
+    assert comparable(costs, of, rounds=3, here="here") == {}
+    assert comparable(costs, of, rounds=3, here="there") == costs
+    assert comparable(costs, of | {"c": "3"}, rounds=2, here="here") == {}
+    assert comparable(costs, of | {"b": "other settings"}, rounds=2, here="there") == {"a": costs["a"]}
