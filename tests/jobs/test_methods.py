@@ -1,5 +1,7 @@
 """Every recipe of a method, small: from pictures to an adapter that draws."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +134,13 @@ def test_what_does_not_fit_is_refused_before_anything_starts(
     run = small(recipe, **changes) if estimator is None else override(resolve(recipe), {"targets.estimator": estimator})
     with pytest.raises(UserError, match=message):
         launch_distillation(override(run, {"teacher": "teachers/tiny"}), local=True)
+
+
+def test_a_teacher_that_is_told_of_a_time_already_is_refused_for_ctm(here: Path) -> None:
+    """By its settings alone: its weights, which do not fit them, are never read."""
+    told = here / "told"
+    shutil.copytree(here / "teachers/tiny", told, dirs_exist_ok=True)
+    config = told / "unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"time_cond_proj_dim": 256}))
+    with pytest.raises(UserError, match=r"has a condition of the time already .* --set method=TCD"):
+        launch_distillation(small("ctm_nano", teacher=str(told)), local=True)

@@ -6,7 +6,6 @@ are told nothing of caption and picture; the distance of the estimate is one of 
 of it come the features only.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -16,15 +15,15 @@ from torch.nn.functional import relu
 
 from raystill.config.errors import UserError
 from raystill.flow.paths import DiffusionPath
-from raystill.flow.predictions import Kind, Latent, column, point
-from raystill.flow.schedules import Schedule, Times
+from raystill.flow.predictions import Latent, column, point
+from raystill.flow.schedules import Times
 from raystill.flow.starts import StartLaw
 from raystill.methods.adversary import check_features, features, heads_of, input_gradient, towards
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import STUDENT, TEACHER, Batch, Distillation, Given, Head, Loss, Networks, check_times
 from raystill.methods.teaching import Guidance, Teaching, begun, fresh
 from raystill.models.denoiser import Denoiser
-from raystill.models.pipeline import Pipeline
+from raystill.models.pipeline import Pipeline, TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 
 ADVERSARY = "discriminator"  # role
@@ -56,10 +55,10 @@ class ADD(Distillation):
         """The adversary."""
         return {ADVERSARY: Head(heads_of(given, self.features), self.learning_rate)}
 
-    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+    def check_teacher(self, teacher: TeacherFacts) -> None:
         """Refuse, with UserError, a teacher without the parts that the adversary reads."""
-        check_times(schedule, "method.steps", self.steps)
-        check_features(self.features, parts)
+        check_times(teacher.schedule, "method.steps", self.steps)
+        check_features(self.features, teacher.features)
 
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, a student without steps, and negative weights."""

@@ -9,7 +9,6 @@ told by one layer that begins as zero, so that the student begins as the teacher
 of the paper's quality at one step, is left out. Only gamma 0 is sampled, the paper's choice for several steps.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -18,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from raystill.config.errors import UserError
 from raystill.flow.objectives import true_value
-from raystill.flow.predictions import Kind, Latent, Prediction, point
+from raystill.flow.predictions import Latent, Prediction, point
 from raystill.flow.premetrics import Premetric, PseudoHuber
 from raystill.flow.schedules import Schedule, Times
 from raystill.flow.solvers import ddim_between
@@ -39,9 +38,9 @@ from raystill.methods.method import (
     generator,
 )
 from raystill.methods.teaching import Guidance, Teaching, fresh
-from raystill.models.ctm import told
+from raystill.models.ctm import check_room, told
 from raystill.models.denoiser import Condition, Denoiser
-from raystill.models.pipeline import Pipeline
+from raystill.models.pipeline import Pipeline, TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ctm_scheduler
 
 MOST_WEIGHT = 1e4  # of the denoising term
@@ -64,9 +63,10 @@ class CTM(Distillation):
     takes_eta: ClassVar[bool] = False
     tells_landing: ClassVar[bool] = True
 
-    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
-        """Refuse, with UserError, a grid that is finer than the teacher's times."""
-        check_times(schedule, "method.intervals", self.intervals)
+    def check_teacher(self, teacher: TeacherFacts) -> None:
+        """Refuse, with UserError, a grid that is finer than the teacher's times, and one that is told more already."""
+        check_times(teacher.schedule, "method.intervals", self.intervals)
+        check_room(teacher.time_condition)
 
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, a teacher that leads beyond the grid."""

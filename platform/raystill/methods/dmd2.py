@@ -6,7 +6,6 @@ teacher's, so that every role has one engine. The student's samples are the same
 the published alternation computes.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,8 +16,8 @@ from torch.nn.functional import softplus
 from raystill.config.errors import UserError
 from raystill.flow.objectives import true_value
 from raystill.flow.paths import DiffusionPath
-from raystill.flow.predictions import Kind, Latent, column, point
-from raystill.flow.schedules import Schedule, Times
+from raystill.flow.predictions import Latent, column, point
+from raystill.flow.schedules import Times
 from raystill.flow.starts import StartLaw
 from raystill.methods.adversary import check_features, features, heads_of, input_gradient, towards
 from raystill.methods.method import (
@@ -36,7 +35,7 @@ from raystill.methods.method import (
 )
 from raystill.methods.teaching import Guidance, Teaching, fresh
 from raystill.models.denoiser import Condition, Denoiser
-from raystill.models.pipeline import Pipeline
+from raystill.models.pipeline import Pipeline, TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 
 FAKE, ADVERSARY = "fake_score", "discriminator"  # roles
@@ -72,11 +71,11 @@ class DMD2(Distillation):
         """The adversary."""
         return {ADVERSARY: Head(heads_of(given, self.features), self.learning_rate)} if self.adversarial else {}
 
-    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+    def check_teacher(self, teacher: TeacherFacts) -> None:
         """Refuse, with UserError, a teacher without the parts that the adversary reads."""
-        check_times(schedule, "method.steps", self.steps)
+        check_times(teacher.schedule, "method.steps", self.steps)
         if self.adversarial:
-            check_features(self.features, parts)
+            check_features(self.features, teacher.features)
 
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, numbers that make no training."""

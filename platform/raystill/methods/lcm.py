@@ -5,16 +5,13 @@ Departures: f is the estimate of x_0 itself and the point itself at t = 0, which
 student is not told w, as in LCM-LoRA, so that w is one number by default.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Generator
 
-from raystill.flow.predictions import Kind
 from raystill.flow.premetrics import Premetric, PseudoHuber
-from raystill.flow.schedules import Schedule
 from raystill.flow.starts import StartLaw
 from raystill.methods.consistency import (
     check_grid,
@@ -27,7 +24,7 @@ from raystill.methods.consistency import (
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
 from raystill.methods.teaching import Guidance, Teaching
-from raystill.models.pipeline import Pipeline
+from raystill.models.pipeline import Pipeline, TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, lcm_scheduler
 
 
@@ -51,9 +48,9 @@ class LCM(Distillation):
         check_grid(self.intervals, self.target_decay)
         check_lcm_grid(self.intervals, steps)
 
-    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+    def check_teacher(self, teacher: TeacherFacts) -> None:
         """Refuse, with UserError, a teacher on whose times the grid is not."""
-        check_lcm_teacher(schedule, self.intervals)
+        check_lcm_teacher(teacher.schedule, self.intervals)
 
     def keeps(self, step: int) -> float | None:
         """The same at every step."""

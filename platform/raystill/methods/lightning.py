@@ -7,7 +7,6 @@ out; one adversary and one decay of the learning rate span all stages; where a j
 noised to one of four times, as the paper's last stage does.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
@@ -17,9 +16,9 @@ from torch import Generator, Tensor
 from torch.nn.functional import softplus
 
 from raystill.config.errors import UserError
-from raystill.flow.predictions import Kind, Latent, point
+from raystill.flow.predictions import Latent, point
 from raystill.flow.premetrics import Premetric, Squared
-from raystill.flow.schedules import Schedule, Times
+from raystill.flow.schedules import Times
 from raystill.methods.adversary import check_features, features, heads_of, input_gradient, towards
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import (
@@ -37,6 +36,7 @@ from raystill.methods.method import (
 )
 from raystill.methods.teaching import Guidance, Teaching, begun, fresh
 from raystill.models.denoiser import Denoiser
+from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling
 
 ADVERSARY = "discriminator"  # role
@@ -86,11 +86,11 @@ class Lightning(Distillation):
         heads = heads_of(given, self.features, points=2)
         return {ADVERSARY: Head(heads, self.learning_rate)} if len(self.stages) > 1 else {}
 
-    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+    def check_teacher(self, teacher: TeacherFacts) -> None:
         """Refuse, with UserError, a teacher without the parts that the adversary reads."""
-        check_times(schedule, "method.first", self.first)
+        check_times(teacher.schedule, "method.first", self.first)
         if len(self.stages) > 1:
-            check_features(self.features, parts)
+            check_features(self.features, teacher.features)
 
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, stages that do not divide each other."""

@@ -16,7 +16,7 @@ from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Kind
 from raystill.flow.schedules import Schedule
 from raystill.flow.starts import StartLaw
-from raystill.models.pipeline import Pipeline
+from raystill.models.pipeline import Pipeline, TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 
 Batch = Mapping[str, Any]  # field name -> Tensor with the batch first; "key" holds the sample names as a list
@@ -148,11 +148,9 @@ class Distillation(ABC):
         del given  # most have none
         return {}
 
-    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
-        """Refuse, with UserError, a teacher that it cannot be used with; `parts` are names and channels of its UNet's
-        blocks.
-        """
-        del schedule, kind, parts  # most take any
+    def check_teacher(self, teacher: TeacherFacts) -> None:
+        """Refuse, with UserError, a teacher that it cannot be used with."""
+        del teacher  # most take any
 
     def keeps(self, step: int) -> float | None:
         """Share of its own value that the target network keeps at a step, 1 not to follow the student at all; None

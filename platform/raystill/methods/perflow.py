@@ -6,7 +6,6 @@ told the teacher's own time of a point, where the published code tells the stude
 teacher's knots at t = i / K, the last at clean data.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,9 +14,9 @@ from torch import Generator
 
 from raystill.config.errors import UserError
 from raystill.flow.paths import DiffusionPath
-from raystill.flow.predictions import VANISHING, Kind, point
+from raystill.flow.predictions import VANISHING, point
 from raystill.flow.premetrics import Premetric, Squared
-from raystill.flow.schedules import FlowSchedule, Schedule
+from raystill.flow.schedules import FlowSchedule
 from raystill.flow.solvers import ddim_between
 from raystill.flow.starts import StartLaw
 from raystill.flow.times import AnyTimes, UniformTimes
@@ -26,7 +25,7 @@ from raystill.methods.coupling import noise_for
 from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
 from raystill.methods.teaching import Guidance, Teaching, weighted
 from raystill.models.denoiser import Denoiser
-from raystill.models.pipeline import Pipeline
+from raystill.models.pipeline import Pipeline, TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, perflow_scheduler
 
 
@@ -62,8 +61,9 @@ class PeRFlow(Distillation):
         if not 0 <= self.caption_dropout < 1:
             raise UserError(f"method.caption_dropout is {self.caption_dropout}; write a share below 1")
 
-    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+    def check_teacher(self, teacher: TeacherFacts) -> None:
         """Refuse, with UserError, a target that a teacher's schedule has not."""
+        schedule, kind = teacher.schedule, teacher.kind
         straight = isinstance(schedule, FlowSchedule)
         if self.target == "velocity" and not straight:
             raise UserError(

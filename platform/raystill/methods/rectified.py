@@ -1,6 +1,5 @@
 """Rectified Diffusion (2410.07303): the teacher's own pairs on its own path, then consistency along it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -10,7 +9,7 @@ from torch import Generator
 
 from raystill.config.errors import UserError
 from raystill.flow.paths import DiffusionPath
-from raystill.flow.predictions import Kind, Latent, point
+from raystill.flow.predictions import Latent, point
 from raystill.flow.premetrics import Premetric, PseudoHuber
 from raystill.flow.schedules import Schedule, Times
 from raystill.flow.times import AnyTimes, UniformTimes
@@ -18,6 +17,7 @@ from raystill.methods.consistency import consistency_loss, drawn, grid_of
 from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks, check_times
 from raystill.methods.teaching import weighted
 from raystill.models.denoiser import Denoiser
+from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling
 
 
@@ -45,9 +45,9 @@ class Rectified(Distillation):
         """Consistency's."""
         return "method.consistency_from", self.consistency_from or 0
 
-    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+    def check_teacher(self, teacher: TeacherFacts) -> None:
         """Refuse, with UserError, a grid that is finer than the teacher's times."""
-        check_times(schedule, "method.intervals", self.intervals)
+        check_times(teacher.schedule, "method.intervals", self.intervals)
 
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, a stage that begins before the training, and a path without intervals."""

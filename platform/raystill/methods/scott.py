@@ -6,7 +6,6 @@ the optimum would be the mean of x_0 given the point, which is blurred: the nois
 left out.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -15,9 +14,7 @@ import torch
 from torch import Generator
 
 from raystill.config.errors import UserError
-from raystill.flow.predictions import Kind
 from raystill.flow.premetrics import Premetric, PseudoHuber
-from raystill.flow.schedules import Schedule
 from raystill.flow.starts import StartLaw
 from raystill.methods.consistency import (
     check_grid,
@@ -30,7 +27,7 @@ from raystill.methods.consistency import (
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
 from raystill.methods.teaching import Guidance, Teaching
-from raystill.models.pipeline import Pipeline
+from raystill.models.pipeline import Pipeline, TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, lcm_scheduler
 
 
@@ -60,9 +57,9 @@ class SCott(Distillation):
                 f"method.substeps is {self.substeps} and method.eta {self.eta}; write at least 1, and a share in [0, 1]"
             )
 
-    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+    def check_teacher(self, teacher: TeacherFacts) -> None:
         """Refuse, with UserError, a teacher on whose times the grid is not."""
-        check_lcm_teacher(schedule, self.intervals)
+        check_lcm_teacher(teacher.schedule, self.intervals)
 
     def keeps(self, step: int) -> float | None:
         """The same at every step."""

@@ -12,7 +12,6 @@ timesteps. `sampling.eta` is the share of fresh noise after each jump; TCD's sch
 r, whose share sqrt((1 - A_r / A_u) / (1 - A_r)) is another one at each step.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import lcm
 from typing import ClassVar
@@ -20,9 +19,7 @@ from typing import ClassVar
 from torch import Generator
 
 from raystill.config.errors import UserError
-from raystill.flow.predictions import Kind
 from raystill.flow.premetrics import Premetric, PseudoHuber
-from raystill.flow.schedules import Schedule
 from raystill.methods.consistency import Indices, check_grid, consistency_loss, drawn, grid_of
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import (
@@ -36,6 +33,7 @@ from raystill.methods.method import (
     check_times,
 )
 from raystill.methods.teaching import Guidance, Teaching
+from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling
 
 
@@ -69,9 +67,9 @@ class TCD(Distillation):
             raise UserError(f"method.stage_steps is {self.stage_steps}; write 1 or more: --set method.stage_steps=250")
         check_jumps(steps, self.segments[-1], "method.segments")
 
-    def check_teacher(self, schedule: Schedule, kind: Kind, parts: Mapping[str, int]) -> None:
+    def check_teacher(self, teacher: TeacherFacts) -> None:
         """Refuse, with UserError, a grid that is finer than the teacher's times."""
-        check_times(schedule, "method.intervals", self.intervals)
+        check_times(teacher.schedule, "method.intervals", self.intervals)
 
     @property
     def last_stage(self) -> tuple[str, int]:

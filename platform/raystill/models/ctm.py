@@ -24,14 +24,19 @@ WIDTH = 64  # of the landing's embedding
 WEIGHT = "time_embedding.cond_proj.weight"  # name of the layer's tensor
 
 
-def make_room(unet: UNet2DConditionModel) -> None:
-    """Give a UNet the layer, trainable, with which it says what it said before; UserError where its place is taken."""
-    embedding = unet.time_embedding
-    if embedding.cond_proj is not None:
+def check_room(time_condition: bool) -> None:
+    """Refuse, with UserError, a UNet in which the layer's place is taken."""
+    if time_condition:
         raise UserError(
             "the teacher's UNet has a condition of the time already (time_cond_proj_dim), by which CTM's students are "
             "told where to land: distil a teacher without one, or by another method: --set method=TCD"
         )
+
+
+def make_room(unet: UNet2DConditionModel) -> None:
+    """Give a UNet the layer, trainable, with which it says what it said before; UserError where its place is taken."""
+    embedding = unet.time_embedding
+    check_room(embedding.cond_proj is not None)
     layer = nn.Linear(WIDTH, embedding.linear_1.in_features, bias=False)
     nn.init.zeros_(layer.weight)
     embedding.cond_proj = layer.to(embedding.linear_1.weight)

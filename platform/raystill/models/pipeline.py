@@ -124,9 +124,23 @@ def feature_widths(config: Mapping[str, Any]) -> dict[str, int]:
     return {**down, **middle, **up}
 
 
-def features_in(directory: Path) -> dict[str, int]:
-    """Names and channels of the blocks of a pipeline's UNet, from its settings alone."""
-    return feature_widths(json.loads((directory / "unet" / "config.json").read_text()))
+@dataclass(frozen=True, slots=True)
+class TeacherFacts:
+    """What the settings of a pipeline say of it as a teacher, before it is loaded."""
+
+    schedule: Schedule
+    kind: Kind
+    features: Mapping[str, int]  # names and channels of its UNet's blocks
+    time_condition: bool  # whether its UNet has a condition of the time, as distilled ones may
+
+
+def teacher_facts(directory: Path) -> TeacherFacts:
+    """Read them; UserError where the directory is no pipeline or its scheduler is of a kind that is not known."""
+    check_pipeline(directory)
+    scheduler = read_scheduler(directory)
+    unet = json.loads((directory / "unet" / "config.json").read_text())
+    told = unet.get("time_cond_proj_dim") is not None
+    return TeacherFacts(schedule_of(scheduler), kind_of(scheduler), feature_widths(unet), told)
 
 
 def licence_of(directory: Path) -> str:

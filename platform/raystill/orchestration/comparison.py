@@ -9,9 +9,9 @@ from raystill.config.errors import UserError
 from raystill.config.overrides import override, setting
 from raystill.methods.method import STUDENT
 from raystill.methods.table import Distilling
-from raystill.models.pipeline import check_pipeline, features_in
+from raystill.models.pipeline import teacher_facts
 from raystill.models.sampling import check_solver
-from raystill.models.stock import kind_of, read_scheduler, schedule_of
+from raystill.models.stock import read_scheduler
 from raystill.orchestration.probes import Probe
 from raystill.orchestration.run import Run, Targets, at_least
 from raystill.orchestration.samples import Solver
@@ -158,15 +158,14 @@ class Comparison:
             )
         if not self.base.evaluation.captions:
             raise UserError("base.evaluation.captions is empty; name those of the picture's rows")
-        teacher = Path(self.base.teacher)
-        check_pipeline(teacher)
-        scheduler = read_scheduler(teacher)
+        teacher = teacher_facts(Path(self.base.teacher))
+        scheduler = read_scheduler(Path(self.base.teacher))
         for name in self.solvers:
             check_solver(scheduler, name)
         for entrant in self.entrants:
             try:
                 self._check(entrant)
-                entrant.method.check_teacher(schedule_of(scheduler), kind_of(scheduler), features_in(teacher))
+                entrant.method.check_teacher(teacher)
             except UserError as error:
                 raise UserError(f"entrant {entrant.label!r}: {error} (in the recipe's `entrants`)") from error
 

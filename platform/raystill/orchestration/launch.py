@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from raystill.config.errors import UserError
-from raystill.models.pipeline import check_pipeline, features_in, picture_shape
-from raystill.models.stock import kind_of, read_scheduler, schedule_of
+from raystill.models.pipeline import picture_shape, teacher_facts
 from raystill.orchestration.distill import (
     Distilled,
     Seconds,
@@ -36,9 +35,7 @@ def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = Non
     """Everything a run needs, checked first and taken down at the end: its store with the sample, and its launcher."""
     seconds = seconds or Seconds()
     run.check()
-    check_pipeline(Path(run.teacher))
-    scheduler = read_scheduler(Path(run.teacher))
-    run.method.check_teacher(schedule_of(scheduler), kind_of(scheduler), features_in(Path(run.teacher)))
+    run.method.check_teacher(teacher_facts(Path(run.teacher)))
     check_reading(run)
     with ExitStack() as stack:
         with seconds.stage("object store"):
