@@ -91,6 +91,9 @@ def test_every_run_of_both_budgets_is_measured(compared: dict[str, Any], workpla
     assert re.search(r"^- 4 steps: RayFlow is number [123] of 3; its distance over that of ", text, re.MULTILINE)
     picture = Image.open(workplace / "docs/results/methods.png")
     assert picture.width > 7 * 64
+    for chart in ("updates", "seconds"):
+        assert f"](methods-{chart}.png)" in text
+        assert Image.open(workplace / f"docs/results/methods-{chart}.png").width > 500
 
 
 def test_what_is_there_is_not_measured_again(compared: dict[str, Any], workplace: Path) -> None:

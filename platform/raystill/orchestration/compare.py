@@ -13,7 +13,7 @@ from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
 from raystill.data.records import Row
 from raystill.evaluation.pictures import grid
-from raystill.orchestration.compare_report import report
+from raystill.orchestration.compare_report import chart, chart_path, report
 from raystill.orchestration.comparison import UPDATES, Comparison, Entrant
 from raystill.orchestration.costs import Cost, comparable, machine, mean, timed
 from raystill.orchestration.distill import checkpoints_of, compute_targets, trained_student
@@ -60,6 +60,8 @@ def launch_comparison(comparison: Comparison) -> str:
             measure_missing(study, results, launcher)
         finally:  # a stopped comparison has a page, too
             if "figures" in results.get("teacher", {}):
+                for question in study.questions:
+                    chart(comparison, study, question, results).savefig(chart_path(comparison, question), dpi=110)
                 path.write_text(report(comparison, study, results))
     return f"{path.read_text()}\n{path}"
 

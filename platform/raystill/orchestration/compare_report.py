@@ -5,15 +5,20 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+
 from raystill.methods.method import STUDENT
-from raystill.orchestration.comparison import Comparison
+from raystill.orchestration.comparison import SECONDS, UPDATES, Comparison
 from raystill.orchestration.report import STEPS, Measured, commits_of, markdown, measured, spread, teacher_table
 from raystill.orchestration.run import Run
 from raystill.orchestration.study import Question, Study
 
 QUALITY = ("frechet", "kernel", "lpips_teacher")
+CHARTS = {UPDATES: "updates", SECONDS: "seconds"}  # in their files' names
 HEADS = {"frechet": "Frechet", "kernel": "kernel", "lpips_teacher": "agreement"}
 
 
@@ -24,12 +29,51 @@ def report(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> 
     for number, question in enumerate(study.questions, 1):
         parts += [f"## {number}. {question.title.capitalize()}", _tables(comparison, study, question, results)]
         parts.append(_ranks(comparison, study, question, results))
+        parts.append("Dotted lines: the best solver that needs no training.")
+        parts.append(f"![Frechet distances of every method]({chart_path(comparison, question).name})")
     picture = comparison.results.with_suffix(".png")
     if picture.exists():  # a stopped comparison may have none yet
         parts += ["## Pictures", "Of the first budget and seed; every column has the same starts."]
         parts.append(f"![Captions, and every method at 1 and 4 steps]({picture.name})")
     parts += ["## Tuning", _tuning(comparison, results)]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def chart_path(comparison: Comparison, question: Question) -> Path:
+    """Where a budget's chart lies, beside the results."""
+    return comparison.results.with_name(f"{comparison.name}-{CHARTS[question.title]}.png")
+
+
+def chart(comparison: Comparison, study: Study, question: Question, results: Mapping[str, Any]) -> Figure:
+    """Frechet distances of a budget with their spread over seeds, the best at four steps on top; dotted lines are those
+    of the best solver without training at each number of steps.
+    """
+    found = {variant.label: measured(study, variant, results) for variant in question.variants}
+    order = {label: statistics.fmean(values) for label in found if (values := _distances(found[label], "4"))}
+    labels = sorted(order, key=order.__getitem__, reverse=True)
+    figure = Figure(figsize=(8, 0.27 * len(labels) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    for n, colour in zip(STEPS, ("C3", "C1", "C0", "C2"), strict=True):
+        of = {row: values for row, label in enumerate(labels) if (values := _distances(found[label], n))}
+        means = [statistics.fmean(values) for values in of.values()]
+        spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in of.values()]
+        axes.errorbar(
+            means, list(of), xerr=spreads, fmt="o", color=colour, capsize=2, label=f"{n} step{'s' * (n != '1')}"
+        )
+        solvers = (results["solvers"][label]["figures"][n]["frechet"] for label in comparison.references())
+        axes.axvline(min(solvers), color=colour, linestyle=":")
+    axes.set(xscale="log", xlabel=f"Frechet distance, {question.title}")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(ScalarFormatter())
+    axes.set_yticks(range(len(labels)), labels)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    return figure
+
+
+def _distances(found: Measured, n: str) -> list[float]:
+    """Frechet distances at a number of steps, by seed."""
+    return [one["student"][n]["frechet"] for one in found.values() if n in one["student"]]
 
 
 def _left_out(results: Mapping[str, Any]) -> str:
@@ -146,11 +190,7 @@ def _ranks(comparison: Comparison, study: Study, question: Question, results: Ma
         return f"{first} has no place: its runs were not all measured."
     lines = []
     for n in STEPS:
-        values = {
-            label: [one["student"][n]["frechet"] for one in found.values()]
-            for label, found in whole.items()
-            if all(n in one["student"] for one in found.values())
-        }
+        values = {label: distances for label, found in whole.items() if (distances := _distances(found, n))}
         order = sorted(values, key=lambda label: statistics.fmean(values[label]))
         others = [label for label in order if label != first]
         if first not in values or not others:

@@ -9,7 +9,7 @@ from raystill.config.errors import UserError
 from raystill.config.overrides import override
 from raystill.methods.lightning import Lightning
 from raystill.methods.method import STUDENT
-from raystill.orchestration.compare_report import report
+from raystill.orchestration.compare_report import chart, report
 from raystill.orchestration.comparison import SECONDS, UPDATES, Comparison, Entrant
 from raystill.orchestration.costs import Cost, mean
 from raystill.orchestration.report import commits_of
@@ -149,3 +149,19 @@ def test_a_stopped_comparison_has_a_page() -> None:
     assert text.count("RayFlow has no place: its runs were not all measured.") == 1
     assert "- 1 step: RayFlow is number 1 of 2" in text  # in the second budget
     assert "## Pictures" not in text
+
+
+def test_a_chart_has_every_method_that_was_measured_best_at_four_steps_on_top() -> None:
+    """With the spread over seeds, and the best solver without training as a line at each number of steps."""
+    labels = ("RayFlow", "PeRFlow", "LCM", "TCD")
+    comparison = replace(SHIPPED, entrants=tuple(map(by_label, labels)))
+    study, results = results_of(comparison, dict(zip(labels, (80.0, 70.0, 100.0, 60.0), strict=True)))
+    for seed in comparison.seeds:
+        del results["runs"][study.run_of(study.questions[0].variants[3], seed)[0]]
+    figure: Any = chart(comparison, study, study.questions[0], results)
+    (axes,) = figure.axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["LCM", "RayFlow", "PeRFlow"]
+    one, *_, eight = axes.containers
+    assert one.lines[0].get_xdata().tolist() == pytest.approx([101.0, 80.8])  # PeRFlow has no student of one step
+    assert eight.lines[0].get_xdata().tolist() == pytest.approx([101.0, 80.8, 70.7])
+    assert sum(line.get_xdata()[0] == 90.0 for line in axes.lines) == 4
