@@ -17,7 +17,7 @@ from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import Optimizer
 from raystill.engine.zero import ZeroEngine
 from raystill.flow.premetrics import PseudoHuber
-from raystill.methods.add import ADD
+from raystill.methods.add import ADD, ADVERSARY
 from raystill.methods.ctm import CTM
 from raystill.methods.dmd2 import DMD2
 from raystill.methods.lcm import LCM
@@ -99,7 +99,9 @@ def test_every_method_is_there() -> None:
 def test_a_method_trains_the_same_at_every_stage(
     method: Distilling, weights: Lora | Full, stages: tuple[int, ...], tiny_pipeline: Path, tmp_path: Path
 ) -> None:
-    """Adam turns rounding of gradients near zero into whole steps: what is compared is the way of all weights."""
+    """Adam turns rounding of gradients near zero into whole steps: what is compared is the way of all weights. ADD's
+    adversary differs by 2.7 per cent on the plain engine alone, where only the layout of weights in memory is another.
+    """
     task = DistillTask(
         teacher=str(tiny_pipeline), method=method, weights=weights,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=2),
@@ -113,4 +115,5 @@ def test_a_method_trains_the_same_at_every_stage(
             assert set(found[role]) == set(tensors)
             way = distance(tensors, start[role])
             assert way > 0
-            assert distance(found[role], tensors) < 0.05 * way, f"{role} at stage {stage}"
+            bound = 0.05 if role == ADVERSARY else 0.02
+            assert distance(found[role], tensors) < bound * way, f"{role} at stage {stage}"
