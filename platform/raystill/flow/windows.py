@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raystill.flow.predictions import Latent, Prediction, column
-from raystill.flow.schedules import Schedule, Times
+from raystill.flow.schedules import Grid, Schedule, Times
 
 Piece = Literal["ddim_eps", "diff_eps", "velocity"]  # what is constant along a piece, and is learned
 SOONEST = 1e-6  # time of a point of a piece; at data itself a piece says nothing
@@ -33,6 +33,13 @@ def window_of(count: int, t: Times) -> Window:
     """The one of `count` equal windows of [0, 1] with e < t <= s; t = 0 is in the last."""
     end = ((t * count - 1e-9).ceil() - 1).clamp(min=0)  # 1 - i / K may come out above its edge
     return Window((end + 1) / count, end / count, t * count - end)
+
+
+def window_between(edges: Grid, t: Times) -> Window:
+    """The one between neighbours of ascending `edges`, from 0 on, with e < t <= s; t = 0 is in the last."""
+    above = torch.searchsorted(edges, t).clamp(min=1)
+    start, end = edges[above], edges[above - 1]
+    return Window(start, end, (t - end) / (start - end))
 
 
 def on_line(schedule: Schedule, window: Window, t: Times, x_s: Latent, x_e: Latent) -> Latent:

@@ -30,7 +30,7 @@ class Draw:
 
 
 def grid_of(schedule: Schedule, intervals: int) -> Grid:
-    """Times of the stock sampler in so many steps, from data on: what it asks in fewer is among them."""
+    """Times of the stock sampler in so many steps, from data on: those of any number that divides it are among them."""
     return schedule.sampling_times(intervals).flip(0)
 
 

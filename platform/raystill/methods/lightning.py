@@ -126,8 +126,9 @@ class Lightning(Distillation):
         """
         x_0, condition, schedule, stage = batch["x_0"], batch["condition"], given.schedule, self.stage(step)
         count, before = self.stages[stage], (self.first, *self.stages)[stage]
-        times, index = schedule.sampling_times(count), torch.randint(count, (len(x_0),), generator=rng)
-        t, r = times[index], times[index + 1]
+        ratio, knots = before // count, schedule.sampling_times(before)  # the very times of the stage before
+        index = ratio * torch.randint(count, (len(x_0),), generator=rng)
+        t, r = knots[index], knots[index + ratio]
         noise = noise_for(x_0, rng, immiscible=self.immiscible)
         start = begun(schedule, t, x_0, noise)
         teaching = Teaching.of(networks, given, batch, self.guidance, rng)
@@ -136,10 +137,9 @@ class Lightning(Distillation):
                 Denoiser(networks[TARGET], schedule, given.kind), teaching.unconditional, condition, None
             )
         with torch.no_grad():
-            end, ratio, knots = start, before // count, schedule.sampling_times(before)
-            for i in range(ratio):  # at the very times that the stage before was trained at
-                here, there = (knots[index * ratio + j] for j in (i, i + 1))
-                end = teaching(end, here).moved(schedule.angle(there))
+            end = start
+            for i in range(ratio):
+                end = teaching(end, knots[index + i]).moved(schedule.angle(knots[index + i + 1]))
         jumped = Denoiser(networks[STUDENT], schedule, given.kind)(start, t, condition).moved(schedule.angle(r))
         if not stage:
             return {STUDENT: Loss(self.premetric.per_sample(jumped - end).mean(), times=t)}

@@ -1,7 +1,8 @@
 """Phased Rectified Diffusion (2410.07303, section 3.2): PeRFlow with pieces that are straight where DDIM is, so that
 stock DDIM samples it.
 
-The published code has five phases and a sampler of four steps; here phases are the sampler's own, t = i / K.
+The published code has five phases and a sampler of four steps; here phases are between the K times of the stock
+sampler.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from raystill.flow.predictions import column, point
 from raystill.flow.premetrics import Premetric, PseudoHuber
 from raystill.flow.solvers import ddim_between
 from raystill.flow.times import AnyTimes, UniformTimes
-from raystill.flow.windows import SOONEST, constant_of, window_of
+from raystill.flow.windows import SOONEST, constant_of, window_between
+from raystill.methods.consistency import grid_of
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks, check_jumps
 from raystill.methods.teaching import Guidance, Teaching, weighted
@@ -61,7 +63,7 @@ class PhasedRectified(Distillation):
         x_0, schedule = batch["x_0"], given.schedule
         draw = self.times.draw(len(x_0), DiffusionPath(), schedule, rng)
         t = draw.t.clamp(min=SOONEST)
-        window = window_of(self.windows, t)
+        window = window_between(grid_of(schedule, self.windows), t)
         teaching = Teaching.of(networks, given, batch, self.guidance, rng)
         eps = noise_for(x_0, rng, immiscible=self.immiscible)
         a_s, a_e = schedule.angle(window.start), schedule.angle(window.end)

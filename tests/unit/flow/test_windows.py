@@ -7,7 +7,7 @@ from torch import Tensor
 from raystill.flow.predictions import Prediction, column, point
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule, scaled_linear_alphas, zero_terminal_snr
 from raystill.flow.solvers import ddim_between
-from raystill.flow.windows import Piece, along, constant_of, on_line, window_of, window_times
+from raystill.flow.windows import Piece, along, constant_of, on_line, window_between, window_of, window_times
 
 SD = DiffusionSchedule.from_alphas(scaled_linear_alphas())
 ZERO = DiffusionSchedule.from_alphas(zero_terminal_snr(scaled_linear_alphas()))
@@ -124,3 +124,22 @@ def test_a_window_s_noisy_edge_is_in_the_window(count: int) -> None:
     window = window_of(count, edges)
     torch.testing.assert_close(window.start, edges)
     torch.testing.assert_close(window.share, torch.ones_like(edges))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 7])
+@pytest.mark.parametrize("schedule", [SD, FLOW, FlowSchedule(shift=3.0)], ids=["sd", "flow", "shifted"])
+def test_a_sampler_s_jumps_cross_no_edge_between_the_times_of_fewer(schedule: Schedule, count: int) -> None:
+    edges, asked = schedule.sampling_times(count).flip(0), schedule.sampling_times(2 * count)
+    window = window_between(edges, asked[:-1])
+    assert bool((window.end <= asked[1:]).all())
+    assert set(window.start.tolist()) == set(edges[1:].tolist())
+    torch.testing.assert_close(torch.lerp(window.end, window.start, window.share), asked[:-1])
+    assert float(window_between(edges, torch.zeros(1, dtype=torch.float64)).share) == 0
+
+
+def test_equal_windows_are_those_between_equal_edges() -> None:
+    t = 1 - torch.rand(1000, generator=rng(1), dtype=torch.float64)
+    equal, between = window_of(4, t), window_between(torch.linspace(0, 1, 5, dtype=torch.float64), t)
+    assert torch.equal(equal.start, between.start)
+    assert torch.equal(equal.end, between.end)
+    torch.testing.assert_close(equal.share, between.share)

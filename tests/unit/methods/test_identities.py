@@ -368,6 +368,16 @@ def test_phased_rectified_diffusion_is_perflow_s_ddim_eps_at_the_ends_of_windows
             assert float(loss) == pytest.approx(float(method.premetric.per_sample(distance).mean()), rel=1e-5)
 
 
+def test_phases_begin_at_the_times_of_a_shifted_teacher_s_sampler() -> None:
+    schedule, teacher = FlowSchedule(shift=3.0), Seen(1)
+    method = PhasedRectified(substeps=1, guidance=NONE)
+    told, fields = given(schedule, "flow_prediction"), batch(schedule)
+    for step in range(8):
+        method.losses(told, {STUDENT: Random(2), TEACHER: teacher}, fields, rng(step), 0)
+    asked = {round(float(t)) for times in teacher.times for t in times}
+    assert asked == {1000, 900, 750, 500}
+
+
 @pytest.mark.parametrize("segments", [1, 2, 4, 8])
 def test_landings_do_not_cross_a_segment_s_lower_edge(segments: int) -> None:
     length = 40 // segments
