@@ -4,9 +4,8 @@ Departures: f is the estimate of x_0 itself and the point itself at t = 0, which
 7e-6 on its own grid; the grid ends at clean data, where the published code ends at the first step's noise level; the
 student is not told w, as in LCM-LoRA, so that w is one number by default.
 
-An error that all times share is seen by the lowest interval alone. With a Huber distance whose constant is far below
-the steps' differences it can grow from there, without an average, until pictures get worse the longer the training:
-`premetric=Squared` (its constant for a square) has no such way (docs/results/methods.md).
+An error that all times share is seen by the lowest interval alone, and without an average it can grow: the loss rises,
+and pictures get worse the longer or faster the training is (docs/results/methods.md).
 """
 
 from dataclasses import dataclass, field

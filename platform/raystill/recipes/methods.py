@@ -86,11 +86,11 @@ def entrants() -> tuple[Entrant, ...]:
         _entrant("rf++", nano_methods.rfpp_nano(), _choice("method.times.importance", None, 0.1), paper="2405.20320"),
         _entrant("Rectified Diffusion", nano_methods.rectified_nano(), loss, shares={"consistency_from": 0.67}),
         _entrant("phased Rectified", nano_methods.phased_nano(), _choice("method.windows", 2, 4), sampled=(4, 8)),
-        _entrant("LCM", nano_methods.lcm_nano(), loss),
+        _entrant("LCM", nano_methods.lcm_nano(), _choice("method.intervals", 25, 50)),
         _entrant("TCD", nano_methods.tcd_nano(), _choice("method.intervals", 24, 40), paper="2402.19159"),
         _entrant("TSCD", nano_methods.tscd_nano(), decay, paper="2404.13686", shares={"stage_steps": 0.25}),
         _entrant("CTM", nano_methods.ctm_nano(), Range(path="method.denoising", low=0.3, high=1.0)),
-        _entrant("SCott", nano_methods.scott_nano(), loss, Range(path="method.eta", low=0.0, high=0.3)),
+        _entrant("SCott", nano_methods.scott_nano(), Range(path="method.eta", low=0.0, high=0.3)),
         _entrant("DMD2", nano_methods.dmd2_nano(), _adversarial(1e-3, 1e-1), ADVERSARY),
         _entrant(
             "Lightning to 1 step", nano_methods.lightning_nano(), decay, ADVERSARY, searched=(1,),
