@@ -25,7 +25,7 @@ from raystill.orchestration.probes import Probe
 from raystill.orchestration.report import launch_study, reach
 from raystill.orchestration.run import Evaluation, Run, Targets
 from raystill.orchestration.study import Question, Study, Variant, measure_all, read_results
-from raystill.recipes import rayflow_study
+from raystill.recipes import methods_study, rayflow_study
 from raystill.training.loop import Training
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -172,11 +172,11 @@ def test_steps_to_the_final_loss_of_another_run(losses: list[float], expected: f
     assert reach({"loss": losses, "steps": 100}, {"loss": [7.0] * 5 + [1.8] * 5}) == expected
 
 
-def test_every_variant_of_the_shipped_study_is_a_run_that_passes_its_checks() -> None:
+def test_every_variant_of_the_shipped_studies_is_a_run_that_passes_its_checks() -> None:
     os.chdir(ROOT)
     study = rayflow_study.run()
     runs = study.runs().values()
     assert len(runs) >= 3 * 25
     assert sum(planned.gradients for planned in runs) >= 3 * 7
-    for planned in runs:
+    for planned in [*runs, *methods_study.run().runs().values()]:
         planned.run.check()

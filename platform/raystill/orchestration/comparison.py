@@ -128,7 +128,7 @@ class Comparison:
             Question(
                 title=title,
                 probes=True,
-                variants=tuple(self._variant(e, budget[e.label], tuned[e.label]) for e in entrants),
+                variants=tuple(self.variant(e, budget[e.label], tuned[e.label]) for e in entrants),
             )
             for title, budget in budgets.items()
         )
@@ -136,7 +136,8 @@ class Comparison:
             name=self.name, base=self.base, questions=questions, seeds=self.seeds, probe=self.probe, output=self.output
         )
 
-    def _variant(self, entrant: Entrant, steps: int, config: Mapping[str, Any]) -> Variant:
+    def variant(self, entrant: Entrant, steps: int, config: Mapping[str, Any]) -> Variant:
+        """An entrant's training as a row of a study."""
         run = self.run_of(entrant, steps, config)
         names = ("method", "targets", "sampling", "weights", "optimizer", "evaluation")
         training = {f"training.{f.name}": getattr(run.training, f.name) for f in fields(run.training)}

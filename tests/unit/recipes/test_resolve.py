@@ -30,7 +30,7 @@ def test_a_function_in_a_file_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_the_shipped_ones() -> None:
-    with pytest.raises(UserError, match="shipped are: methods, nano, nano_methods"):
+    with pytest.raises(UserError, match="shipped are: methods, methods_study, nano"):
         resolve("nanoo")
 
 

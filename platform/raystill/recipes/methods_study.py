@@ -1,0 +1,80 @@
+"""Why methods come out of their comparison as they do: a few of its trainings with one thing changed."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from raystill.flow.premetrics import Squared
+from raystill.orchestration.study import Question, Study, Variant
+from raystill.recipes import methods
+
+TEXT = """`python jobs/study.py --recipe methods_study` measures what is missing and writes this page.
+
+Trainings of [the comparison](methods.md), with the settings that its trials took and its evaluation, and the same with
+one thing changed."""
+SHARDS = 12  # of the sample: 3072 pictures in place of 768
+TUNED: Mapping[str, Mapping[str, Any]] = {  # what the comparison's trials took
+    "RayFlow": {"method.path.sigma": 0.0, "optimizer.learning_rate": 3e-3},
+    "Rectified Diffusion": {"method.premetric": "Squared", "optimizer.learning_rate": 0.0010107464386504275},
+    "TSCD": {"optimizer.decay": "constant", "optimizer.learning_rate": 0.0005173672937096506},
+    "LCM": {"method.intervals": 50, "optimizer.learning_rate": 2e-4},
+}
+LONG = {"RayFlow": 305, "Rectified Diffusion": 285, "TSCD": 234, "LCM": 242}  # updates in its second budget
+
+
+def run() -> Study:
+    """The whole study."""
+    comparison = methods.run()
+    return Study(
+        name="methods_study", base=comparison.base, probe=comparison.probe, text=TEXT,
+        questions=(pictures(), consistency(), bootstrapping()),
+    )  # fmt: skip
+
+
+def pictures() -> Question:
+    """Students of stored pairs see the same ones again and again."""
+    variants = []
+    for label in ("RayFlow", "Rectified Diffusion", "TSCD"):
+        for shards in (methods.SHARDS, SHARDS):
+            title = f"{label}, {256 * shards} pictures"
+            variants.append(_trained(label, title, LONG[label], {"targets.shards": shards}))
+    return Question(
+        title="more pictures", variants=tuple(variants),
+        text="As many updates as the comparison's second budget holds, of more pictures. The longer wait for their "
+        "targets is not counted: 3072 take nearly all of that budget.",
+    )  # fmt: skip
+
+
+def consistency() -> Question:
+    """What the consistency stage of Rectified Diffusion adds to its pairs and path."""
+    whole = "Rectified Diffusion"
+    return Question(
+        title="the consistency stage",
+        variants=(
+            _trained(whole, whole, 100, {}),
+            _trained(whole, "without its consistency stage", 100, {"method.consistency_from": None}),
+            _trained("RayFlow", "RayFlow", 100, {}),
+        ),
+    )
+
+
+def bootstrapping() -> Question:
+    """LCM is its own target, which nothing holds but its lowest interval."""
+    fast = {"optimizer.learning_rate": 8e-4}
+    return Question(
+        title="a student that is its own target",
+        variants=(
+            _trained("LCM", "LCM, 100 updates", 100, {}),
+            _trained("LCM", "242 updates", LONG["LCM"], {}),
+            _trained("LCM", "242 updates, target's average 0.95", LONG["LCM"], {"method.target_decay": 0.95}),
+            _trained("LCM", "100 updates, learning rate 8e-4", 100, fast),
+            _trained("LCM", "the same, squared distance", 100, {**fast, "method.premetric": Squared()}),
+        ),
+    )
+
+
+def _trained(label: str, title: str, steps: int, change: Mapping[str, Any]) -> Variant:
+    """A training of the comparison with a change."""
+    comparison = methods.run()
+    entrant = next(one for one in comparison.entrants if one.label == label)
+    return replace(comparison.variant(entrant, steps, {**TUNED[label], **change}), label=title)
