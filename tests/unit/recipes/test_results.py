@@ -6,7 +6,7 @@ from typing import Any
 
 from raystill.config.digest import canonical, digest
 from raystill.orchestration.compare import seconds_steps
-from raystill.recipes import methods, rayflow_study
+from raystill.recipes import methods, methods_study, rayflow_study
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
@@ -24,15 +24,22 @@ def test_the_study_s_results_are_found_again() -> None:
 
 
 def test_the_comparison_s_results_are_found_again() -> None:
-    """Also while it is not complete: what is there is not measured again."""
     comparison, results = methods.run(), kept("methods.json")
-    searches = {entrant.label: comparison.search(entrant).measured for entrant in comparison.entrants}
     tuned = results["tuned"]
     assert {label: found["of"] for label, found in tuned.items()} == {
-        label: digest(canonical(searches[label])) for label in tuned
+        entrant.label: digest(canonical(comparison.search(entrant).measured)) for entrant in comparison.entrants
     }
     assert all(len(found["trials"]) == comparison.trials for found in tuned.values())
-    whole = {label: found for label, found in tuned.items() if "step_s" in results.get("costs", {}).get(label, {})}
-    steps = seconds_steps(comparison, results, whole)
-    study = comparison.study({label: found["config"] for label, found in whole.items()}, steps)
+    config = {label: found["config"] for label, found in tuned.items()}
+    study = comparison.study(config, seconds_steps(comparison, results, config))
+    assert set(results["runs"]) == set(study.runs())
+
+
+def test_the_study_of_methods_takes_what_the_comparison_s_trials_took() -> None:
+    """Trainings that both have are measured once, and have the same keys."""
+    study, results, compared = methods_study.run(), kept("methods_study.json"), kept("methods.json")
     assert set(results["runs"]) <= set(study.runs())
+    assert study.teacher_key == results["teacher"]["of"]
+    taken = {label: compared["tuned"][label]["config"] for label in methods_study.TUNED}
+    assert taken == methods_study.TUNED
+    assert all(results["runs"][key] == compared["runs"][key] for key in set(results["runs"]) & set(compared["runs"]))
