@@ -38,6 +38,8 @@ def pictures() -> Question:
         for shards in (methods.SHARDS, SHARDS):
             title = f"{label}, {256 * shards} pictures"
             variants.append(_trained(label, title, LONG[label], {"targets.shards": shards}))
+    slower = {"optimizer.learning_rate": 1e-3}
+    variants.append(_trained("RayFlow", "RayFlow, learning rate 1e-3", LONG["RayFlow"], slower))
     return Question(
         title="more pictures", variants=tuple(variants),
         text="As many updates as the comparison's second budget holds, of more pictures. The longer wait for their "
