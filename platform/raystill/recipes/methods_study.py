@@ -6,6 +6,7 @@ from typing import Any
 
 from raystill.flow.premetrics import Squared
 from raystill.orchestration.study import Question, Study, Variant
+from raystill.recipes import _methods_findings as findings
 from raystill.recipes import methods
 
 TEXT = """`python jobs/study.py --recipe methods_study` measures what is missing and writes this page.
@@ -41,7 +42,7 @@ def pictures() -> Question:
     slower = {"optimizer.learning_rate": 1e-3}
     variants.append(_trained("RayFlow", "RayFlow, learning rate 1e-3", LONG["RayFlow"], slower))
     return Question(
-        title="more pictures", variants=tuple(variants),
+        title="more pictures", variants=tuple(variants), conclusion=findings.PICTURES,
         text="As many updates as the comparison's second budget holds, of more pictures. The longer wait for their "
         "targets is not counted: 3072 take nearly all of that budget.",
     )  # fmt: skip
@@ -52,6 +53,7 @@ def consistency() -> Question:
     whole = "Rectified Diffusion"
     return Question(
         title="the consistency stage",
+        conclusion=findings.CONSISTENCY,
         variants=(
             _trained(whole, whole, 100, {}),
             _trained(whole, "without its consistency stage", 100, {"method.consistency_from": None}),
@@ -65,6 +67,7 @@ def bootstrapping() -> Question:
     fast = {"optimizer.learning_rate": 8e-4}
     return Question(
         title="a student that is its own target",
+        conclusion=findings.BOOTSTRAPPING,
         variants=(
             _trained("LCM", "LCM, 100 updates", 100, {}),
             _trained("LCM", "242 updates", LONG["LCM"], {}),
