@@ -33,4 +33,5 @@ of RayFlow, by 1 % at one step and 2 to 5 from two on."""
 CONSISTENCY = """It adds nothing here that can be told from a seed's spread."""
 
 BOOTSTRAPPING = """Without an average LCM gets worse with more updates, and at once at a higher rate, less so
-with a squared distance. With a slow target it does not drift and is the same with every seed, but has not come far at one step."""
+with a squared distance. With a slow target it does not drift and is the same with every seed, but has not come far at
+one step."""
