@@ -51,9 +51,7 @@ class CTM(Distillation):
     """Settings of the method; the paper has N = 18 and M = 17 for CIFAR-10, a grid that few samplers' steps are on."""
 
     intervals: int = 16  # N: times are those of the stock sampler in N steps
-    most: int = (
-        15  # M: the teacher leads over m of 1 to M steps of the grid, in as many equal ones, with a probability as m
-    )
+    most: int = 15  # M: the teacher leads m = 1 to M steps, equal in time, down the grid, with a probability as m
     denoising: float = 1.0  # of the denoising term, whose gradient is as large as the other one's at 1; 0 leaves it out
     guidance: Guidance = field(default_factory=Guidance)
     premetric: Premetric = field(default_factory=PseudoHuber)

@@ -72,7 +72,7 @@ def phased_nano() -> Run:
 
 
 def lcm_nano() -> Run:
-    """LCM-LoRA, at a rate below which it drifts from the teacher."""
+    """LCM-LoRA, at a rate at which it drifts slowly."""
     return _slower(_run(LCM()))
 
 
