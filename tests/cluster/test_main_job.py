@@ -179,7 +179,7 @@ def test_a_second_run_finds_everything_and_registers_nothing_new(
         (["--set", "training.steps=many"], "training.steps"),
         (["--set", "teacher=samples"], "not a diffusers pipeline"),
         (["--set", "cluster.zero_stage=7"], "ZeRO has stages"),
-        (["--recipe", "nanoo"], "shipped are: methods, nano"),
+        (["--recipe", "nanoo"], "there is no recipe 'nanoo'; shipped are: "),
     ],
 )
 def test_bad_settings_get_one_clear_line(
