@@ -31,6 +31,8 @@ PICTURES = """With four times as many pictures students of stored pairs are 4 to
 and TSCD is not (1 to 5 % farther). RayFlow is then ahead of TSCD everywhere, and Rectified Diffusion ahead
 of RayFlow, by 1 % at one step and 2 to 5 from two on."""
 
+LADDER = ""
+
 CONSISTENCY = """It adds nothing here that can be told from a seed's spread."""
 
 BOOTSTRAPPING = """Without an average LCM gets worse with more updates, and at once at a higher rate, less so
