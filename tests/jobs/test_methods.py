@@ -1,6 +1,7 @@
 """Every recipe of a method, small: from pictures to an adapter that draws."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,11 @@ def test_a_merged_student_is_the_teacher_of_a_second_reflow(here: Path) -> None:
         ),
         ("tcd_nano", {"method.segments": ()}, r"method.segments is \(\): --set 'method.segments=\[8, 4, 2, 1\]'"),
         ("tcd_nano", {"method.intervals": 0}, "method.intervals is 0 and method.target_decay None; write 1 or more"),
+        (
+            "tcd_nano",
+            {"evaluation.student_steps": (4, 2000)},
+            "steps is 2000, and the teacher knows 1000 times",
+        ),
         ("lcm_nano", {"method.target_decay": 1.7}, "target_decay 1.7; write 1 or more, and a share below 1"),
         ("lcm_nano", {"method.intervals": 24}, "does not divide the teacher's 1000 times.*--set method.intervals=25$"),
         ("scott_nano", {"method.intervals": 4}, r"has \[8\], and the student is asked at 4 times .*intervals=8$"),
@@ -134,6 +140,28 @@ def test_what_does_not_fit_is_refused_before_anything_starts(
     run = small(recipe, **changes) if estimator is None else override(resolve(recipe), {"targets.estimator": estimator})
     with pytest.raises(UserError, match=message):
         launch_distillation(override(run, {"teacher": "teachers/tiny"}), local=True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "steps"),
+    [
+        ("perflow_nano", {"method.windows": 8}, (8, 16)),
+        ("phased_nano", {"method.windows": 8}, (8, 16)),
+        ("phased_nano", {"method.windows": 3}, (3, 6)),
+        ("tscd_nano", {"method.segments": (8,)}, (8, 16)),
+        ("lightning_nano", {"method.stages": (32, 8)}, (8, 16)),
+    ],
+)
+def test_what_a_refusal_says_to_write_is_taken(recipe: str, changes: dict[str, Any], steps: tuple[int, ...]) -> None:
+    """Students of more than four parts, as published ones are, too."""
+    run = override(resolve(recipe), changes)
+    with pytest.raises(UserError, match=r"evaluation\.student_steps has") as refused:
+        run.check()
+    advice = re.search(r"--set '(evaluation.student_steps=[^']*)'", str(refused.value))
+    assert advice is not None
+    advised = override(run, parse_assignments([advice[1]]))
+    assert advised.evaluation.student_steps == steps
+    advised.check()
 
 
 def test_a_teacher_that_is_told_of_a_time_already_is_refused_for_ctm(here: Path) -> None:

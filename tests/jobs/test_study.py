@@ -14,16 +14,18 @@ from raystill.config.errors import UserError
 from raystill.data.records import Reading
 from raystill.data.shards import list_shards, pack, unpack
 from raystill.data.store import open_store
-from raystill.data.targets import Generated
+from raystill.data.targets import Encoded, Generated
 from raystill.flow.importance import GridTimes
 from raystill.flow.paths import RayPath
 from raystill.flow.times import SamplingTimes, UniformTimes
+from raystill.methods.lcm import LCM
 from raystill.methods.rayflow import RayFlow
+from raystill.models.pipeline import teacher_facts
 from raystill.models.sampling import Sampling
 from raystill.orchestration.gradients import GradientProbe
 from raystill.orchestration.probes import Probe
 from raystill.orchestration.report import launch_study, reach
-from raystill.orchestration.run import Evaluation, Run, Targets
+from raystill.orchestration.run import Evaluation, Run, Targets, check_teacher
 from raystill.orchestration.study import Question, Study, Variant, measure_all, read_results
 from raystill.recipes import methods_study, rayflow_study
 from raystill.training.loop import Training
@@ -178,5 +180,17 @@ def test_every_variant_of_the_shipped_studies_is_a_run_that_passes_its_checks() 
     runs = study.runs().values()
     assert len(runs) >= 3 * 25
     assert sum(planned.gradients for planned in runs) >= 3 * 7
+    teacher = teacher_facts(Path(study.base.teacher))
     for planned in [*runs, *methods_study.run().runs().values()]:
         planned.run.check()
+        check_teacher(planned.run, teacher)
+
+
+def test_a_variant_that_the_teacher_does_not_allow_is_refused_before_anything_starts(
+    measured: Measured, tmp_path: Path
+) -> None:
+    finer = Variant(label="finer", changes={"method": LCM(intervals=24), "targets": Targets(estimator=Encoded())})
+    question = Question(title="a grid", variants=(finer,))
+    study = replace(measured.study, output=str(tmp_path), questions=(question,))
+    with pytest.raises(UserError, match="does not divide the teacher's 1000 times"):
+        measure_all(study, local=True)

@@ -58,9 +58,10 @@ def check_features(names: tuple[str, ...], there: Mapping[str, int]) -> None:
     """Refuse, with UserError, parts that a teacher's UNet has not."""
     absent = [name for name in names if name not in there]
     if absent or not names:
+        advised = "mid_block" if "mid_block" in there else next(iter(there))
         raise UserError(
             f"method.features names {', '.join(absent) or 'nothing'}, and the teacher's UNet has "
-            f"{', '.join(there)}: --set 'method.features=[\"mid_block\"]'"
+            f"{', '.join(there)}: --set 'method.features=[\"{advised}\"]'"
         )
 
 

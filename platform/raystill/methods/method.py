@@ -21,6 +21,7 @@ from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 
 Batch = Mapping[str, Any]  # field name -> Tensor with the batch first; "key" holds the sample names as a list
 Networks = Mapping[str, nn.Module]  # role -> the module to call (through its engine, for learners)
+DEFAULT_STEPS = 4  # of a student, where its method can
 EVERY_RANK = -1  # in place of a rank, for what all ranks draw alike
 STUDENT, TEACHER, TARGET = "student", "teacher", "target"  # roles; the target follows the student
 
@@ -118,7 +119,7 @@ class Distillation(ABC):
     @property
     def default_steps(self) -> int:
         """Steps in which its student is drawn unless somebody asks for others."""
-        return 4
+        return DEFAULT_STEPS
 
     @property
     def shown(self) -> tuple[int, ...]:
@@ -140,7 +141,7 @@ class Distillation(ABC):
         """One loss per role whose turn it is, on disjoint graphs; all randomness comes from `rng`, a CPU generator."""
 
     def bind(self, given: Given) -> Method:
-        """The method on a teacher; UserError where it cannot be used with it."""
+        """The method on a teacher that `check_teacher` takes."""
         return Bound(self, given)
 
     def heads(self, given: Given) -> dict[str, Head]:
@@ -176,6 +177,11 @@ class Distillation(ABC):
             raise UserError(
                 f"sampling.eta is {sampling.eta}, of which {self.name}'s sampler knows nothing: --set sampling.eta=0"
             )
+
+
+def whole_steps(parts: int) -> int:
+    """The default steps of a student that takes a multiple of `parts` jumps."""
+    return -(-DEFAULT_STEPS // parts) * parts
 
 
 def check_jumps(steps: tuple[int, ...], parts: int, setting: str) -> None:

@@ -22,7 +22,7 @@ from raystill.flow.starts import StartLaw
 from raystill.flow.times import AnyTimes, UniformTimes
 from raystill.flow.windows import SOONEST, Piece, constant_of, on_line, window_of
 from raystill.methods.coupling import noise_for
-from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
+from raystill.methods.method import DEFAULT_STEPS, STUDENT, Batch, Distillation, Given, Loss, Networks
 from raystill.methods.teaching import Guidance, Teaching, weighted
 from raystill.models.denoiser import Denoiser
 from raystill.models.pipeline import Pipeline, TeacherFacts
@@ -53,10 +53,10 @@ class PeRFlow(Distillation):
         if self.windows < 1 or self.substeps < 1:
             raise UserError(f"method.windows is {self.windows} and method.substeps {self.substeps}; write 1 or more")
         if few := [n for n in steps if n < self.windows]:
-            advice = f"--set 'evaluation.student_steps=[4, 8]', or --set method.windows={min(self.windows, *steps)}"
+            default = self.default_steps
             raise UserError(
                 f"evaluation.student_steps has {few}, and PeRFlow takes a step in each of its {self.windows} windows: "
-                f"{advice}"
+                f"--set 'evaluation.student_steps=[{default}, {2 * default}]', or --set method.windows={min(few)}"
             )
         if not 0 <= self.caption_dropout < 1:
             raise UserError(f"method.caption_dropout is {self.caption_dropout}; write a share below 1")
@@ -94,8 +94,8 @@ class PeRFlow(Distillation):
 
     @property
     def default_steps(self) -> int:
-        """One in each window, or the four that adapters are compared at."""
-        return max(4, self.windows)
+        """Four, or one in each window where these are more."""
+        return max(DEFAULT_STEPS, self.windows)
 
     @property
     def shown(self) -> tuple[int, ...]:

@@ -20,9 +20,20 @@ from raystill.flow.times import AnyTimes, UniformTimes
 from raystill.flow.windows import SOONEST, constant_of, window_between
 from raystill.methods.consistency import grid_of
 from raystill.methods.coupling import noise_for
-from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks, check_jumps
+from raystill.methods.method import (
+    STUDENT,
+    Batch,
+    Distillation,
+    Given,
+    Loss,
+    Networks,
+    check_jumps,
+    check_times,
+    whole_steps,
+)
 from raystill.methods.teaching import Guidance, Teaching, weighted
 from raystill.models.denoiser import Denoiser
+from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling
 
 
@@ -46,6 +57,15 @@ class PhasedRectified(Distillation):
         if self.windows < 1 or self.substeps < 1:
             raise UserError(f"method.windows is {self.windows} and method.substeps {self.substeps}; write 1 or more")
         check_jumps(steps, self.windows, "method.windows")
+
+    def check_teacher(self, teacher: TeacherFacts) -> None:
+        """Refuse, with UserError, more phases than the teacher has times."""
+        check_times(teacher.schedule, "method.windows", self.windows)
+
+    @property
+    def default_steps(self) -> int:
+        """Four, or as many in each phase."""
+        return whole_steps(self.windows)
 
     @property
     def shown(self) -> tuple[int, ...]:

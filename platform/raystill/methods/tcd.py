@@ -31,6 +31,7 @@ from raystill.methods.method import (
     Networks,
     check_jumps,
     check_times,
+    whole_steps,
 )
 from raystill.methods.teaching import Guidance, Teaching
 from raystill.models.pipeline import TeacherFacts
@@ -75,6 +76,11 @@ class TCD(Distillation):
     def last_stage(self) -> tuple[str, int]:
         """That of the fewest segments."""
         return "method.stage_steps", self.stage_steps * (len(self.segments) - 1)
+
+    @property
+    def default_steps(self) -> int:
+        """Four, or as many in each of the last segments."""
+        return whole_steps(self.segments[-1])
 
     @property
     def shown(self) -> tuple[int, ...]:

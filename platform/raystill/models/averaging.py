@@ -23,12 +23,6 @@ class Average:
         current = [tensors[name].detach().float() for name in names]
         torch._foreach_lerp_([self.values[name] for name in names], current, 1 - decay)
 
-    @torch.no_grad()
-    def copy_to(self, module_tensors: Mapping[str, Tensor]) -> None:
-        """Write the average into tensors of the same names."""
-        for name, value in self.values.items():
-            module_tensors[name].copy_(value)
-
 
 class Follower:
     """A frozen network whose tensors follow the trained ones of a role: the target network of consistency methods."""

@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from raystill.config.errors import UserError
 from raystill.flow.schedules import Schedule, Times
@@ -58,14 +59,18 @@ class CTMScheduler(RayFlowScheduler):
 
     _unet: UNet2DConditionModel | None = None
     _landing: Tensor | None = None
+    _hook: RemovableHandle | None = None
 
     def attach(self, unet: UNet2DConditionModel, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Tell a UNet from now on, after giving it the trained layer where it has none yet."""
+        if self._hook is not None:
+            self._hook.remove()
         if tensors is not None:
-            make_room(unet)
+            if unet.time_embedding.cond_proj is None:
+                make_room(unet)
             unet.get_parameter(WEIGHT).data.copy_(tensors[WEIGHT])
         self._unet = unet
-        unet.time_embedding.register_forward_pre_hook(self._tell)
+        self._hook = unet.time_embedding.register_forward_pre_hook(self._tell)
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | int) -> Tensor:
         """The network's input; also notes where the coming step lands."""

@@ -166,7 +166,9 @@ def save_pipeline(unet: nn.Module, text_encoder: nn.Module, kind: Kind, director
 
 def load_autoencoder(directory: Path) -> AutoencoderKL:
     """Read an autoencoder in single precision, ready to encode."""
-    return AutoencoderKL.from_pretrained(directory, dtype=torch.float32).eval()
+    return AutoencoderKL.from_pretrained(
+        directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    ).eval()
 
 
 def load_tokenizer(directory: Path) -> CLIPTokenizer:

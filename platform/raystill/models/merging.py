@@ -5,16 +5,16 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import diffusers
 import torch
 from diffusers import StableDiffusionPipeline
 
 from raystill.config.errors import UserError
 from raystill.models.adapter import add_trained
-from raystill.models.artifact import LANDING_NAME, scheduler_class, verify
+from raystill.models.artifact import LANDING_NAME, verify
+from raystill.models.card import RAYSTILL_SCHEDULERS
 from raystill.models.pipeline import check_pipeline, licence_of, quiet, revision
 from raystill.models.sampling import load_scheduler
-from raystill.models.stock import kind_of, read_scheduler, schedule_of
+from raystill.models.stock import kind_of, read_scheduler, same_schedule
 
 
 def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
@@ -25,16 +25,17 @@ def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
     card = verify(directory)
     base = onto or Path(card.base.id)
     check_pipeline(base)
-    if onto is None and revision(base) != card.base.revision:
+    found = revision(base)
+    if onto is None and found != card.base.revision:
         raise UserError(
-            f"the adapter is for {card.base.id} at revision {card.base.revision}, and it is at {revision(base)} now; "
+            f"the adapter is for {card.base.id} at revision {card.base.revision}, and it is at {found} now; "
             "name what to merge into: --onto DIRECTORY"
         )
     ours, theirs = load_scheduler(directory), read_scheduler(base)
-    if kind_of(ours) != kind_of(theirs) or type(schedule_of(ours)) is not type(schedule_of(theirs)):
+    if not same_schedule(ours, theirs):
         raise UserError(
-            f"the adapter is for a network that predicts {kind_of(ours)}, and {base} predicts {kind_of(theirs)}; give "
-            "a fine-tune of its base: --onto DIRECTORY"
+            f"the adapter is for a network that predicts {kind_of(ours)} on the schedule of {card.base.id}, and {base} "
+            f"predicts {kind_of(theirs)} on its own; give a fine-tune of the adapter's base: --onto DIRECTORY"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; name a new directory: --out DIRECTORY")
@@ -49,22 +50,21 @@ def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
             base, safety_checker=None, dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
         add_trained(pipeline.unet, directory, card)
-    if not hasattr(diffusers, scheduler_class(directory)):
-        said = f"sample it with the adapter's {scheduler_class(directory)}, {directory}/scheduler,"
+    name = type(ours).__name__
+    if name in RAYSTILL_SCHEDULERS:
+        said = f"sample it with the adapter's {name}, {directory}/scheduler,"
     else:
-        pipeline.scheduler = load_scheduler(directory)
-        said = f"sample it with its own {scheduler_class(directory)}"
+        pipeline.scheduler = ours
+        said = f"sample it with its own {name}"
     said = f"{said} and guidance scale {card.guidance_scale:g}"
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         draft = Path(scratch) / "pipeline"
         pipeline.save_pretrained(draft)
-        of = (
-            f"`{base}` at `{revision(base)}` with an adapter of the method `{card.method}`, recipe {card.recipe_digest}"
-        )
+        of = f"`{base}` at `{found}` with an adapter of the method `{card.method}`, recipe {card.recipe_digest}"
         (draft / "README.md").write_text(f"---\nlicense: {licence_of(base)}\n---\n\n{of}; {said}.\n")
         if out.exists():
             shutil.rmtree(out)
         draft.rename(out)
-    fits = "its base" if revision(base) == card.base.revision else "another pipeline than its base"
+    fits = "its base" if found == card.base.revision else "another pipeline than its base"
     return f"{out}: the adapter on {fits}, {base}; {said}"

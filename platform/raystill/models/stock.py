@@ -36,6 +36,7 @@ FLOW_MATCHING = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 DIFFUSION_KINDS: tuple[Kind, ...] = ("epsilon", "v_prediction", "sample")
 FLOW_KINDS: tuple[Kind, ...] = ("flow_prediction",)  # all that FlowMatchEulerDiscreteScheduler takes
 FILE = "scheduler/scheduler_config.json"
+CLOSE = 1e-3  # angles of schedules that are the same: diffusers' multistep schedulers have no alpha of 0
 # Settings that say something of the network's inputs, the one value that is understood, and what to do about others.
 ONLY: dict[str, tuple[Any, str]] = {
     "use_dynamic_shifting": (False, "with the shift of your picture size, exp(mu), as `shift` or `flow_shift`"),
@@ -79,6 +80,15 @@ def kind_of(scheduler: SchedulerMixin) -> Kind:
         f"the {_name(scheduler)} in {FILE} has prediction_type {found!r}; expected, on {schedule}, one of "
         f"{', '.join(known)}. Write there what the network was trained to predict{hint}"
     )
+
+
+def same_schedule(one: SchedulerMixin, other: SchedulerMixin) -> bool:
+    """Whether networks of two schedulers' settings predict the same kind of thing on the same schedule."""
+    if kind_of(one) != kind_of(other):
+        return False
+    ours, theirs, t = schedule_of(one), schedule_of(other), torch.linspace(0, 1, 9, dtype=torch.float64)
+    alike = type(ours) is type(theirs) and ours.steps == theirs.steps
+    return alike and float((ours.angle(t) - theirs.angle(t)).abs().max()) < CLOSE
 
 
 def stock_sampler(scheduler: SchedulerMixin) -> StockSampler:

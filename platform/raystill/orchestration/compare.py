@@ -26,7 +26,7 @@ from raystill.orchestration.samples import Solver
 from raystill.orchestration.services import DIRECTORY
 from raystill.orchestration.study import (
     Study,
-    check_teacher,
+    check_revision,
     diversity,
     measure_missing,
     read_results,
@@ -46,7 +46,7 @@ def launch_comparison(comparison: Comparison) -> str:
     comparison.check()
     results = read_results(comparison.results)
     with surroundings(comparison.base) as launcher:
-        check_teacher(comparison.base, comparison.results, results)
+        check_revision(comparison.base, comparison.results, results)
         open_experiment(tracking_uri(DIRECTORY), comparison.base.experiment, comparison.base.artifacts)
         by_teacher = read_rows(*draw_teacher(comparison.base, launcher))
         _pictures(by_teacher, comparison.base.evaluation.captions, comparison.base.evaluation.reference_steps)
@@ -110,8 +110,10 @@ def _time(comparison: Comparison, runs: Mapping[str, Run], results: dict[str, An
         for label, run in runs.items()
     }
     known = comparable(results.get("costs", {}), of, rounds, machine())
-    empty = {label: {"of": of[label], "machine": machine(), "targets": counts[label], "rounds": []} for label in runs}
-    there = results["costs"] = {**empty, **known}
+    there = results["costs"] = {
+        label: {"of": of[label], "machine": machine(), "rounds": [], **known.get(label, {}), "targets": counts[label]}
+        for label in runs
+    }
     todo = [(label, i) for i in range(rounds) for label in runs if i >= len(there[label]["rounds"])]
     for label, i in tqdm(todo, "costs", unit="training"):
         every = [*there[label]["rounds"], asdict(timed(runs[label], threads, i / rounds))]

@@ -15,6 +15,7 @@ from raystill.methods.method import STUDENT
 from raystill.orchestration.comparison import SECONDS, UPDATES, Comparison
 from raystill.orchestration.report import STEPS, Measured, commits_of, markdown, measured, spread, teacher_table
 from raystill.orchestration.run import Run
+from raystill.orchestration.space import Choice, Range
 from raystill.orchestration.study import Question, Study
 
 QUALITY = ("frechet", "kernel", "lpips_teacher")
@@ -24,7 +25,7 @@ HEADS = {"frechet": "Frechet", "kernel": "kernel", "lpips_teacher": "agreement"}
 
 def report(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> str:
     """The whole report as Markdown."""
-    parts = [f"# {comparison.name}", comparison.text, _head(comparison, study, results), _left_out(results)]
+    parts = [f"# {comparison.name}", comparison.text, _head(comparison, study, results), _left_out(comparison, results)]
     parts += [teacher_table(results["teacher"]), _references(comparison, results)]
     for number, question in enumerate(study.questions, 1):
         parts += [f"## {number}. {question.title.capitalize()}", _tables(comparison, study, question, results)]
@@ -60,8 +61,9 @@ def chart(comparison: Comparison, study: Study, question: Question, results: Map
         axes.errorbar(
             means, list(of), xerr=spreads, fmt="o", color=colour, capsize=2, label=f"{n} step{'s' * (n != '1')}"
         )
-        solvers = (results["solvers"][label]["figures"][n]["frechet"] for label in comparison.references())
-        axes.axvline(min(solvers), color=colour, linestyle=":")
+        solvers = [results["solvers"][label]["figures"] for label in comparison.references()]
+        if drawn := [figures[n]["frechet"] for figures in solvers if n in figures]:
+            axes.axvline(min(drawn), color=colour, linestyle=":")
     axes.set(xscale="log", xlabel=f"Frechet distance, {question.title}")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(ScalarFormatter())
@@ -76,12 +78,10 @@ def _distances(found: Measured, n: str) -> list[float]:
     return [one["student"][n]["frechet"] for one in found.values() if n in one["student"]]
 
 
-def _left_out(results: Mapping[str, Any]) -> str:
+def _left_out(comparison: Comparison, results: Mapping[str, Any]) -> str:
     """Entrants whose trials failed."""
-    lines = [
-        f"- {label} is left out: {found['failed']}" for label, found in results["tuned"].items() if "failed" in found
-    ]
-    return "\n".join(lines)
+    tuned = {entrant.label: results["tuned"][entrant.label] for entrant in comparison.entrants}
+    return "\n".join(f"- {label} is left out: {one['failed']}" for label, one in tuned.items() if "failed" in one)
 
 
 def _head(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> str:
@@ -238,11 +238,9 @@ def _short(path: str) -> str:
     return path.removeprefix("method.") if path != "method.learning_rate" else "adversary's learning_rate"
 
 
-def _domain(domain: Any) -> str:
+def _domain(domain: Choice | Range) -> str:
     """What a space offers, for people."""
-    extremes = domain.extremes
-    numbers = len(extremes) == 2 and hasattr(domain, "log")
-    return f"{_value(extremes[0])} to {_value(extremes[1])}" if numbers else " or ".join(map(_value, extremes))
+    return (" to " if isinstance(domain, Range) else " or ").join(map(_value, domain.extremes))
 
 
 def _value(value: Any) -> str:

@@ -9,9 +9,8 @@ from raystill.config.errors import UserError
 from raystill.config.overrides import override, setting
 from raystill.methods.method import STUDENT
 from raystill.methods.table import Distilling
-from raystill.models.pipeline import teacher_facts
 from raystill.models.sampling import check_solver
-from raystill.models.stock import read_scheduler
+from raystill.models.stock import read_scheduler, stock_sampler
 from raystill.orchestration.probes import Probe
 from raystill.orchestration.run import Run, Targets, at_least
 from raystill.orchestration.samples import Solver
@@ -159,24 +158,21 @@ class Comparison:
             )
         if not self.base.evaluation.captions:
             raise UserError("base.evaluation.captions is empty; name those of the picture's rows")
-        teacher = teacher_facts(Path(self.base.teacher))
-        scheduler = read_scheduler(Path(self.base.teacher))
+        stock = stock_sampler(read_scheduler(Path(self.base.teacher)))  # as its pipeline is loaded
         for name in self.solvers:
-            check_solver(scheduler, name)
+            check_solver(stock, name)
         for entrant in self.entrants:
             try:
                 self._check(entrant)
-                entrant.method.check_teacher(teacher)
             except UserError as error:
                 raise UserError(f"entrant {entrant.label!r}: {error} (in the recipe's `entrants`)") from error
 
     def _check(self, entrant: Entrant) -> None:
         search = self.search(entrant)
         if not search.steps:
-            raise UserError(
-                f"none of the steps that are searched, {list(self.searched)}, is among its own, "
-                f"{list(search.base.evaluation.student_steps)}: --set 'searched=[1, 2, 4]'"
-            )
+            asked, own = entrant.searched or self.searched, list(search.base.evaluation.student_steps)
+            where = "its `searched`" if entrant.searched else f"--set 'searched={own}'"
+            raise UserError(f"none of the steps that are searched, {list(asked)}, is among its own, {own}: {where}")
         search.check()
 
 

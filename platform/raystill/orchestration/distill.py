@@ -21,7 +21,7 @@ from raystill.models import artifact
 from raystill.models.card import AdapterCard, Base, model_card
 from raystill.models.ctm import WEIGHT
 from raystill.models.pipeline import licence_of, load_pipeline, revision
-from raystill.models.sampling import timesteps_of
+from raystill.models.sampling import NORMAL, timesteps_of
 from raystill.models.stock import kind_of, read_scheduler, schedule_of
 from raystill.models.weights import Lora, delta, load_trained, lora_state, peft_config, prepare
 from raystill.orchestration.evaluate import Evaluated, as_card, evaluate, table
@@ -186,9 +186,14 @@ def _log_targets(store: Store, index: Index, calls: int, computed: int, seconds:
 
 
 def trained_student(run: Run, checkpoints: Store, targets: Store, index: Index) -> Trained:
-    """The run's student, once its training is finished, with the law that its targets' starts have."""
-    schedule = schedule_of(read_scheduler(Path(run.teacher)))
-    return Trained(run.task, checkpoints, run.sampling, start_law_of(run.targets.estimator, schedule, targets, index))
+    """The run's student, once its training is finished, with the law that its targets' starts have, where it begins at
+    them.
+    """
+    start = NORMAL
+    if "target_mean" in run.method.needs:
+        schedule = schedule_of(read_scheduler(Path(run.teacher)))
+        start = start_law_of(run.targets.estimator, schedule, targets, index)
+    return Trained(run.task, checkpoints, run.sampling, start)
 
 
 def export(run: Run, trained: Trained, evaluated: Evaluated, directory: Path) -> Path:

@@ -21,7 +21,7 @@ from raystill.orchestration.distill import (
 from raystill.orchestration.evaluate import evaluate, spread, table
 from raystill.orchestration.launcher import Launcher, LocalLauncher
 from raystill.orchestration.pretrain import Pretraining, pretrain
-from raystill.orchestration.run import Cluster, Run
+from raystill.orchestration.run import Cluster, Run, check_teacher
 from raystill.orchestration.search import Search
 from raystill.orchestration.services import DIRECTORY, HOME, object_store, upload_sample
 from raystill.tracking.runs import Tracking, tracking_uri
@@ -35,7 +35,7 @@ def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = Non
     """Everything a run needs, checked first and taken down at the end: its store with the sample, and its launcher."""
     seconds = seconds or Seconds()
     run.check()
-    run.method.check_teacher(teacher_facts(Path(run.teacher)))
+    check_teacher(run, teacher_facts(Path(run.teacher)))
     check_reading(run)
     with ExitStack() as stack:
         with seconds.stage("object store"):

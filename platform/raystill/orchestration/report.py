@@ -91,7 +91,7 @@ def _head(study: Study, results: Mapping[str, Any]) -> str:
     lines = [
         f"{len(done)} of {len(planned)} runs are measured, {stopped} of which stopped before a bad update; seeds",
         f"{', '.join(map(str, study.seeds))}. {training.steps} steps of {training.batch_size} samples per worker;",
-        f"{run.targets.estimator.calls} teacher calls for each target unless a row says otherwise, stored once.",
+        "Calls are the teacher's for each target, stored once; those in training are for each sample of a step.",
         f"Teacher `{run.teacher}`; {_pictures(run)} held-out captions, {run.evaluation.features}.",
         f"Means ± standard deviations over seeds; every measurement is in `{study.results.name}`.",
         f"Commits {commits_of(done)}; Python {platform.python_version()}, {versions}.",
@@ -133,13 +133,14 @@ def _table(rows: Sequence[tuple[Variant, Measured]]) -> str:
 
 
 def _figures(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> str:
-    head = ["", *(f"{SHORT[name]} {n}" for name in names for n in STEPS), "teacher calls", "seeds"]
+    head = ["", *(f"{SHORT[name]} {n}" for name in names for n in STEPS), "calls", "calls in training", "seeds"]
     lines = []
     for variant, found in rows:
         of_steps = [one["student"] for one in found.values()]
         cells = [spread([figures[n][name] for figures in of_steps if n in figures]) for name in names for n in STEPS]
-        calls = next((str(one["teacher_calls"]) for one in found.values()), "-")
-        lines.append([variant.label, *cells, calls, str(len(found))])
+        calls = next((f"{one['teacher_calls']:g}" for one in found.values()), "-")
+        asked = next((f"{one.get('teacher_calls_in_training', 0):.3g}" for one in found.values()), "-")
+        lines.append([variant.label, *cells, calls, asked, str(len(found))])
     return markdown(head, lines)
 
 

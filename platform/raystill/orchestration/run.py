@@ -10,8 +10,10 @@ from raystill.data.targets import Assigned, Encoded, Expectation, Generated, Ind
 from raystill.engine.learning_rate import check_decay
 from raystill.engine.protocol import Optimizer
 from raystill.evaluation.features import FEATURES
+from raystill.methods.method import check_times
 from raystill.methods.rayflow import RayFlow
 from raystill.methods.table import Distilling
+from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling
 from raystill.models.weights import Full, Lora
 from raystill.training.distillation import DistillTask
@@ -142,6 +144,12 @@ class Run:
             )
 
 
+def check_teacher(run: Run, teacher: TeacherFacts) -> None:
+    """Refuse, with UserError, a teacher that a run's method cannot be used with, and more steps than it has times."""
+    run.method.check_teacher(teacher)
+    check_times(teacher.schedule, "the largest of evaluation.student_steps", max(run.evaluation.student_steps))
+
+
 def at_least(least: int, path: str, value: int) -> None:
     """Refuse, with UserError, a setting below `least`."""
     if value < least:
@@ -202,5 +210,3 @@ def _check_evaluation(evaluation: Evaluation) -> None:
     check_precision("evaluation.precision", evaluation.precision)
     if evaluation.features not in FEATURES:
         raise UserError(f"evaluation.features is {evaluation.features!r}; there are: {', '.join(FEATURES)}")
-    if 4 not in evaluation.student_steps:
-        raise UserError("evaluation.student_steps lacks 4, at which the registry compares adapters: add it")

@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from raystill.config.digest import digest
 from raystill.config.errors import UserError
 from raystill.config.overrides import override
-from raystill.orchestration.run import Run
+from raystill.models.pipeline import teacher_facts
+from raystill.orchestration.run import Run, check_teacher
 
 SEED = "training.seed"
 # What trials have in common; where they run and what they are called is no matter of a search either.
@@ -119,7 +121,7 @@ def check_space(space: Space, base: Run) -> None:
     """
     if not space:
         raise UserError("the search space is empty; give at least one Choice or Range")
-    paths = [domain.path for domain in space]
+    teacher, paths = teacher_facts(Path(base.teacher)), [domain.path for domain in space]
     twice = sorted({path for path in paths if paths.count(path) > 1})
     if twice:
         raise UserError(f"the search space has {', '.join(twice)} twice; keep one of them")
@@ -131,7 +133,9 @@ def check_space(space: Space, base: Run) -> None:
             )
         for condition in _conditions(domain, space):
             for value in domain.extremes:
-                override(base, {**condition, domain.path: value}).check()
+                trial = override(base, {**condition, domain.path: value})
+                trial.check()
+                check_teacher(trial, teacher)
 
 
 def check_points(points: Sequence[Mapping[str, Any]], space: Space) -> None:

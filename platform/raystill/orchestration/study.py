@@ -23,7 +23,7 @@ from raystill.data.shards import unpack
 from raystill.data.store import Store, open_store
 from raystill.engine.protocol import NonFiniteError
 from raystill.methods.rayflow import RayFlow
-from raystill.models.pipeline import revision
+from raystill.models.pipeline import revision, teacher_facts
 from raystill.models.sampling import Sampling
 from raystill.orchestration.distill import checkpoints_of, compute_targets, trained_student
 from raystill.orchestration.evaluate import draw_teacher, evaluate
@@ -32,7 +32,7 @@ from raystill.orchestration.launch import surroundings
 from raystill.orchestration.launcher import Launcher, LocalLauncher
 from raystill.orchestration.overlap import OverlapProbe, OverlapTransform, overlap
 from raystill.orchestration.probes import Probe, ProbeTransform, means
-from raystill.orchestration.run import Run
+from raystill.orchestration.run import Evaluation, Run, check_teacher
 from raystill.orchestration.samples import Drawn, Trained, teacher_draw
 from raystill.orchestration.services import DIRECTORY
 from raystill.tracking.commit import code_commit
@@ -129,7 +129,7 @@ def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
 def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -> int:
     """Measure every run that the results lack, and add and write each as it is done; returns how many they were."""
     missing = _missing(study, results)
-    check_teacher(study.base, study.results, results)
+    check_revision(study.base, study.results, results)
     if results.get("teacher", {}).get("of") != study.teacher_key:  # its figures come with the runs, all missing then
         results["teacher"] = {**results.get("teacher", {}), "of": study.teacher_key, **_probe_teacher(study, launcher)}
     _share(study, [one.run for one in missing.values()], launcher)
@@ -145,9 +145,10 @@ def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -
 
 def _missing(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
     """What has not been measured yet; UserError where a run does not fit together."""
-    planned = study.runs()
+    planned, teacher = study.runs(), teacher_facts(Path(study.base.teacher))
     for one in planned.values():
         one.run.check()
+        check_teacher(one.run, teacher)
         if one.gradients and not isinstance(one.run.method, RayFlow):
             raise UserError(
                 f"gradients are of RayFlow's laws of times; found a variant with the method {one.run.method.name}"
@@ -164,8 +165,11 @@ def _by_training(planned: Mapping[str, Planned]) -> dict[str, dict[str, Planned]
 
 
 def _trained_as(run: Run) -> Run:
-    """The run as far as its training goes: how a student is sampled changes nothing in it."""
-    return replace(run, sampling=Sampling())
+    """The run as far as its training goes: how a student is sampled and compared changes nothing in it, but for what is
+    held out and which captions are drawn on the way.
+    """
+    evaluation = Evaluation(shards=run.evaluation.shards, captions=run.evaluation.captions)
+    return replace(run, sampling=Sampling(), evaluation=evaluation)
 
 
 def _tracking(study: Study, run: Run) -> Tracking:
@@ -175,7 +179,7 @@ def _tracking(study: Study, run: Run) -> Tracking:
     )
 
 
-def check_teacher(base: Run, path: Path, results: dict[str, Any]) -> None:
+def check_revision(base: Run, path: Path, results: dict[str, Any]) -> None:
     """Refuse, with UserError, to add to the results of another teacher."""
     ours = revision(Path(base.teacher))
     found = results.setdefault("teacher_revision", ours)
@@ -283,8 +287,7 @@ def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
     """The teacher's own stability and diversity, and its error of x_0 as a student that has learned nothing yet."""
     run, steps = study.base, study.base.evaluation.teacher_steps
     make = partial(teacher_draw, Path(run.teacher), run.evaluation.guidance, launcher.stage_device)
-    identity = {"teacher": revision(Path(run.teacher)), "probe": study.probe, "steps": steps}
-    identity["guidance"] = run.evaluation.guidance
+    identity = {"teacher": revision(Path(run.teacher)), "probe": study.probe, "guidance": run.evaluation.guidance}
     targets, _ = compute_targets(run, launcher)
     return {
         "probes": _probe(run, study.probe, launcher, make, steps, identity),
@@ -304,9 +307,10 @@ def _probe(
 ) -> dict[str, float]:
     """Means of the probes over captions."""
     source = Source.of(open_store(run.shards), probe.shards)
-    identity = source.identity(stage="probes", reading=run.reading, features=run.evaluation.features, **depends_on)
+    features = run.evaluation.features
+    identity = source.identity(stage="probes", reading=run.reading, features=features, steps=steps, **depends_on)
     target = place(open_store(run.work), "probes", identity)
-    transform = partial(ProbeTransform, make, steps, probe, run.reading, run.evaluation.features)
+    transform = partial(ProbeTransform, make, steps, probe, run.reading, features)
     index = launcher.derive(source, target, transform, identity, run.reading.max_bad_fraction)
     return means(_rows(target, index), steps)
 

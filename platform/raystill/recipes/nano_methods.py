@@ -87,7 +87,7 @@ def tscd_nano() -> Run:
 
 
 def ctm_nano() -> Run:
-    """CTM on the grid of its paper's smallest experiment; the target network follows as fast as the run is short."""
+    """CTM on a short grid; the target network follows as fast as the run is short."""
     return _run(CTM(most=6, target_decay=0.95))
 
 

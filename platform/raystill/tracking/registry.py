@@ -32,7 +32,7 @@ ADAPTER_FOLDER = "adapter"  # inside the model's artifacts
 ADAPTER_PATH = f"artifacts/{ADAPTER_FOLDER}"  # inside the model
 DIGEST_TAG = "raystill.artifact_digest"  # SHA-256 of adapter.json, which lists all others
 CANDIDATE, CHAMPION = "candidate", "champion"
-COMPARED_STEPS = 4  # the step count whose distance decides
+COMPARED_STEPS = 4  # whose distance decides, where a version was measured there; else at its default
 _REQUIREMENTS = ("mlflow", "diffusers", "peft", "torch", "transformers", "safetensors", "pillow")
 
 
@@ -79,22 +79,22 @@ def registry_client(tracking_uri: str) -> MlflowClient:
 
 
 def promote(client: MlflowClient, name: str, version: str) -> Promotion:
-    """Make a version the champion where it is the first measured one, or better at 4 steps by the same evaluation."""
+    """Make a version the champion where it is the first measured one, or better by the same evaluation: at 4 steps, or
+    at its default where it was not measured there.
+    """
     rival = client.get_model_version(name, version)
     champion = _champion(client, name)
     if champion is not None and champion.version == rival.version:
         return Promotion(promoted=False, champion=True, reason=f"version {version} is the champion already")
-    reason = _refusal(rival, champion)
+    steps = _compared_steps(rival)
+    reason = _refusal(rival, champion, steps)
     if reason is not None:
         return Promotion(promoted=False, champion=False, reason=reason)
     client.set_registered_model_alias(name, CHAMPION, version)
     if champion is None:
         return Promotion(promoted=True, champion=True, reason="there was no champion")
-    return Promotion(
-        promoted=True,
-        champion=True,
-        reason=f"{_distance(rival):g} is better than {_distance(champion):g} of version {champion.version}",
-    )
+    reason = f"{_distance(rival, steps):g} is better than {_distance(champion, steps):g} of version {champion.version}"
+    return Promotion(promoted=True, champion=True, reason=reason)
 
 
 def tags(card: AdapterCard, digest: str) -> dict[str, str]:
@@ -105,6 +105,7 @@ def tags(card: AdapterCard, digest: str) -> dict[str, str]:
         "base": card.base.id,
         "base_revision": card.base.revision,
         "method": card.method,
+        "default_steps": str(card.default_steps),
         "recipe_digest": card.recipe_digest,
         "evaluation_digest": card.evaluation_digest,
         **{f"frechet_{steps}": None if found is None else repr(found) for steps, found in distances.items()},
@@ -112,26 +113,31 @@ def tags(card: AdapterCard, digest: str) -> dict[str, str]:
     return {tag: value for tag, value in known.items() if value is not None}
 
 
-def _refusal(rival: ModelVersion, champion: ModelVersion | None) -> str | None:
-    found = _distance(rival)
+def _compared_steps(version: ModelVersion) -> str:
+    usual = str(COMPARED_STEPS)
+    return usual if f"frechet_{usual}" in version.tags else version.tags.get("default_steps", usual)
+
+
+def _refusal(rival: ModelVersion, champion: ModelVersion | None, steps: str) -> str | None:
+    found = _distance(rival, steps)
     if not math.isfinite(found):
-        return f"version {rival.version} has no Frechet distance at {COMPARED_STEPS} steps; evaluate before exporting"
+        return f"version {rival.version} has no Frechet distance at {steps} steps; evaluate before exporting"
     if champion is None:
         return None
     ours, theirs = rival.tags.get("evaluation_digest"), champion.tags.get("evaluation_digest")
-    if ours != theirs or not math.isfinite(_distance(champion)):
+    if ours != theirs or not math.isfinite(_distance(champion, steps)):
         return (
             f"version {rival.version} was measured by evaluation {ours}, the champion (version {champion.version}) by "
             f"{theirs}: the figures do not compare. Measure both alike, or set the alias by hand: "
             f"MlflowClient().set_registered_model_alias({rival.name!r}, {CHAMPION!r}, {rival.version})"
         )
-    if found >= _distance(champion):
-        return f"{found:g} is no better than {_distance(champion):g} of the champion, version {champion.version}"
+    if found >= _distance(champion, steps):
+        return f"{found:g} is no better than {_distance(champion, steps):g} of the champion, version {champion.version}"
     return None
 
 
-def _distance(version: ModelVersion) -> float:
-    return float(version.tags.get(f"frechet_{COMPARED_STEPS}", "nan"))
+def _distance(version: ModelVersion, steps: str) -> float:
+    return float(version.tags.get(f"frechet_{steps}", "nan"))
 
 
 def _champion(client: MlflowClient, name: str) -> ModelVersion | None:

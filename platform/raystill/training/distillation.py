@@ -40,11 +40,11 @@ class DistillTask:
     weights: Lora | Full = field(default_factory=Lora)
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
-    picture_captions: tuple[str, ...] = ()  # drawn with 1 and 4 steps during training
+    picture_captions: tuple[str, ...] = ()  # drawn during training, in the steps that the method shows
     name: str = "student"
 
     def build(self, device: torch.device) -> Assembly:
-        """The teacher's UNet with a fresh adapter, and what else the method asks for."""
+        """The teacher's UNet with fresh weights to train, and what else the method asks for."""
         pipeline = load_pipeline(self.teacher)
         given = given_of(pipeline, self.training.seed)
         student = self._prepared(pipeline).to(device).train()

@@ -1,6 +1,5 @@
 """Noise that is dealt out to the latents near it is the same noise."""
 
-import pytest
 import torch
 
 from raystill.methods.coupling import noise_for
@@ -21,9 +20,8 @@ def test_immiscible_noise_is_the_same_noise_nearer_to_its_latents() -> None:
         swapped[[i, i + 1]] = dealt[[i, i + 1]]
 
 
-@pytest.mark.parametrize("immiscible", [False, True])
-def test_noise_is_dealt_out_in_half_precision_too(immiscible: bool) -> None:
-    x_0 = torch.randn(4, 2, 3, 4, generator=torch.Generator().manual_seed(1))
-    with torch.autocast("cpu", torch.bfloat16):
-        half = noise_for(x_0, torch.Generator().manual_seed(2), immiscible=immiscible)
-    assert torch.equal(half, noise_for(x_0, torch.Generator().manual_seed(2), immiscible=immiscible))
+def test_noise_is_dealt_out_in_half_precision_too() -> None:
+    x_0 = torch.randn(16, 2, 3, 4, generator=torch.Generator().manual_seed(1))
+    whole, half = (noise_for(x, torch.Generator().manual_seed(2), immiscible=True) for x in (x_0, x_0.bfloat16()))
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half, whole.bfloat16())  # rounding does not change who is near whom here

@@ -235,6 +235,7 @@ class Follows(Mixed):
         (LCM(guidance=NONE, intervals=20), 20),
         (SCott(guidance=NONE, intervals=20, eta=0.0, substeps=1), 20),
         (CTM(guidance=NONE, intervals=20, most=9, denoising=0.0), 20),
+        (Lightning(guidance=NONE, stages=(1,), first=8), 8),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
@@ -247,6 +248,35 @@ def test_a_perfect_student_of_a_mixture_has_no_loss(method: Distillation, interv
     assert max(perfect) < 1e-8
     another = {**roles, STUDENT: Mixed()} if method.name != "ctm" else {**roles, TEACHER: Random(1)}
     assert float(method.losses(told, another, fields, rng(1), 1)[STUDENT].value) > 1e-4
+
+
+class Leaps(Mixed):
+    """A perfect student of windows at their starts: from there where three steps of the teacher arrive at the end."""
+
+    def forward(self, x: Tensor, timestep: Tensor, condition: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
+        t, end = (timestep.double() + 1) / SD.steps, x.double()
+        for i in range(3):
+            end = self.exact(end, t - i / 12).moved(SD.angle(t - (i + 1) / 12))
+        turn = SD.angle(t) - SD.angle(t - 0.25)
+        return ((column(turn.cos(), end) * x.double() - end) / column(turn.sin(), end),)
+
+
+@pytest.mark.parametrize(
+    ("method", "student"),
+    [
+        (TCD(guidance=NONE, intervals=8, segments=(8,)), Mixed()),  # every landing is where the teacher's one step is
+        (PeRFlow(guidance=1.0, caption_dropout=0.0, substeps=3), Leaps()),
+        (PhasedRectified(guidance=NONE, substeps=3), Leaps()),
+    ],
+    ids=lambda value: getattr(value, "name", type(value).__name__),
+)
+def test_a_perfect_student_of_a_mixture_s_pieces_has_no_loss(method: Distillation, student: Mixed) -> None:
+    method = replace(method, times=AtEdges()) if isinstance(method, PeRFlow | PhasedRectified) else method
+    fields, told = {**batch(SD), "x_0": MIXTURE.draw(SHAPE[0], rng(8))}, given(SD, "v_prediction")
+    for network, perfect in ((student, True), (Random(1), False)):
+        roles = {STUDENT: network, TARGET: network, TEACHER: Mixed()}
+        losses = [float(method.losses(told, roles, fields, rng(step), step)[STUDENT].value) for step in range(4)]
+        assert (max(losses) < 1e-8) is perfect
 
 
 def test_dmd2_s_student_rests_where_the_fake_score_is_the_teacher_s() -> None:
@@ -348,17 +378,19 @@ def test_one_unguided_step_a_window_asks_for_the_teacher_s_own_prediction(method
         assert (float(loss) < 1e-20) is perfect
 
 
+@pytest.mark.parametrize("substeps", [1, 3])
 @pytest.mark.parametrize("share", [1.0, 1e-4])
-def test_phased_rectified_diffusion_is_perflow_s_ddim_eps_at_the_ends_of_windows(share: float) -> None:
+def test_phased_rectified_diffusion_is_perflow_s_ddim_eps_at_the_ends_of_windows(share: float, substeps: int) -> None:
     """Both ask at the teacher's own x_s and x_e there, for the noise that leads from one to the other."""
     times, told = AtEdges(share=share), given(SD, "epsilon")
-    for method in (replace(one, times=times) for one in ONE_STEP):
+    for method in (replace(one, times=times, substeps=substeps) for one in ONE_STEP):
         student, teacher = Seen(2), Seen(1)
         loss = method.losses(told, {STUDENT: student, TEACHER: teacher}, batch(SD), rng(3), 0)[STUDENT].value
         t = torch.arange(SHAPE[0], dtype=torch.float64) % 4 / 4
         a_s, a_e = SD.angle(t + 0.25), SD.angle(t)
-        x_s, eps = teacher.seen[0], teacher.said[0]
-        x_e = point((x_s - column(a_s.sin(), x_s) * eps) / column(a_s.cos(), x_s), eps, a_e)
+        x_s, x, said, last = teacher.seen[0], teacher.seen[-1], teacher.said[-1], SD.angle(t + 0.25 / substeps)
+        x_e = point((x - column(last.sin(), x) * said) / column(last.cos(), x), said, a_e)
+        eps = (column(a_s.cos(), x) * x_e - column(a_e.cos(), x) * x_s) / column((a_e - a_s).sin(), x)
         close = 1e-6 if share == 1.0 else 2e-3  # a ten-thousandth of a window above its end
         torch.testing.assert_close(student.seen[0], x_s if share == 1.0 else x_e, rtol=close, atol=close)
         if share == 1.0:  # where both ask for the same jump

@@ -1,14 +1,16 @@
 """Adapters folded into pipelines."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raystill import cli
@@ -17,6 +19,7 @@ from raystill.config.errors import UserError
 from raystill.models import artifact
 from raystill.models.adapter import Adapter
 from raystill.models.card import AdapterCard, Base
+from raystill.models.ctm import WEIGHT
 from raystill.models.merging import merge_adapter
 from raystill.models.pipeline import load_pipeline
 from raystill.models.sampling import perflow_scheduler
@@ -26,7 +29,9 @@ LORA = Lora(rank=2, alpha=4.0, targets=("to_q", "conv1"))
 CAPTIONS = ["red heart", "cat face"]
 
 
-def adapter(base: Path, to: Path, weights: Lora | Full, *, own_scheduler: bool = False) -> Path:
+def adapter(
+    base: Path, to: Path, weights: Lora | Full, *, own_scheduler: bool = False, landing: dict[str, Tensor] | None = None
+) -> Path:
     """An adapter of random weights on a pipeline."""
     pipeline = load_pipeline(base)
     prepare(pipeline.unet, weights)
@@ -49,7 +54,8 @@ def adapter(base: Path, to: Path, weights: Lora | Full, *, own_scheduler: bool =
         recipe_digest=digest(recipe), commit="0",
     )  # fmt: skip
     settings = json.loads(scheduler.to_json_string())
-    artifact.write(to, card, state, settings, Image.new("L", (4, 4)), "An adapter.", lora_config=config)
+    picture = Image.new("L", (4, 4))
+    artifact.write(to, card, state, settings, picture, "An adapter.", lora_config=config, landing=landing)
     return to
 
 
@@ -121,4 +127,32 @@ def test_nothing_is_written_over_or_merged_into_what_it_is_not_for(pipeline_dire
         merge_adapter(directory, None, tmp_path / "there")
     with pytest.raises(UserError, match=r"is not a diffusers pipeline: expected model_index.json"):
         merge_adapter(directory, tmp_path / "nowhere", tmp_path / "out")
+    ctm = adapter(pipeline_directory, tmp_path / "ctm", LORA, landing={WEIGHT: torch.ones(8, 64)})
+    with pytest.raises(UserError, match=r"a CTM student is told where each step lands, which no plain pipeline does"):
+        merge_adapter(ctm, None, tmp_path / "out")
+    card = json.loads((directory / "adapter.json").read_text())
+    moved = shutil.copytree(pipeline_directory, tmp_path / "moved")
+    weights = load_file(moved / "unet" / "diffusion_pytorch_model.safetensors")
+    save_file(
+        {name: 2 * tensor for name, tensor in weights.items()}, moved / "unet/diffusion_pytorch_model.safetensors"
+    )
+    (directory / "adapter.json").write_text(json.dumps(card | {"base": card["base"] | {"id": str(moved)}}))
+    with pytest.raises(UserError, match=r"at revision [0-9a-f]+, and it is at [0-9a-f]+ now; name what to merge into"):
+        merge_adapter(directory, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"beta_end": 0.02}, {"rescale_betas_zero_snr": True}, {"prediction_type": "sample"}, {"num_train_timesteps": 500}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_pipeline_of_another_schedule_is_refused(
+    change: dict[str, Any], pipeline_directory: Path, tmp_path: Path
+) -> None:
+    directory = adapter(pipeline_directory, tmp_path / "adapter", LORA)
+    other = shutil.copytree(pipeline_directory, tmp_path / "other")
+    settings = other / "scheduler" / "scheduler_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | change))
+    with pytest.raises(UserError, match=r"on the schedule of .*, and .*other predicts .* on its own; give a fine-tune"):
+        merge_adapter(directory, other, tmp_path / "out")

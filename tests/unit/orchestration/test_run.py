@@ -19,7 +19,7 @@ from raystill.recipes.resolve import resolve
         ("cluster.zero_stage", 4, "stages 0, 1, 2 and 3"),
         ("store", "cloud", "write environment or embedded"),
         ("training.precision", "float16", "write float32 or bfloat16"),
-        ("evaluation.student_steps", (1, 2), "lacks 4"),
+        ("evaluation.student_steps", (1, 2), r"is \(1, 2\); add 4, in which a student of rayflow is drawn by default"),
         ("evaluation.features", "inception", "there are: alexnet"),
         ("port", 60_000, "from 1 to 55535"),
         ("training.steps", 0, "--set training.steps=1"),

@@ -12,6 +12,7 @@ from raystill.flow.stein import SteinTimes
 from raystill.methods.rayflow import RayFlow
 from raystill.orchestration.space import Choice, Draw, Range, Space, check_space
 from raystill.recipes import nano, nano_sweep
+from raystill.recipes.resolve import resolve
 
 TIMES = "method.times"
 CONDITIONAL: Space = (
@@ -99,6 +100,22 @@ def test_the_shipped_space_has_every_kind_and_makes_runs_that_pass_their_checks(
 def test_spaces_that_do_not_fit_are_refused(space: Space, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_space(space, nano.open_ended())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "domain", "message"),
+    [
+        ("lcm_nano", Choice(path="method.intervals", values=(50, 24)), "24, which does not divide the teacher's 1000"),
+        (
+            "dmd2_nano",
+            Choice(path="method.features", values=(("mid_block",), ("attic",))),
+            "method.features names attic",
+        ),
+    ],
+)
+def test_spaces_that_the_teacher_does_not_allow_are_refused(recipe: str, domain: Choice, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_space((domain,), resolve(recipe))
 
 
 def test_a_range_runs_upwards() -> None:

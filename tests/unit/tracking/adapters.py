@@ -58,17 +58,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def export(base: Path, tmp_path: Path) -> Export:
-    """Write an adapter of the base with a given 4-step distance."""
+    """Write an adapter of the base with a given distance at its default number of steps."""
 
-    def write(distance: float | None = 17.0, evaluation: str = "e1", seed: int = 0, sampling: Sampling = ODE) -> Path:
+    def write(
+        distance: float | None = 17.0, evaluation: str = "e1", seed: int = 0, sampling: Sampling = ODE, steps: int = 4
+    ) -> Path:
         torch.manual_seed(seed)
         unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
         config = LoraConfig(r=4, lora_alpha=16, target_modules=["to_q", "to_v", "conv1"], init_lora_weights=False)
         unet.add_adapter(config)
         recipe = {"kind": "Run", "seed": seed}
-        figures: dict[str, Any] = {"digest": evaluation, "features": "tiny-net", "frechet": {"4": distance}}
+        figures: dict[str, Any] = {"digest": evaluation, "features": "tiny-net", "frechet": {str(steps): distance}}
         card = AdapterCard(
-            base=Base(id=str(base)), method="rayflow", steps=(1, 2, 4), default_steps=4,
+            base=Base(id=str(base)), method="rayflow", steps=(1, 2, 4), default_steps=steps,
             timesteps=TIMES, guidance_scale=1.0, recipe=recipe, recipe_digest=digest(recipe), commit="f00d",
             start=StartLaw().to_json(),
             evaluation={} if distance is None else figures,
@@ -76,7 +78,7 @@ def export(base: Path, tmp_path: Path) -> Export:
         scheduler: Any = DDIMScheduler(timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
         if sampling != ODE:
             scheduler = RayFlowScheduler.from_config(scheduler.config, sigma=0.3, jump=sampling.jump, eta=sampling.eta)
-        directory = tmp_path / f"export-{seed}-{evaluation}-{distance}"
+        directory = tmp_path / f"export-{seed}-{evaluation}-{distance}-{steps}"
         readme = model_card(card, scheduler=type(scheduler).__name__, licence="Apache-2.0", here=str(directory))
         state = get_peft_model_state_dict(unet)
         settings = json.loads(scheduler.to_json_string())

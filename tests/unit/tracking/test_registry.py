@@ -40,7 +40,7 @@ def test_what_is_registered_can_be_pulled(
     assert version.run_id == run_id
     assert version.tags == {
         DIGEST_TAG: artifact.sha256(directory / "adapter.json"),
-        "base": artifact.verify(directory).base.id, "method": "rayflow",
+        "base": artifact.verify(directory).base.id, "method": "rayflow", "default_steps": "4",
         "recipe_digest": digest({"kind": "Run", "seed": 0}), "evaluation_digest": "e1", "frechet_4": "17.0",
     }  # fmt: skip
     pulled = pull(f"models:/{experiment}@champion", tracking_uri=uri)
@@ -95,6 +95,17 @@ def test_only_a_comparable_and_better_version_becomes_champion(
     assert better.promotion.reason == "12.5 is better than 20 of version 2"
     assert champion() == "5"
     assert str(client.get_model_version_by_alias(experiment, "candidate").version) == "5"
+
+
+def test_a_student_that_is_not_drawn_in_4_steps_is_compared_at_its_own(
+    uri: str, client: MlflowClient, run_id: str, export: Export, experiment: str
+) -> None:
+    assert register(uri, experiment, export(20.0, seed=1, steps=2), run_id).promotion.promoted
+    better = register(uri, experiment, export(12.5, seed=2, steps=2), run_id)
+    assert better.promotion.reason == "12.5 is better than 20 of version 1"
+    other = register(uri, experiment, export(1.0, seed=3, steps=4), run_id)
+    assert not other.promotion.promoted
+    assert "the figures do not compare" in other.promotion.reason
 
 
 def test_a_damaged_adapter_is_not_registered(
