@@ -17,7 +17,8 @@ from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import Optimizer
 from raystill.engine.zero import ZeroEngine
 from raystill.flow.premetrics import PseudoHuber
-from raystill.methods.add import ADD, ADVERSARY
+from raystill.methods.add import ADD
+from raystill.methods.adversary import ADVERSARY
 from raystill.methods.ctm import CTM
 from raystill.methods.dmd2 import DMD2
 from raystill.methods.lcm import LCM

@@ -16,17 +16,14 @@ from torch.nn.functional import relu
 from raystill.config.errors import UserError
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Latent, column, point
-from raystill.flow.schedules import Times
 from raystill.flow.starts import StartLaw
-from raystill.methods.adversary import check_features, features, heads_of, input_gradient, towards
+from raystill.methods.adversary import ADVERSARY, check_features, features, heads_of, input_gradient, towards
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import STUDENT, TEACHER, Batch, Distillation, Given, Head, Loss, Networks, check_times
-from raystill.methods.teaching import Guidance, Teaching, begun, fresh
+from raystill.methods.teaching import Guidance, Teaching, any_times, begun, fresh
 from raystill.models.denoiser import Denoiser
 from raystill.models.pipeline import Pipeline, TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
-
-ADVERSARY = "discriminator"  # role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +80,11 @@ class ADD(Distillation):
         start = begun(schedule, t, x_0, noise)
         sample = Denoiser(networks[STUDENT], schedule, given.kind)(start, t, condition).data
         teaching = Teaching.of(networks, given, batch, self.guidance, rng)
-        at, own = _times(len(x_0), rng), fresh(x_0, rng)
+        at, own = any_times(len(x_0), rng), fresh(x_0, rng)
         with torch.no_grad():
             said = teaching(point(sample, own, schedule.angle(at)), at).data
         distance = column(schedule.signal(at), sample) * (sample - said).square()
-        seen, noised = _times(len(x_0), rng), fresh(x_0, rng)
+        seen, noised = any_times(len(x_0), rng), fresh(x_0, rng)
 
         def read(x: Latent) -> dict[str, Tensor]:
             teacher = Denoiser(networks[TEACHER], schedule, given.kind)
@@ -121,8 +118,3 @@ class ADD(Distillation):
     def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
         """Estimate x_0 and noise it anew, at the stock sampler's times."""
         return ray_scheduler(pipeline, DiffusionPath(), Sampling(eta=1.0), start)
-
-
-def _times(count: int, rng: Generator) -> Times:
-    """Uniform, above 0."""
-    return 1 - torch.rand(count, generator=rng, dtype=torch.float64)

@@ -11,14 +11,15 @@ from math import gcd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu
+from torch.nn.functional import leaky_relu, softplus
 
 from raystill.config.errors import UserError
 from raystill.flow.predictions import Latent
 from raystill.flow.schedules import Times
-from raystill.methods.method import Given
+from raystill.methods.method import Given, Loss
 from raystill.models.denoiser import Condition, Denoiser
 
+ADVERSARY = "discriminator"  # role
 GROUPS = 32  # of the heads' normalisation, or the largest number below that divides
 
 Logits = Float[Tensor, " batch"]
@@ -119,3 +120,11 @@ def towards(sample: Latent, gradient: Latent) -> Tensor:
     """
     wanted = (sample - gradient * sample.numel()).detach()
     return 0.5 * (sample - wanted).square().mean()
+
+
+def told_apart(real: Logits, faked: Logits, times: Times | None = None) -> Loss:
+    """The adversary's loss, mean softplus(-D(x)) of real samples and mean softplus(D(x)) of students', of which the
+    non-saturating one of students is the counterpart (1406.2661).
+    """
+    said = {"adversary/real": real.detach().sigmoid().mean(), "adversary/fake": faked.detach().sigmoid().mean()}
+    return Loss(softplus(-real).mean() + softplus(faked).mean(), said, times=times)

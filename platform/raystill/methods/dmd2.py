@@ -17,9 +17,16 @@ from raystill.config.errors import UserError
 from raystill.flow.objectives import true_value
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Latent, column, point
-from raystill.flow.schedules import Times
 from raystill.flow.starts import StartLaw
-from raystill.methods.adversary import check_features, features, heads_of, input_gradient, towards
+from raystill.methods.adversary import (
+    ADVERSARY,
+    check_features,
+    features,
+    heads_of,
+    input_gradient,
+    told_apart,
+    towards,
+)
 from raystill.methods.method import (
     EVERY_RANK,
     STUDENT,
@@ -33,12 +40,12 @@ from raystill.methods.method import (
     check_times,
     generator,
 )
-from raystill.methods.teaching import Guidance, Teaching, fresh
+from raystill.methods.teaching import Guidance, Teaching, any_times, fresh
 from raystill.models.denoiser import Condition, Denoiser
 from raystill.models.pipeline import Pipeline, TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 
-FAKE, ADVERSARY = "fake_score", "discriminator"  # roles
+FAKE = "fake_score"  # role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +110,12 @@ class DMD2(Distillation):
         if STUDENT in turn:
             found[STUDENT] = self._student(given, networks, condition, sample, teaching, fake, rng)
         sample = sample.detach()
-        t, eps = _times(len(sample), 0.0, rng), fresh(sample, rng)
+        t, eps = any_times(len(sample), rng), fresh(sample, rng)
         says = fake(point(sample, eps, given.schedule.angle(t)), t, condition)
         found[FAKE] = Loss((says.value - true_value(says, sample, eps)).square().mean(), times=t)
         if ADVERSARY in turn:
             real, faked = (self._logits(given, networks, x, condition, rng) for x in (batch["x_0"], sample))
-            told = {"adversary/real": real.detach().sigmoid().mean(), "adversary/fake": faked.detach().sigmoid().mean()}
-            found[ADVERSARY] = Loss(softplus(-real).mean() + softplus(faked).mean(), told)
+            found[ADVERSARY] = told_apart(real, faked)
         return found
 
     def _sample(
@@ -135,7 +141,7 @@ class DMD2(Distillation):
         fake: Denoiser, rng: Generator,
     ) -> Loss:  # fmt: skip
         """g = (f - r) / mean |x - r|, where f and r are what fake score and teacher say of the sample, noised."""
-        t = _times(len(sample), self.lowest, rng)
+        t = any_times(len(sample), rng, self.lowest)
         with torch.no_grad():
             noised = point(sample, fresh(sample, rng), given.schedule.angle(t))
             real, faked = teaching(noised, t).data, fake(noised, t, condition).data
@@ -152,7 +158,7 @@ class DMD2(Distillation):
 
     def _logits(self, given: Given, networks: Networks, x: Latent, condition: Condition, rng: Generator) -> Tensor:
         """What the adversary says of latents, each noised to a time of its own."""
-        t = _times(len(x), 0.0, rng)
+        t = any_times(len(x), rng)
         noised = point(x, fresh(x, rng), given.schedule.angle(t))
         teacher = Denoiser(networks[TEACHER], given.schedule, given.kind)
         logits: Tensor = networks[ADVERSARY](features(teacher, self.features, noised, t, condition))
@@ -165,8 +171,3 @@ class DMD2(Distillation):
     def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
         """Estimate x_0 and noise it anew, at the stock sampler's times."""
         return ray_scheduler(pipeline, DiffusionPath(), Sampling(eta=1.0), start)
-
-
-def _times(count: int, lowest: float, rng: Generator) -> Times:
-    """Uniform over [lowest, 1 - lowest], above 0."""
-    return lowest + (1 - 2 * lowest) * (1 - torch.rand(count, generator=rng, dtype=torch.float64))

@@ -19,7 +19,15 @@ from raystill.config.errors import UserError
 from raystill.flow.predictions import Latent, point
 from raystill.flow.premetrics import Premetric, Squared
 from raystill.flow.schedules import Times
-from raystill.methods.adversary import check_features, features, heads_of, input_gradient, towards
+from raystill.methods.adversary import (
+    ADVERSARY,
+    check_features,
+    features,
+    heads_of,
+    input_gradient,
+    told_apart,
+    towards,
+)
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import (
     STUDENT,
@@ -39,7 +47,6 @@ from raystill.models.denoiser import Denoiser
 from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling
 
-ADVERSARY = "discriminator"  # role
 NOISED = (0.01, 0.25, 0.5, 0.75)  # times at which clean ends of jumps are judged (section 3.7)
 
 
@@ -148,8 +155,7 @@ class Lightning(Distillation):
         error = {"loss/student_data_mse": (jumped.detach() - end).square().mean()}
         student = Loss(towards(jumped, gradient), {"loss/student_adversarial": value, **error}, times=t)
         real, faked = seen(end), seen(jumped.detach())
-        told = {"adversary/real": real.detach().sigmoid().mean(), "adversary/fake": faked.detach().sigmoid().mean()}
-        return {STUDENT: student, ADVERSARY: Loss(softplus(-real).mean() + softplus(faked).mean(), told, times=t)}
+        return {STUDENT: student, ADVERSARY: told_apart(real, faked, t)}
 
 
 class _Seen:

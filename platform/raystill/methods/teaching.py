@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from raystill.config.errors import UserError
-from raystill.flow.predictions import Latent, Prediction, column, guided, point
+from raystill.flow.predictions import Latent, Prediction, column, point
 from raystill.flow.schedules import Schedule, Times
 from raystill.methods.method import TEACHER, Batch, Given, Networks
-from raystill.models.denoiser import Condition, Denoiser
+from raystill.models.denoiser import Condition, Denoiser, with_guidance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +59,7 @@ class Teaching:
         """Predict at points of unit length at times t, shape (batch,); both branches in one forward."""
         if self.scale is None:
             return self.teacher(x, t, self.condition)
-        both = torch.cat([self.unconditional.expand_as(self.condition), self.condition])
-        p = self.teacher(torch.cat([x, x]), t.repeat(2), both)
-        unconditional, conditional = p.value.chunk(2)
-        value = guided(unconditional, conditional, column(self.scale, x))
-        return Prediction(p.kind, value, x, p.signal[: len(x)], p.noise[: len(x)])
+        return with_guidance(self.teacher, self.unconditional, column(self.scale, x), x, t, self.condition)
 
     def step(self, x: Latent, t: Times, r: Times) -> Latent:
         """One DDIM step from t to r."""
@@ -93,6 +89,11 @@ def fresh_share(angle: Times, rest: Times, eta: float) -> Times:
 def weighted(distances: Float[Tensor, " batch"], weight: Times) -> Float[Tensor, ""]:
     """Weighted mean over a batch; weights lie on the CPU."""
     return (distances * weight.to(distances, non_blocking=True)).mean()
+
+
+def any_times(count: int, rng: Generator, lowest: float = 0.0) -> Times:
+    """Uniform over [lowest, 1 - lowest], above 0."""
+    return lowest + (1 - 2 * lowest) * (1 - torch.rand(count, generator=rng, dtype=torch.float64))
 
 
 def begun(schedule: Schedule, t: Times, x_0: Latent, noise: Latent) -> Latent:

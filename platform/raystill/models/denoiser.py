@@ -59,14 +59,20 @@ class GuidedDenoiser:
     scale: float  # w; 1 is no guidance
 
     def __call__(self, x: Latent, t: Times, condition: Condition) -> Prediction:
-        """Predict with guidance; the kinds are all linear in the network's value, so guiding the value guides the
-        noise.
-        """
+        """Predict with guidance."""
         if self.scale == 1:
             return self.denoiser(x, t, condition)
-        both = torch.cat([self.unconditional.expand_as(condition), condition])
-        p = self.denoiser(torch.cat([x, x]), t.repeat(2), both)
-        unconditional, conditional = p.value.chunk(2)
-        value = guided(unconditional, conditional, self.scale)
-        n = len(x)
-        return Prediction(p.kind, value, x, p.signal[:n], p.noise[:n])
+        return with_guidance(self.denoiser, self.unconditional, self.scale, x, t, condition)
+
+
+def with_guidance(
+    denoiser: Denoiser, unconditional: Float[Tensor, "1 length features"], scale: float | Tensor, x: Latent, t: Times,
+    condition: Condition,
+) -> Prediction:  # fmt: skip
+    """Predict under guidance of a scale w, or one for each sample, shape (batch, 1, 1, 1); both branches in one
+    forward. The kinds are all linear in the network's value, so guiding the value guides the noise.
+    """
+    both = torch.cat([unconditional.expand_as(condition), condition])
+    p = denoiser(torch.cat([x, x]), t.repeat(2), both)
+    without, told = p.value.chunk(2)
+    return Prediction(p.kind, guided(without, told, scale), x, p.signal[: len(x)], p.noise[: len(x)])

@@ -17,16 +17,14 @@ from tqdm import tqdm
 from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
 from raystill.config.overrides import override
-from raystill.data.derive import Index, Source, place
-from raystill.data.records import unpack_row
-from raystill.data.shards import unpack
+from raystill.data.derive import Source, place
 from raystill.data.store import Store, open_store
 from raystill.engine.protocol import NonFiniteError
 from raystill.methods.rayflow import RayFlow
 from raystill.models.pipeline import revision, teacher_facts
 from raystill.models.sampling import Sampling
 from raystill.orchestration.distill import checkpoints_of, compute_targets, trained_student
-from raystill.orchestration.evaluate import draw_teacher, evaluate
+from raystill.orchestration.evaluate import draw_teacher, evaluate, read_rows
 from raystill.orchestration.gradients import GradientProbe, GradientTransform, efficiency
 from raystill.orchestration.launch import surroundings
 from raystill.orchestration.launcher import Launcher, LocalLauncher
@@ -269,7 +267,7 @@ def _gradients(study: Study, trained: Trained, targets: Store, launcher: Launche
     identity = source.identity(stage="gradients", probe=study.gradients, task=trained.task, **trained.identity())
     target = place(open_store(study.base.work), "gradients", identity)
     make = partial(GradientTransform, trained.assembly, trained.task, study.gradients, launcher.stage_device)
-    return efficiency(_rows(target, launcher.derive(source, target, make, identity, 0.0)))
+    return efficiency(read_rows(target, launcher.derive(source, target, make, identity, 0.0)))
 
 
 def _overlap(
@@ -280,7 +278,7 @@ def _overlap(
     identity = source.identity(stage="overlap", probe=study.overlap, **depends_on)
     target = place(open_store(study.base.work), "overlap", identity)
     make = partial(OverlapTransform, build, study.overlap, launcher.stage_device)
-    return overlap(_rows(target, launcher.derive(source, target, make, identity, 0.0)))
+    return overlap(read_rows(target, launcher.derive(source, target, make, identity, 0.0)))
 
 
 def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
@@ -312,9 +310,4 @@ def _probe(
     target = place(open_store(run.work), "probes", identity)
     transform = partial(ProbeTransform, make, steps, probe, run.reading, features)
     index = launcher.derive(source, target, transform, identity, run.reading.max_bad_fraction)
-    return means(_rows(target, index), steps)
-
-
-def _rows(store: Store, index: Index) -> list[Any]:
-    shards = (shard for shard in index.shards if shard.count)
-    return [unpack_row(sample) for shard in shards for sample in unpack(store.read(shard.key), shard.key)]
+    return means(read_rows(target, index), steps)

@@ -9,8 +9,8 @@ from torch import Generator, Tensor, nn
 
 from raystill.flow.schedules import DiffusionSchedule, scaled_linear_alphas
 from raystill.methods.add import ADD
-from raystill.methods.adversary import towards
-from raystill.methods.dmd2 import ADVERSARY, DMD2, FAKE
+from raystill.methods.adversary import ADVERSARY, towards
+from raystill.methods.dmd2 import DMD2, FAKE
 from raystill.methods.lightning import Lightning
 from raystill.methods.method import STUDENT, TARGET, TEACHER, Distillation
 from raystill.methods.teaching import Guidance
