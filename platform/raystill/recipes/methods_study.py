@@ -40,6 +40,8 @@ def pictures() -> Question:
         for shards in (methods.SHARDS, SHARDS):
             title = f"{label}, {256 * shards} pictures"
             variants.append(_trained(label, title, LONG[label], {"targets.shards": shards}))
+    slower = {"optimizer.learning_rate": 1e-3, "method.objective.distance": "squared"}
+    variants.append(_trained("RayFlow", "RayFlow, 768 pictures, 1e-3 and squared", LONG["RayFlow"], slower))
     return Question(
         title="more pictures", variants=tuple(variants), conclusion=findings.PICTURES,
         text="As many updates as the comparison's second budget holds, of more pictures. The longer wait for their "
