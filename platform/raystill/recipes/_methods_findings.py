@@ -33,6 +33,8 @@ of RayFlow, by 1 % at one step and 2 to 5 from two on."""
 
 LADDER = ""
 
+COUPLING = ""
+
 CONSISTENCY = """It adds nothing here that can be told from a seed's spread."""
 
 BOOTSTRAPPING = """Without an average LCM gets worse with more updates, and at once at a higher rate, less so

@@ -18,6 +18,7 @@ TUNED: Mapping[str, Mapping[str, Any]] = {  # what the comparison's trials took
     "RayFlow": {"method.path.sigma": 0.0, "optimizer.learning_rate": 3e-3},
     "RayFlow, paired path": {"optimizer.decay": "cosine", "optimizer.learning_rate": 3e-3},
     "Rectified Diffusion": {"method.premetric": "Squared", "optimizer.learning_rate": 0.0010107464386504275},
+    "TCD": {"method.intervals": 24, "optimizer.learning_rate": 0.0010107464386504275},
     "TSCD": {"optimizer.decay": "constant", "optimizer.learning_rate": 0.0005173672937096506},
     "LCM": {"method.intervals": 50, "optimizer.learning_rate": 2e-4},
 }
@@ -29,7 +30,7 @@ def run() -> Study:
     comparison = methods.run()
     return Study(
         name="methods_study", base=comparison.base, probe=comparison.probe, text=TEXT,
-        questions=(pictures(), ladder(), consistency(), bootstrapping()),
+        questions=(pictures(), ladder(), consistency(), bootstrapping(), coupling()),
     )  # fmt: skip
 
 
@@ -97,6 +98,18 @@ def bootstrapping() -> Question:
             _trained("LCM", "242 updates, target's average 0.95", LONG["LCM"], {"method.target_decay": 0.95}),
             _trained("LCM", "100 updates, learning rate 8e-4", 100, fast),
             _trained("LCM", "the same, squared distance", 100, {**fast, "method.premetric": Squared()}),
+        ),
+    )
+
+
+def coupling() -> Question:
+    """What noise that is dealt out within a batch (2406.12303) adds to a method that noises latents."""
+    return Question(
+        title="immiscible noise",
+        conclusion=findings.COUPLING,
+        variants=(
+            _trained("TCD", "TCD", 100, {}),
+            _trained("TCD", "TCD, immiscible noise", 100, {"method.immiscible": True}),
         ),
     )
 
