@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tests.workplace import SMALL
 
 from raystill.config.errors import UserError
@@ -16,6 +18,7 @@ from raystill.methods.table import METHODS
 from raystill.models.adapter import Adapter
 from raystill.models.artifact import DELTA_NAME, verify
 from raystill.models.merging import merge_adapter
+from raystill.models.pipeline import load_pipeline
 from raystill.orchestration.launch import launch_distillation
 from raystill.orchestration.run import Run
 from raystill.recipes import nano_methods
@@ -72,6 +75,15 @@ def test_full_training_carries_what_all_weights_have_gained(name: str, here: Pat
     drawn = Adapter(distilled.adapter).draw(["red heart"], seed=3)
     assert drawn.shape == (1, 32, 32, 3)
     assert "unet_delta.safetensors" in (distilled.adapter / "README.md").read_text()
+    merged = here / f"merged-{name}"
+    if run.method.tells_landing:
+        with pytest.raises(UserError, match="a CTM student is told where each step lands"):
+            merge_adapter(distilled.adapter, None, merged)
+        return
+    merge_adapter(distilled.adapter, None, merged)
+    found, base = load_pipeline(merged).unet, load_pipeline(run.teacher).unet
+    for weight, gained in load_file(distilled.adapter / DELTA_NAME).items():
+        torch.testing.assert_close(found.get_parameter(weight), base.get_parameter(weight) + gained)
 
 
 def test_a_merged_student_is_the_teacher_of_a_second_reflow(here: Path) -> None:
