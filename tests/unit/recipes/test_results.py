@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from raystill.config.digest import canonical, digest
 from raystill.orchestration.compare import seconds_steps
+from raystill.orchestration.study import Study
 from raystill.recipes import methods, methods_study, rayflow_study
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -43,3 +46,19 @@ def test_the_study_of_methods_takes_what_the_comparison_s_trials_took() -> None:
     taken = {label: compared["tuned"][label]["config"] for label in methods_study.TUNED}
     assert taken == methods_study.TUNED
     assert all(results["runs"][key] == compared["runs"][key] for key in set(results["runs"]) & set(compared["runs"]))
+
+
+@pytest.mark.parametrize("study", [rayflow_study.run(), methods_study.run()], ids=lambda study: study.name)
+def test_a_study_s_page_is_that_of_its_recipe(study: Study) -> None:
+    page = (RESULTS / f"{study.name}.md").read_text()
+    assert f"{len(study.runs())} of {len(study.runs())} runs are measured" in page
+    for number, question in enumerate(study.questions, 1):
+        assert f"## {number}. {question.title}\n" in page
+        assert question.conclusion.strip() in page
+        assert all(f"| {variant.label} |" in page for variant in question.variants)
+
+
+def test_the_comparison_s_page_is_that_of_its_recipe() -> None:
+    page, comparison = (RESULTS / "methods.md").read_text(), methods.run()
+    assert comparison.text in page
+    assert all(f"| {entrant.label} |" in page for entrant in comparison.entrants)
