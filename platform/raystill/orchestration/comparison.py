@@ -9,6 +9,7 @@ from raystill.config.errors import UserError
 from raystill.config.overrides import override, setting
 from raystill.methods.method import STUDENT
 from raystill.methods.table import Distilling
+from raystill.models.pipeline import check_pipeline
 from raystill.models.sampling import check_solver
 from raystill.models.stock import read_scheduler, stock_sampler
 from raystill.orchestration.probes import Probe
@@ -158,6 +159,7 @@ class Comparison:
             )
         if not self.base.evaluation.captions:
             raise UserError("base.evaluation.captions is empty; name those of the picture's rows")
+        check_pipeline(Path(self.base.teacher))
         stock = stock_sampler(read_scheduler(Path(self.base.teacher)))  # as its pipeline is loaded
         for name in self.solvers:
             check_solver(stock, name)
