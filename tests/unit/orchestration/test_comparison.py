@@ -65,6 +65,19 @@ def test_all_students_have_equally_many_updates() -> None:
         assert updates == SHIPPED.updates
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base.teacher": "nowhere"}, "'nowhere' is not a diffusers pipeline"),
+        ({"solvers": ("HeunDiscreteScheduler",)}, "HeunDiscreteScheduler calls the network 7 times in 4 steps"),
+        ({"searched": (3,)}, r"\[3\], is among its own, \[1, 2, 4, 8\]: --set 'searched=\[1, 2, 4, 8\]'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        override(SHIPPED, changes).check()
+
+
 def test_first_trials_beyond_the_trials_are_refused() -> None:
     with pytest.raises(UserError, match="entrant 'RayFlow': trials is 2; write 3 or more"):
         replace(SHIPPED, trials=2).check()
