@@ -63,10 +63,11 @@ class CTMScheduler(RayFlowScheduler):
 
     def attach(self, unet: UNet2DConditionModel, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Tell a UNet from now on, after giving it the trained layer where it has none yet."""
-        if self._hook is not None:
+        if self._hook is not None:  # what was told before is not told twice
             self._hook.remove()
         if tensors is not None:
-            if unet.time_embedding.cond_proj is None:
+            check_room(unet.config.get("time_cond_proj_dim") is not None)
+            if unet.time_embedding.cond_proj is None:  # else the layer is there from an earlier call
                 make_room(unet)
             unet.get_parameter(WEIGHT).data.copy_(tensors[WEIGHT])
         self._unet = unet

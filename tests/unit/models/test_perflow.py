@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from raystill.config.errors import UserError
@@ -19,7 +19,7 @@ from raystill.methods.table import METHODS
 from raystill.models.ctm import WEIGHT, CTMScheduler, make_room
 from raystill.models.perflow import PeRFlowScheduler
 from raystill.models.pipeline import load_pipeline
-from raystill.models.sampling import ODE, draw, lcm_scheduler, perflow_scheduler, timesteps_of
+from raystill.models.sampling import ODE, ctm_scheduler, draw, lcm_scheduler, perflow_scheduler, timesteps_of
 from raystill.models.student import Student
 from raystill.models.weights import Lora, prepare
 
@@ -113,3 +113,19 @@ def test_a_student_is_drawn_by_its_method_s_scheduler(pipeline_directory: Path) 
     assert type(student.scheduler).__name__ == "LCMScheduler"
     found = student.latents(starts(), student.pipeline.condition(CAPTIONS), 2)
     assert bool(torch.isfinite(found).all())
+
+
+def test_a_ctm_scheduler_is_attached_again_and_not_to_a_network_with_a_condition_of_its_own(
+    pipeline_directory: Path,
+) -> None:
+    pipeline = load_pipeline(pipeline_directory)
+    scheduler, unet = ctm_scheduler(pipeline), pipeline.unet
+    assert isinstance(scheduler, CTMScheduler)
+    width = unet.time_embedding.linear_1.in_features
+    for value in (1.0, 2.0):
+        scheduler.attach(unet, {WEIGHT: torch.full((width, 64), value)})
+        assert bool((unet.get_parameter(WEIGHT) == value).all())
+    assert len(unet.time_embedding._forward_pre_hooks) == 1
+    told = UNet2DConditionModel.from_config(unet.config, time_cond_proj_dim=64)
+    with pytest.raises(UserError, match="has a condition of the time already"):
+        scheduler.attach(told, {WEIGHT: torch.ones(width, 64)})
