@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,16 @@ def _parser() -> argparse.ArgumentParser:
     ui = commands.add_parser("ui", help="show runs, their pictures and the registry in a browser, until Ctrl-C")
     ui.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: %(default)s)")
     ui.set_defaults(run=_ui)
+    child = commands.add_parser(
+        "exec", help="run a command, such as one of MLflow's, that finds the registry and its files"
+    )
+    child.add_argument(
+        "line",
+        nargs="+",
+        metavar="COMMAND",
+        help=f"after --, such as: -- mlflow models serve -m {DEFAULT_MODEL} --env-manager local",
+    )
+    child.set_defaults(run=_exec)
     return parser
 
 
@@ -146,6 +157,25 @@ def _ui(arguments: argparse.Namespace) -> None:
             raise UserError(f"MLflow's pages stopped by themselves; see {DIRECTORY / 'ui.log'}")
     except KeyboardInterrupt:
         return
+
+
+def _exec(arguments: argparse.Namespace) -> None:
+    """Run a command with the registry's address and its store's in its environment; its exit status is ours."""
+    from raystill.orchestration.services import DIRECTORY
+
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # as in an activated environment
+    uri = _registry(DIRECTORY)
+    with _store(DIRECTORY):
+        os.environ.update(PATH=beside, MLFLOW_TRACKING_URI=uri)
+        try:
+            child = subprocess.Popen(arguments.line)
+        except OSError as error:
+            raise UserError(f"{arguments.line[0]} cannot be run: {error.strerror}") from error
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the child, too, which decides
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda given, _: child.send_signal(given))
+        status = child.wait()
+    sys.exit(status if status >= 0 else 128 - status)
 
 
 def _registry(directory: Path) -> str:

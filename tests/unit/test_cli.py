@@ -1,6 +1,5 @@
-"""The command line: arguments that cannot be, and MLflow's pages over a finished job's files."""
+"""The command line: arguments that cannot be, and MLflow's pages and commands over a finished job's files."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,8 @@ import requests
 from mlflow import MlflowClient
 from PIL import Image
 from tests.cluster.nodes import free_port
+from tests.workplace import cli as cli_line
+from tests.workplace import environment
 
 from raystill import cli
 from raystill.data.ports import answers
@@ -19,8 +20,6 @@ from raystill.data.server import running
 from raystill.data.store import create_bucket
 from raystill.orchestration.services import object_store
 from raystill.tracking.runs import open_experiment
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -30,6 +29,8 @@ ROOT = Path(__file__).parents[2]
         ("sample heart --steps 0", "--steps is 0; write 1 or more"),
         ("ui --port 70000", "raystill ui --port 5001"),
         ("pull models:/nano@champion", "run `make demo` first"),
+        ("exec -- mlflow --version", "run `make demo` first"),
+        ("exec -- no-such-command", "no-such-command cannot be run: No such file"),
     ],
 )
 def test_arguments_that_cannot_be_say_what_to_write(
@@ -37,7 +38,7 @@ def test_arguments_that_cannot_be_say_what_to_write(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    if line.startswith("ui"):
+    if line.startswith(("ui", "exec -- no")):
         (tmp_path / ".raystill").mkdir()
         (tmp_path / ".raystill" / "mlflow.db").touch()
     monkeypatch.setattr(sys, "argv", ["raystill", *line.split()])
@@ -47,24 +48,48 @@ def test_arguments_that_cannot_be_say_what_to_write(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.cluster
-@pytest.mark.slow
-def test_the_pages_show_pictures_of_the_embedded_store_and_stop_with_everything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home = tmp_path / ".raystill"
-    uri = f"sqlite:///{home / 'mlflow.db'}"
-    with object_store("embedded", home):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where a job was typed, and the id of its run, which has a picture in the embedded store."""
+    place = tmp_path_factory.mktemp("finished")
+    uri = f"sqlite:///{place / '.raystill' / 'mlflow.db'}"
+    with object_store("embedded", place / ".raystill"):
         create_bucket("s3://pictures")
         client = MlflowClient(tracking_uri=uri)
         run = client.create_run(open_experiment(uri, "x", "s3://pictures/mlflow")).info.run_id
         client.log_image(run, Image.new("RGB", (3, 2), "red"), artifact_file="grid.png")
-    environment = {n: v for n, v in os.environ.items() if not n.startswith(("AWS_", "MLFLOW_TRACKING"))}
+    return place, run
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_command_finds_the_registry_and_its_files_and_is_told_to_stop(finished: tuple[Path, str]) -> None:
+    place, run = finished
+    code = (
+        "import mlflow, sys, time\n"
+        f"picture = mlflow.artifacts.load_image(mlflow.get_run({run!r}).info.artifact_uri + '/grid.png')\n"
+        "print(picture.size, flush=True)\n"
+        "if 'stay' in sys.argv: time.sleep(600)\n"
+        "sys.exit(7)"
+    )
+    line = [*cli_line("exec", "--"), "python", "-c", code]
+    done = subprocess.run(line, cwd=place, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (7, "(3, 2)\n"), done.stderr
+    process = subprocess.Popen([*line, "stay"], cwd=place, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "(3, 2)\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert running(place / ".raystill" / "s3") is None
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_the_pages_show_pictures_of_the_embedded_store_and_stop_with_everything(finished: tuple[Path, str]) -> None:
+    place, run = finished
     port = free_port()  # apart from those that the store takes
-    process = subprocess.Popen(
-        [sys.executable, "-m", "raystill.cli", "ui", "--port", str(port)], cwd=tmp_path, stdout=subprocess.PIPE,
-        text=True, env={**environment, "PYTHONPATH": str(ROOT / "platform")},
-    )  # fmt: skip
+    line = cli_line("ui", "--port", str(port))
+    process = subprocess.Popen(line, cwd=place, env=environment(), stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         said = process.stdout.readline()
@@ -72,7 +97,7 @@ def test_the_pages_show_pictures_of_the_embedded_store_and_stop_with_everything(
         where = {"run_uuid": run, "path": "grid.png"}
         picture = requests.get(f"http://127.0.0.1:{port}/get-artifact", params=where, timeout=60)
         assert picture.content.startswith(b"\x89PNG")
-        assert running(home / "s3") is not None  # a second shell can pull meanwhile
+        assert running(place / ".raystill" / "s3") is not None  # a second shell can pull meanwhile
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
@@ -80,4 +105,4 @@ def test_the_pages_show_pictures_of_the_embedded_store_and_stop_with_everything(
     while answers(port) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not answers(port)
-    assert running(home / "s3") is None
+    assert running(place / ".raystill" / "s3") is None
