@@ -13,7 +13,8 @@ velocity were stopped early, all but one at the first rung. The seven differ by 
 anywhere from 0.001 to 0.33, and three seeds of one setting alone have a standard deviation of 2 %
 ([rayflow.md](rayflow.md)): their order, and the best one's sigma of 0.001, mean little. At one step sigma
 counts: 291 to 293 with sigma up to 0.04, 301 at 0.13, 327 and 329 at 0.27 and 0.33. With another order of trials'
-ends the same search gave other trials, the same conclusions and 201.4 as its best.
+ends the same search gives other trials: 201.4 as its best once, and 202.2 on 2026-11-25, when the best five of
+eight had their loss on data and a learned law, too, and the one with its loss on velocity was the last (222.4).
 
 ![The sweep in MLflow's pages](sweep-mlflow.png)"""
 LEARNED = ("GridTimes", "SteinTimes", "SecondMomentTimes")
