@@ -16,7 +16,7 @@ def code_commit(directory: Path = Path(__file__).parent) -> str:
         # A package installed below somebody else's repository must not report that repository's commit.
         tracked = subprocess.run([*here, "ls-files", "--error-unmatch", "."], capture_output=True, check=False)
         found = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        edited = subprocess.run([*here, "diff", "--quiet", "HEAD", "--", "."], check=False)
+        edited = subprocess.run([*here, "diff", "--quiet", "HEAD", "--", "."], capture_output=True, check=False)
     except FileNotFoundError:  # no git in the image
         return _elsewhere()
     if tracked.returncode or found.returncode:

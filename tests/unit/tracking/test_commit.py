@@ -35,7 +35,9 @@ def test_files_outside_of_the_package_are_no_edits_of_it(tmp_path: Path) -> None
     assert code_commit(tmp_path / "package") == git(tmp_path, "rev-parse", "HEAD")
 
 
-def test_outside_of_a_checkout_it_is_what_the_surroundings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_a_checkout_it_is_what_the_surroundings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     sent = tmp_path / "_ray_pkg_0123abcd"  # where Ray unpacks a submitted checkout
     sent.mkdir()
     monkeypatch.delenv("RAYSTILL_COMMIT", raising=False)
@@ -45,3 +47,4 @@ def test_outside_of_a_checkout_it_is_what_the_surroundings_say(tmp_path: Path, m
     assert code_commit(tmp_path) == "_ray_pkg_0123abcd"
     monkeypatch.setenv("RAYSTILL_COMMIT", "f00d")
     assert code_commit(tmp_path) == "f00d"
+    assert capfd.readouterr() == ("", "")  # git's own words reach nobody
