@@ -85,9 +85,16 @@ def test_ctrl_c_in_a_terminal_saves_and_leaves_nothing_behind_and_the_same_line_
     assert "go on with the same command" in stopped
     assert "targets:" in stopped
     assert "targets:" not in demo.stderr
-    began = min(step for step in steps_shown(demo.stderr) if step)
+    resumed = set(re.findall(r"student from step (\d+):", demo.stderr))
+    began = int(resumed.pop())
+    assert not resumed
     assert 0 < began < STEPS_OF_THE_RUN  # where the first one was stopped, and no checkpoint was due
     assert began % REPORTED == 0
+    shown = re.findall(r"student from step \d+:.*?([\d.]+)/([\d.]+) \[", demo.stderr)
+    done, of = zip(*((float(done), float(of)) for done, of in shown), strict=True)
+    assert set(of) == {STEPS_OF_THE_RUN - began}
+    assert done[0] == 0  # earlier steps are not counted into the speed
+    assert done[-1] == STEPS_OF_THE_RUN - began
 
 
 def test_the_demo_reports_what_it_did(workplace: Path, demo: subprocess.CompletedProcess[str]) -> None:

@@ -263,9 +263,7 @@ def _train_worker(work: _Work) -> None:
     training = work.task.training
     agree(canonical_json(work.task))
     plan = Plan(shards=work.index.shards, seed=training.seed, rank=rank, world_size=world_size)
-    bar = tqdm_ray.tqdm(total=training.steps, desc=work.task.name, unit="step") if rank == 0 else None
-    if bar is not None:
-        bar.update(last_step(work.checkpoints))
+    bar = None if rank else _Progress(work.task.name, last_step(work.checkpoints), training.steps)
     with nullcontext() if rank or work.recorder is None else work.recorder() as recorder:
         place = Place(
             checkpoints=work.checkpoints,
@@ -279,14 +277,27 @@ def _train_worker(work: _Work) -> None:
             device=torch.device(device),
             until=work.until,
             stop=lambda: anywhere(rank == 0 and asked_to_stop(work.checkpoints)),
-            on_step=lambda step: _advance(bar, step),
+            on_step=bar.reach if bar is not None else lambda _step: None,
         )
         run_task(work.task, place)
     if bar is not None:
         bar.close()
 
 
-def _advance(bar: Any, step: int) -> None:
-    """Move the driver's progress bar, on rank 0."""
-    if bar is not None:
-        bar.update(step - bar.n)
+class _Progress:
+    """The driver's progress bar of what is left to train: Ray's cannot begin in the middle, and would count an earlier
+    run's steps into the speed.
+    """
+
+    def __init__(self, name: str, start: int, steps: int) -> None:
+        desc = f"{name} from step {start}" if start else name
+        self._start, self._bar = start, tqdm_ray.tqdm(total=steps - start, desc=desc, unit="step")
+        self._bar.refresh()
+
+    def reach(self, step: int) -> None:
+        """Show that so many steps of the training are done."""
+        self._bar.update(step - self._start - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the last line as it is."""
+        self._bar.close()
