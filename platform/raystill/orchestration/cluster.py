@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -263,8 +263,10 @@ def _train_worker(work: _Work) -> None:
     training = work.task.training
     agree(canonical_json(work.task))
     plan = Plan(shards=work.index.shards, seed=training.seed, rank=rank, world_size=world_size)
-    bar = None if rank else _Progress(work.task.name, last_step(work.checkpoints), training.steps)
-    with nullcontext() if rank or work.recorder is None else work.recorder() as recorder:
+    with (
+        nullcontext() if rank or work.recorder is None else work.recorder() as recorder,
+        nullcontext(lambda _step: None) if rank else _progress(work.task, last_step(work.checkpoints)) as on_step,
+    ):
         place = Place(
             checkpoints=work.checkpoints,
             engine=lambda module, optimizer: ZeroEngine(module, optimizer, work.zero_stage, training.precision, device),
@@ -277,27 +279,17 @@ def _train_worker(work: _Work) -> None:
             device=torch.device(device),
             until=work.until,
             stop=lambda: anywhere(rank == 0 and asked_to_stop(work.checkpoints)),
-            on_step=bar.reach if bar is not None else lambda _step: None,
+            on_step=on_step,
         )
         run_task(work.task, place)
-    if bar is not None:
-        bar.close()
 
 
-class _Progress:
-    """The driver's progress bar of what is left to train: Ray's cannot begin in the middle, and would count an earlier
-    run's steps into the speed.
+@contextmanager
+def _progress(task: Task, start: int) -> Iterator[Callable[[int], None]]:
+    """Moves the driver's progress bar, of what is left to train, to a step: Ray's cannot begin in the middle, and would
+    count an earlier run's steps into the speed.
     """
-
-    def __init__(self, name: str, start: int, steps: int) -> None:
-        desc = f"{name} from step {start}" if start else name
-        self._start, self._bar = start, tqdm_ray.tqdm(total=steps - start, desc=desc, unit="step")
-        self._bar.refresh()
-
-    def reach(self, step: int) -> None:
-        """Show that so many steps of the training are done."""
-        self._bar.update(step - self._start - self._bar.n)
-
-    def close(self) -> None:
-        """Leave the last line as it is."""
-        self._bar.close()
+    desc = f"{task.name} from step {start}" if start else task.name
+    with closing(tqdm_ray.tqdm(total=task.training.steps - start, desc=desc, unit="step")) as bar:
+        bar.refresh()
+        yield lambda step: bar.update(step - start - bar.n)
