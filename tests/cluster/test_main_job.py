@@ -95,6 +95,7 @@ def test_ctrl_c_in_a_terminal_saves_and_leaves_nothing_behind_and_the_same_line_
     assert set(of) == {STEPS_OF_THE_RUN - began}
     assert done[0] == 0  # earlier steps are not counted into the speed
     assert done[-1] == STEPS_OF_THE_RUN - began
+    assert list(done) == sorted(done)  # one bar, which does not begin again after its end
 
 
 def test_the_demo_reports_what_it_did(workplace: Path, demo: subprocess.CompletedProcess[str]) -> None:

@@ -49,8 +49,10 @@ def ray_session(cluster: Cluster, variables: Mapping[str, str]) -> Iterator[None
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes on stderr are for developers of Ray
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS")
-    # Bars of many processes would run into each other on the driver's terminal; a training's own is Ray's.
-    options: dict[str, Any] = {"runtime_env": {"env_vars": {**variables, "TQDM_DISABLE": "1"}}}
+    # Bars of many processes would run into each other on the driver's terminal; a training's own is Ray's, which Ray
+    # Train's patch of print would send twice: what comes after its end begins a second one.
+    bars = {"TQDM_DISABLE": "1", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    options: dict[str, Any] = {"runtime_env": {"env_vars": {**variables, **bars}}}
     if not address:
         options |= {
             "address": "local",
