@@ -171,7 +171,7 @@ def test_an_adversary_learns_where_half_of_the_places_are_wrong_and_their_mean_i
 
 @pytest.mark.parametrize("method", [one for one in ADVERSARIAL if one.name != "add"], ids=lambda one: one.name)
 def test_students_move_where_they_are_found_out_though_their_mean_passes(method: Distillation) -> None:
-    """That of ADD has no place where its loss, the mean of -D, ends."""
+    """ADD's student is left out: its loss, the mean of -D, moves every place alike."""
     data, wrong = half(3e5, -1e5)
     networks = roles(torch.zeros(SHAPE), torch.zeros(SHAPE)) | {STUDENT: Says(data)}
     student = networks[STUDENT]
