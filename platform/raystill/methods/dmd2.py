@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn.functional import softplus
 
 from raystill.config.errors import UserError
 from raystill.flow.objectives import true_value
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Latent, column, point
+from raystill.flow.randomness import RandomStream
 from raystill.flow.starts import StartLaw
 from raystill.methods.adversary import (
     ADVERSARY,
@@ -98,7 +99,7 @@ class DMD2(Distillation):
         scores, read = Guidance(low=self.guidance, high=self.guidance).branches, float(self.adversarial > 0)
         return (scores + read) * -(-steps // self.ratio) / steps + 2 * read
 
-    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """Distribution matching and the adversary for the student (equations 2 and 4), the denoising loss of the fake
         score (section 3, in words) and the adversary's own, all on the same samples.
         """
@@ -119,13 +120,13 @@ class DMD2(Distillation):
         return found
 
     def _sample(
-        self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int, *, learn: bool
+        self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int, *, learn: bool
     ) -> Latent:
         """The student's x_0 at one of its N times, to which it has come by itself (section 4.5); the same time for the
         whole step on all ranks.
         """
         student, schedule = Denoiser(networks[STUDENT], given.schedule, given.kind), given.schedule
-        last = int(torch.randint(self.steps, (), generator=generator(given.seed, EVERY_RANK, step)))
+        last = int(generator(given.seed, EVERY_RANK, step).integers(0, self.steps, 1))
         x_0: Latent = batch["x_0"]
         x = fresh(x_0, rng)
         times = schedule.sampling_times(self.steps)
@@ -138,7 +139,7 @@ class DMD2(Distillation):
 
     def _student(
         self, given: Given, networks: Networks, condition: Condition, sample: Latent, teaching: Teaching,
-        fake: Denoiser, rng: Generator,
+        fake: Denoiser, rng: RandomStream,
     ) -> Loss:  # fmt: skip
         """g = (f - r) / mean |x - r|, where f and r are what fake score and teacher say of the sample, noised."""
         t = any_times(len(sample), rng, self.lowest)
@@ -156,7 +157,7 @@ class DMD2(Distillation):
             metrics["loss/student_adversarial"] = value
         return Loss(towards(sample, gradient), metrics, times=t)
 
-    def _logits(self, given: Given, networks: Networks, x: Latent, condition: Condition, rng: Generator) -> Tensor:
+    def _logits(self, given: Given, networks: Networks, x: Latent, condition: Condition, rng: RandomStream) -> Tensor:
         """What the adversary says of latents, each noised to a time of its own."""
         t = any_times(len(x), rng)
         noised = point(x, fresh(x, rng), given.schedule.angle(t))

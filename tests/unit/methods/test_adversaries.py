@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.given import given
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import DiffusionSchedule, scaled_linear_alphas
 from raystill.methods.add import ADD
 from raystill.methods.adversary import ADVERSARY, towards
@@ -20,8 +21,8 @@ SHAPE = (3, 2, 4, 5)
 NONE = Guidance(low=1.0, high=1.0)
 
 
-def rng(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
+def rng(seed: int) -> RandomStream:
+    return RandomStream.of(seed)
 
 
 class Says(nn.Module):
@@ -48,7 +49,7 @@ class Scale(nn.Module):
 
 
 def roles(teacher: Tensor, fake: Tensor) -> dict[str, nn.Module]:
-    start = torch.randn(SHAPE, generator=rng(1))
+    start = rng(1).normal(SHAPE)
     return {
         STUDENT: Says(start), TEACHER: Says(teacher), FAKE: Says(fake), TARGET: Says(torch.full(SHAPE, 3.0)),
         ADVERSARY: Scale(),
@@ -93,7 +94,7 @@ def test_adversaries_learn_to_tell_students_samples_from_real_ones(method: Disti
 
 def test_dmd2_s_gradient_is_fake_less_real_over_the_distance_from_real() -> None:
     """Equations 1 and 2 of 2405.14867, with the normalisation of 2311.18828, equation 8."""
-    real, fake = (torch.randn(SHAPE, generator=rng(seed)) for seed in (3, 4))
+    real, fake = (rng(seed).normal(SHAPE) for seed in (3, 4))
     networks = roles(real, fake)
     method = DMD2(guidance=1.0, adversarial=0.0)
     student = networks[STUDENT]
@@ -105,7 +106,7 @@ def test_dmd2_s_gradient_is_fake_less_real_over_the_distance_from_real() -> None
 
 
 def test_add_s_estimate_draws_samples_to_what_the_teacher_says() -> None:
-    said = torch.randn(SHAPE, generator=rng(3))
+    said = rng(3).normal(SHAPE)
     networks = roles(said, said)
     student = networks[STUDENT]
     assert isinstance(student, Says)
@@ -128,6 +129,6 @@ def test_add_s_adversary_has_the_hinge_loss_and_r1_on_real_features(penalty: flo
 
 
 def test_towards_has_the_gradient_that_it_is_given() -> None:
-    sample, gradient = (torch.randn(SHAPE, generator=rng(seed), requires_grad=True) for seed in (1, 2))
+    sample, gradient = (rng(seed).normal(SHAPE).requires_grad_() for seed in (1, 2))
     (found,) = torch.autograd.grad(towards(sample, gradient.detach()), [sample])
     torch.testing.assert_close(found, gradient.detach())
