@@ -307,7 +307,7 @@ def test_the_loss_falls_when_its_gradient_is_followed(case: Case, size: tuple[in
         learned = [p for p in networks[role].parameters() if p.requires_grad]
         gradients = torch.autograd.grad(loss.value, learned)
         square = float(sum(g.square().sum() for g in gradients))
-        rate = 1e-3 * float(loss.value.detach()) / square  # a fall of 0.1 %, to first order
+        rate = 1e-4 * float(loss.value.detach()) / square  # a fall of 0.01 %, to first order
         with torch.no_grad():
             for p, g in zip(learned, gradients, strict=True):
                 p.sub_(rate * g)
@@ -315,7 +315,7 @@ def test_the_loss_falls_when_its_gradient_is_followed(case: Case, size: tuple[in
         with torch.no_grad():  # the other roles' losses were taken before this one moved
             for p, g in zip(learned, gradients, strict=True):
                 p.add_(rate * g)
-        assert after / float(loss.value.detach()) == pytest.approx(1 - 1e-3, abs=5e-4)
+        assert after / float(loss.value.detach()) == pytest.approx(1 - 1e-4, abs=5e-5)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case.method, Bound)])
@@ -351,7 +351,7 @@ def test_couplings_laws_of_times_and_premetrics_compose_with_methods(name: str, 
     """rf++ (2405.20320) and immiscible noise (2406.12303) are parts of other methods."""
     case = CASES[name]
     assert isinstance(case.method, Bound)
-    networks, batch = case.networks(), case.batch(SIZES["distinct"])
+    networks, batch = case.networks(), case.batch((9, *SIZES["distinct"][1:]))  # so many that noise is dealt anew
     settings: Any = case.method.settings
     value = not settings.immiscible if part == "immiscible" else value
     composed = replace(case, method=replace(settings, **{part: value}).bind(case.method.given))

@@ -47,6 +47,7 @@ class Teacher:
 class Estimator(ABC):
     """Makes (x_0, mu) of instances; an implementation is its own settings."""
 
+    revision: int = 1  # raised whenever its numbers change; a setting where it uses starts, for the former ones
     reads_picture: ClassVar[bool]
     makes: ClassVar[tuple[str, ...]] = ("x_0", "target_mean", "condition")  # fields that methods may need
     start: ClassVar[StartLaw | None] = StartLaw()  # z's law at inference; None: fitted by `data.targets.start_law_of`
@@ -94,7 +95,12 @@ class Independent(Estimator):
     Targets are stored, so a sample keeps its one draw; new ones every time a sample is seen would need no store.
     """
 
+    revision: int = 2  # of the starts: 1 are those of torch's generator, which keeps 32 bits of a seed
+
     reads_picture: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_revision(self)
 
     def targets(
         self, teacher: Teacher, start: Latent, condition: Condition, picture: Pictures | None
@@ -114,10 +120,12 @@ class Assigned(Estimator):
     """
 
     group: int = 256  # samples per assignment, whose time grows with the cube
+    revision: int = 2  # of the starts: 1 are those of torch's generator, which keeps 32 bits of a seed
 
     reads_picture: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_revision(self)
         if self.group < 2:
             raise UserError(f"Assigned has groups of {self.group}; write 2 or more: --set targets.estimator.group=256")
 
@@ -137,6 +145,15 @@ class Assigned(Estimator):
             for i, j in zip(group, chosen, strict=True):
                 dealt[i] = {**rows[i], "target_mean": means[j]}
         return dealt
+
+
+def check_revision(estimator: Estimator) -> None:
+    """Refuse, with UserError, starts of a revision that there is not."""
+    if estimator.revision not in (1, 2):
+        raise UserError(
+            f"{type(estimator).__name__} has revision {estimator.revision}; write 2, or 1 for the starts of torch's "
+            "generator, with which older targets were made: --set targets.estimator.revision=2"
+        )
 
 
 def assignment(data: np.ndarray, noise: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 
 from raystill.config.errors import UserError
-from raystill.data.estimators import Estimator, Teacher
+from raystill.data.estimators import Estimator, Teacher, check_revision
 from raystill.flow.predictions import Kind, Latent
 from raystill.flow.schedules import Grid, Schedule
 from raystill.flow.solvers import Solver, calls, ddim, dpm_solver_2m, euler, heun
@@ -85,9 +85,14 @@ class Generated(Solved):
 
     guidance: float = 3.0  # w; 1 is none
     rho: float | None = None
+    revision: int = 2  # of the starts: 1 are those of torch's generator, which keeps 32 bits of a seed
 
     reads_picture: ClassVar[bool] = False
     rising: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        Solved.__post_init__(self)
+        check_revision(self)
 
     def targets(
         self, teacher: Teacher, start: Latent, condition: Condition, picture: Pictures | None

@@ -20,12 +20,13 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from raystill.config.errors import UserError
 from raystill.flow.efficiency import midpoints
 from raystill.flow.paths import Path
 from raystill.flow.predictions import Latent
+from raystill.flow.randomness import RandomStream
 from raystill.flow.regressor import (
     FEATURES_PER_CHANNEL,
     Curves,
@@ -145,7 +146,7 @@ class LearnedTimes(ABC):
         """Density q / p at v of what is drawn after the warm-up, the share of p included."""
         return (1 - self.delta) * self.law(outputs.detach().double()).density(v) + self.delta
 
-    def losses(self, outputs: Outputs, draw: TimeDraw, losses: Times, rng: Generator) -> dict[str, Tensor]:
+    def losses(self, outputs: Outputs, draw: TimeDraw, losses: Times, rng: RandomStream) -> dict[str, Tensor]:
         """What the network minimises, by name, each of shape (); `losses` are the samples' own, without weights."""
         place = draw.quantile.detach()[:, None]
         return {"deviance": deviance(self.log_xi_square(outputs.double(), place)[:, 0], losses, 2 * self.power)}
@@ -160,7 +161,7 @@ class BatchLaw:
     step: int
 
     @torch.no_grad()
-    def draw(self, count: int, path: Path, schedule: Schedule, rng: Generator) -> TimeDraw:
+    def draw(self, count: int, path: Path, schedule: Schedule, rng: RandomStream) -> TimeDraw:
         """Draw stratified times with weights p / q, at most 1 / delta; from p, with weight 1, during the warm-up.
 
         Times beyond the CPU stay there: no host-device synchronisation.
@@ -173,7 +174,7 @@ class BatchLaw:
         v, weight = defended(shares, settings.delta, law.quantile, lambda v: law.density(v[:, None])[:, 0])
         return TimeDraw(settings.base.quantile(v, path, schedule), weight, v)
 
-    def losses(self, draw: TimeDraw, losses: Float[Tensor, " batch"], rng: Generator) -> dict[str, Tensor]:
+    def losses(self, draw: TimeDraw, losses: Float[Tensor, " batch"], rng: RandomStream) -> dict[str, Tensor]:
         """What the law's network minimises after this draw's losses were seen; UserError for a batch of one."""
         self.settings.check(len(losses))
         return self.settings.losses(self.outputs, draw, losses.detach().double(), rng)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from raystill.config.errors import UserError
 from raystill.flow.efficiency import midpoints
 from raystill.flow.importance import Law, LearnedTimes, Outputs
+from raystill.flow.randomness import RandomStream
 from raystill.flow.regressor import Curves, spline, spline_slope
 from raystill.flow.schedules import Times
 from raystill.flow.times import TimeDraw, inside
@@ -141,16 +142,16 @@ class SteinTimes(LearnedTimes):
         slope = spline_slope(outputs[:, : self.knots].detach(), v) / 2
         return slope * v * (1 - v) + 1 - 2 * v
 
-    def discrepancy(self, outputs: Outputs, rng: Generator) -> Float[Tensor, " subset"]:
+    def discrepancy(self, outputs: Outputs, rng: RandomStream) -> Float[Tensor, " subset"]:
         """Squared Stein discrepancies of a random subset of the batch."""
-        chosen = torch.randperm(len(outputs), generator=rng)[: self.subset].to(outputs.device, non_blocking=True)
-        z = torch.randn((len(chosen), self.components, self.draws), generator=rng, dtype=torch.float64)
+        chosen = rng.permutation(len(outputs))[: self.subset].to(outputs.device, non_blocking=True)
+        z = rng.normal((len(chosen), self.components, self.draws), torch.float64)
         some = outputs[chosen]
         mixture = self.mixture(some)
         u = mixture.particles(z.to(outputs.device, non_blocking=True))
         return stein_discrepancy(mixture.log_weights, u, self.score(some, u), self.bandwidth)
 
-    def losses(self, outputs: Outputs, draw: TimeDraw, losses: Times, rng: Generator) -> dict[str, Tensor]:
+    def losses(self, outputs: Outputs, draw: TimeDraw, losses: Times, rng: RandomStream) -> dict[str, Tensor]:
         """The regressor's deviance, and the proposal's discrepancy from p times the regressor."""
         learned = LearnedTimes.losses(self, outputs, draw, losses, rng)
         return {**learned, "stein": self.discrepancy(outputs.double(), rng).mean()}

@@ -18,10 +18,11 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from raystill.config.errors import UserError
 from raystill.flow.paths import Path, times_at
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Schedule, Times
 
 
@@ -40,8 +41,8 @@ class TimeDraw(NamedTuple):
 class TimeSampler(Protocol):
     """Draws times for a batch."""
 
-    def draw(self, count: int, path: Path, schedule: Schedule, rng: Generator) -> TimeDraw:
-        """Draw `count` times with weights of mean 1 under the sampler's own law; `rng` is a CPU generator."""
+    def draw(self, count: int, path: Path, schedule: Schedule, rng: RandomStream) -> TimeDraw:
+        """Draw `count` times with weights of mean 1 under the sampler's own law."""
 
 
 class FixedTimes(ABC):
@@ -60,7 +61,7 @@ class FixedTimes(ABC):
         """Density q / p of what is drawn, at quantiles v of the objective's law p; weights are its inverse."""
         return torch.ones_like(v)
 
-    def draw(self, count: int, path: Path, schedule: Schedule, rng: Generator) -> TimeDraw:
+    def draw(self, count: int, path: Path, schedule: Schedule, rng: RandomStream) -> TimeDraw:
         """Draw stratified times with weight 1."""
         v = stratified(count, rng)
         return TimeDraw(self.quantile(v, path, schedule), torch.ones_like(v), v)
@@ -97,7 +98,7 @@ class DensityTimes(FixedTimes):
             return FixedTimes.relative_density(self, v)
         return (1 - self.importance) * self.density(v) + self.importance
 
-    def draw(self, count: int, path: Path, schedule: Schedule, rng: Generator) -> TimeDraw:
+    def draw(self, count: int, path: Path, schedule: Schedule, rng: RandomStream) -> TimeDraw:
         """Draw stratified times, with weight 1 or, as an importance law, 1 / q at most 1 / delta."""
         if self.importance is None:
             return FixedTimes.draw(self, count, path, schedule, rng)
@@ -196,12 +197,11 @@ def _asked(steps: int, path: Path, schedule: Schedule) -> Times:
     return times_at(path, schedule, schedule.angle(schedule.sampling_times(steps)[:-1])).flip(0)
 
 
-def stratified(count: int, rng: Generator) -> Times:
+def stratified(count: int, rng: RandomStream) -> Times:
     """One uniform number in each of `count` equal bins of [0, 1), in random order: each is uniform by itself, and
     together they cover the whole.
     """
-    jitter = torch.rand(count, generator=rng, dtype=torch.float64)
-    return (torch.randperm(count, generator=rng) + jitter) / count
+    return (rng.permutation(count) + rng.uniform(count)) / count
 
 
 def defended(

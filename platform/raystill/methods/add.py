@@ -12,12 +12,13 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn.functional import relu
 
 from raystill.config.errors import UserError
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Latent, column, point
+from raystill.flow.randomness import RandomStream
 from raystill.flow.starts import StartLaw
 from raystill.methods.adversary import (
     ADVERSARY,
@@ -53,7 +54,6 @@ class ADD(Distillation):
 
     name: ClassVar[str] = "add"
     paper: ClassVar[str] = "2311.17042, 2403.12015"
-    revision: ClassVar[int] = 2  # 2: losses and R1 of adversaries are per place
     takes_eta: ClassVar[bool] = False
 
     @property
@@ -83,12 +83,12 @@ class ADD(Distillation):
         """Its estimate, and what the adversary reads: twice for itself, once for the student."""
         return self.guidance.branches + 3.0
 
-    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """The hinge losses (equations 2 and 3) and c(t) |x - x_psi|^2 (equation 4), where x_psi is what the teacher
         says of the sample, noised to t, and c(t) = s_t.
         """
         x_0, condition, schedule = batch["x_0"], batch["condition"], given.schedule
-        t = schedule.sampling_times(self.steps)[torch.randint(self.steps, (len(x_0),), generator=rng)]
+        t = schedule.sampling_times(self.steps)[rng.integers(0, self.steps, len(x_0))]
         noise = noise_for(x_0, rng, immiscible=self.immiscible)
         start = begun(schedule, t, x_0, noise)
         sample = Denoiser(networks[STUDENT], schedule, given.kind)(start, t, condition).data

@@ -3,11 +3,11 @@ adversary).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
+from raystill.flow.randomness import RandomStream
 from raystill.methods.method import Batch, Loss, Networks
 
 
@@ -20,14 +20,16 @@ class Autoencoder:
     learners: tuple[str, ...] = ("autoencoder",)
     needs: tuple[str, ...] = ("image",)
 
+    revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
+
     def turn(self, step: int) -> tuple[str, ...]:
         """The autoencoder, at every step."""
         return self.learners
 
-    def losses(self, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """Absolute error, error of differences and KL; the metrics are in the pictures' units, range 2."""
         pictures = to_pictures(batch["image"])
-        decoded, mean, log_variance = networks["autoencoder"](pictures, latent_noise_seed(rng))
+        decoded, mean, log_variance = networks["autoencoder"](pictures, rng.key())
         error = (decoded - pictures).abs().mean()
         down, across = ((decoded.diff(dim=d) - pictures.diff(dim=d)).abs().mean() for d in (2, 3))
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / pictures.numel()
@@ -43,10 +45,10 @@ class AutoencoderPass(nn.Module):
         super().__init__()
         self.vae: Any = vae  # its encode and decode are not a Module's
 
-    def forward(self, pictures: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return decoded pictures, latent means and clamped log-variances; `seed` fixes the latent noise."""
+    def forward(self, pictures: Tensor, key: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return decoded pictures, latent means and clamped log-variances; `key` is the latent noise's."""
         posterior = self.vae.encode(pictures).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(seed)).to(pictures.device)
+        noise = RandomStream(key).normal(posterior.mean.shape).to(pictures.device)
         decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
         return decoded, posterior.mean, posterior.logvar
 
@@ -54,8 +56,3 @@ class AutoencoderPass(nn.Module):
 def to_pictures(image: Tensor) -> Tensor:
     """Turn stored uint8 pictures (batch, height, width, channels) into floats in [-1, 1], channels first."""
     return image.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def latent_noise_seed(rng: Generator) -> int:
-    """Draw a seed for randomness inside a module from the step's own generator."""
-    return int(torch.randint(2**62, (), generator=rng))

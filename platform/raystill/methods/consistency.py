@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
-from torch import Generator, Tensor
+from torch import Tensor
 
 from raystill.config.errors import UserError
 from raystill.flow.predictions import Latent, Prediction, column, point
 from raystill.flow.premetrics import Premetric
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import DiffusionSchedule, Grid, Schedule, Times
 from raystill.methods.method import STUDENT, TARGET, Batch, Given, Loss, Networks, check_times
 from raystill.models.denoiser import Denoiser
@@ -69,7 +70,7 @@ def check_lcm_teacher(schedule: Schedule, intervals: int) -> None:
 def drawn(
     grid: Grid,
     bottom: Callable[[Indices], Indices],
-    rng: Generator,
+    rng: RandomStream,
     count: int,
     *,
     any_landing: bool,
@@ -77,9 +78,9 @@ def drawn(
     """t uniform over the grid's N points above 0 and t' the next one below; r is `bottom` of t's index, or uniform over
     the points from there to t'.
     """
-    j = torch.randint(1, len(grid), (count,), generator=rng)
+    j = rng.integers(1, len(grid), count)
     lowest = bottom(j)
-    share = torch.rand(count, generator=rng, dtype=torch.float64)
+    share = rng.uniform(count)
     r = lowest + (share * (j - lowest)).long().clamp(max=j - 1 - lowest) if any_landing else lowest
     t, led, landing = (grid[index] for index in (j, j - 1, r))
     return Draw(t, led, landing)

@@ -2,13 +2,13 @@
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Generator
 
 from raystill.flow.predictions import Latent
+from raystill.flow.randomness import RandomStream
 from raystill.methods.teaching import fresh
 
 
-def noise_for(x_0: Latent, rng: Generator, *, immiscible: bool) -> Latent:
+def noise_for(x_0: Latent, rng: RandomStream, *, immiscible: bool) -> Latent:
     """N(0, I) noise for a rank's batch; `immiscible` deals it out by the linear assignment with the least sum of
     squared distances (2406.12303, which assigns over all ranks and takes the distances). HOST SYNC where it does.
     """

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from raystill.config.errors import UserError
 from raystill.flow.objectives import true_value
 from raystill.flow.predictions import Latent, Prediction, point
 from raystill.flow.premetrics import Premetric, PseudoHuber
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Schedule, Times
 from raystill.flow.solvers import ddim_between
 from raystill.flow.starts import StartLaw
@@ -86,7 +87,7 @@ class CTM(Distillation):
         guides = 2 if self.denoising and self.guidance.branches == 2 else 0
         return (2 * self.most + 1) / 3 * self.guidance.branches + guides
 
-    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """Distance of G*(G(x_t, t -> s), s -> 0) from G*(G(x_u, u -> s), s -> 0), where the teacher leads from t to u
         and G* is the target network's (equation 8), and the denoising loss of g(x, t -> t).
         """
@@ -123,25 +124,25 @@ class CTM(Distillation):
     def _led(self, given: Given, step: int) -> int:
         """m, the same for the whole step on all ranks."""
         weights = torch.arange(1.0, self.most + 1)
-        return 1 + int(torch.multinomial(weights, 1, generator=generator(given.seed, EVERY_RANK, step)))
+        return 1 + int(generator(given.seed, EVERY_RANK, step).weighted(weights, 1))
 
-    def _drawn(self, schedule: Schedule, led: int, count: int, rng: Generator) -> Draw:
+    def _drawn(self, schedule: Schedule, led: int, count: int, rng: RandomStream) -> Draw:
         """t uniform over the grid's points m and more above data, u m points below t, s uniform from u down to data."""
-        j = torch.randint(led, self.intervals + 1, (count,), generator=rng)
-        share = torch.rand(count, generator=rng, dtype=torch.float64)
+        j = rng.integers(led, self.intervals + 1, count)
+        share = rng.uniform(count)
         landing = (share * (j - led + 1)).long()
         grid = grid_of(schedule, self.intervals)
         t, u, s = (grid[index] for index in (j, j - led, landing))
         return Draw(t, u, s)
 
     def _denoised(
-        self, given: Given, student: nn.Module, batch: Batch, teaching: Teaching, rng: Generator
+        self, given: Given, student: nn.Module, batch: Batch, teaching: Teaching, rng: RandomStream
     ) -> tuple[Tensor, Latent]:
         """Mean squared error of g(x, t -> t), and its gradient in what the network predicts: from the data where the
         teacher is not guided, else from what the guided teacher says, which the jumps' limit is, too.
         """
         x_0 = batch["x_0"]
-        t, noise = 1 - torch.rand(len(x_0), generator=rng, dtype=torch.float64), fresh(x_0, rng)
+        t, noise = 1 - rng.uniform(len(x_0)), fresh(x_0, rng)
         x = point(x_0, noise, given.schedule.angle(t))
         said = self._answer(given, student, x, t, t, batch["condition"])
         error = said.value - (true_value(said, x_0, noise) if teaching.scale is None else teaching(x, t).value)

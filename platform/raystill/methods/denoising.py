@@ -5,10 +5,12 @@ v-prediction 2202.00512; flow matching 2209.03003).
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from raystill.flow.predictions import Kind, Latent, column
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Schedule, Times
+from raystill.flow.times import stratified
 from raystill.methods.method import Batch, Loss, Networks
 
 
@@ -41,15 +43,14 @@ class Denoising:
         """The denoiser, at every step."""
         return self.learners
 
-    def losses(self, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """Mean squared error over stratified discrete times, unit weight in the network's own parameterisation."""
         latent, tokens = batch["latent"], batch["tokens"]
         count, steps = len(latent), self.schedule.steps
-        bins = (torch.randperm(count, generator=rng) + torch.rand(count, generator=rng, dtype=torch.float64)) / count
-        k = (bins * steps).long().clamp(max=steps - 1)
+        k = (stratified(count, rng) * steps).long().clamp(max=steps - 1)
         t = (k + 1) / torch.tensor(steps, dtype=torch.float64)
-        drop = (torch.rand(count, generator=rng) < self.caption_dropout).to(latent.device, non_blocking=True)
-        eps = torch.randn(latent.shape, generator=rng).to(latent.device, non_blocking=True)
+        drop = (rng.uniform(count) < self.caption_dropout).to(latent.device, non_blocking=True)
+        eps = rng.normal(latent.shape).to(latent.device, non_blocking=True)
         empty = tokens.new_tensor(self.empty_tokens)
         s, n = column(self.schedule.signal(t), latent), column(self.schedule.noise(t), latent)
         asked = self.schedule.timestep(t).round().long().to(latent.device, non_blocking=True)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Generator
 
 from raystill.config.errors import UserError
 from raystill.flow.objectives import true_value
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Latent, column, point
+from raystill.flow.randomness import RandomStream
 from raystill.flow.starts import StartLaw
 from raystill.methods.adversary import (
     ADVERSARY,
@@ -64,7 +64,6 @@ class DMD2(Distillation):
 
     name: ClassVar[str] = "dmd2"
     paper: ClassVar[str] = "2405.14867"
-    revision: ClassVar[int] = 2  # 2: losses of adversaries are per place
     takes_eta: ClassVar[bool] = False
     copies: ClassVar[tuple[str, ...]] = (FAKE,)
 
@@ -101,7 +100,7 @@ class DMD2(Distillation):
         scores, read = Guidance(low=self.guidance, high=self.guidance).branches, float(self.adversarial > 0)
         return (scores + read) * -(-steps // self.ratio) / steps + 2 * read
 
-    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """Distribution matching and the adversary for the student (equations 2 and 4), the denoising loss of the fake
         score (section 3, in words) and the adversary's own, all on the same samples.
         """
@@ -122,13 +121,13 @@ class DMD2(Distillation):
         return found
 
     def _sample(
-        self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int, *, learn: bool
+        self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int, *, learn: bool
     ) -> Latent:
         """The student's x_0 at one of its N times, to which it has come by itself (section 4.5); the same time for the
         whole step on all ranks.
         """
         student, schedule = Denoiser(networks[STUDENT], given.schedule, given.kind), given.schedule
-        last = int(torch.randint(self.steps, (), generator=generator(given.seed, EVERY_RANK, step)))
+        last = int(generator(given.seed, EVERY_RANK, step).integers(0, self.steps, 1))
         x_0: Latent = batch["x_0"]
         x = fresh(x_0, rng)
         times = schedule.sampling_times(self.steps)
@@ -141,7 +140,7 @@ class DMD2(Distillation):
 
     def _student(
         self, given: Given, networks: Networks, condition: Condition, sample: Latent, teaching: Teaching,
-        fake: Denoiser, rng: Generator,
+        fake: Denoiser, rng: RandomStream,
     ) -> Loss:  # fmt: skip
         """g = (f - r) / mean |x - r|, where f and r are what fake score and teacher say of the sample, noised."""
         t = any_times(len(sample), rng, self.lowest)
@@ -159,7 +158,7 @@ class DMD2(Distillation):
             metrics["loss/student_adversarial"] = value
         return Loss(towards(sample, gradient), metrics, times=t)
 
-    def _logits(self, given: Given, networks: Networks, x: Latent, condition: Condition, rng: Generator) -> Logits:
+    def _logits(self, given: Given, networks: Networks, x: Latent, condition: Condition, rng: RandomStream) -> Logits:
         """What the adversary says of latents, each noised to a time of its own."""
         t = any_times(len(x), rng)
         noised = point(x, fresh(x, rng), given.schedule.angle(t))

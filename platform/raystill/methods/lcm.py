@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Generator
 
 from raystill.flow.premetrics import Premetric, PseudoHuber
+from raystill.flow.randomness import RandomStream
 from raystill.flow.starts import StartLaw
 from raystill.methods.consistency import (
     check_grid,
@@ -63,7 +63,7 @@ class LCM(Distillation):
         """One guided step."""
         return float(self.guidance.branches)
 
-    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """Algorithm 1: distance of f(x_t, t) from the target network's f(x', t'), with x' one guided DDIM
         step of the teacher below x_t.
         """

@@ -13,11 +13,11 @@ from itertools import pairwise
 from typing import ClassVar
 
 import torch
-from torch import Generator
 
 from raystill.config.errors import UserError
 from raystill.flow.predictions import Latent, point
 from raystill.flow.premetrics import Premetric, Squared
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Times
 from raystill.methods.adversary import (
     ADVERSARY,
@@ -67,7 +67,6 @@ class Lightning(Distillation):
 
     name: ClassVar[str] = "lightning"
     paper: ClassVar[str] = "2402.13929"
-    revision: ClassVar[int] = 2  # 2: losses of adversaries are per place
 
     @property
     def learners(self) -> tuple[str, ...]:
@@ -130,14 +129,14 @@ class Lightning(Distillation):
         early = min(steps, self.stage_steps if len(self.stages) > 1 else steps)
         return (early * self.first // self.stages[0] * self.guidance.branches + 4 * (steps - early)) / steps
 
-    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """Squared distance of the student's jump from the teacher's end in the first stage (equation 16), then the
         non-saturating losses of student and adversary (equations 20 and 21).
         """
         x_0, condition, schedule, stage = batch["x_0"], batch["condition"], given.schedule, self.stage(step)
         count, before = self.stages[stage], (self.first, *self.stages)[stage]
         ratio, knots = before // count, schedule.sampling_times(before)  # the very times of the stage before
-        index = ratio * torch.randint(count, (len(x_0),), generator=rng)
+        index = ratio * rng.integers(0, count, len(x_0))
         t, r = knots[index], knots[index + ratio]
         noise = noise_for(x_0, rng, immiscible=self.immiscible)
         start = begun(schedule, t, x_0, noise)
@@ -166,13 +165,13 @@ class _Seen:
 
     def __init__(
         self, settings: Lightning, given: Given, networks: Networks, batch: Batch, start: Latent, t: Times, r: Times,
-        rng: Generator,
+        rng: RandomStream,
     ) -> None:  # fmt: skip
         self.names, self.adversary, self.condition = settings.features, networks[ADVERSARY], batch["condition"]
         self.teacher = Denoiser(networks[TEACHER], given.schedule, given.kind)
         with torch.no_grad():
             self.begun = features(self.teacher, self.names, start, t, self.condition)
-        times = torch.tensor(NOISED, dtype=torch.float64)[torch.randint(len(NOISED), (len(t),), generator=rng)]
+        times = torch.tensor(NOISED, dtype=torch.float64)[rng.integers(0, len(NOISED), len(t))]
         self.clean = r == 0
         self.r, self.noise = torch.where(self.clean, times, r), fresh(start, rng)
 

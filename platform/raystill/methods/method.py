@@ -2,18 +2,18 @@
 to one loss per role.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from raystill.config.errors import UserError
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Kind
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Schedule
 from raystill.flow.starts import StartLaw
 from raystill.models.pipeline import Pipeline, TeacherFacts
@@ -26,11 +26,9 @@ EVERY_RANK = -1  # in place of a rank, for what all ranks draw alike
 STUDENT, TEACHER, TARGET = "student", "teacher", "target"  # roles; the target follows the student
 
 
-def generator(seed: int, rank: int, step: int) -> Generator:
-    """The CPU generator of one step on one rank."""
-    # torch's CPU generator keeps only the low 32 bits of a seed, so that numbers packed above them would be lost: hash.
-    number = hashlib.sha256(f"{seed}/{rank}/{step}".encode()).digest()[:4]
-    return Generator().manual_seed(int.from_bytes(number, "big"))
+def generator(seed: int, rank: int, step: int) -> RandomStream:
+    """The random numbers of one step on one rank."""
+    return RandomStream.of("step", seed, rank, step)
 
 
 @dataclass(slots=True)
@@ -57,8 +55,8 @@ class Method(Protocol):
     def turn(self, step: int) -> tuple[str, ...]:
         """Roles that are updated at this step."""
 
-    def losses(self, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
-        """One loss per role whose turn it is, on disjoint graphs; all randomness comes from `rng`, a CPU generator."""
+    def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
+        """One loss per role whose turn it is, on disjoint graphs; all randomness comes from `rng`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,8 @@ class Distillation(ABC):
     __slots__ = ()
     name: ClassVar[str]  # in cards and tables
     paper: ClassVar[str]  # arXiv numbers
-    revision: ClassVar[int] = 1  # raised whenever its numbers change
+    # Raised whenever its numbers change; 2: random numbers of 128-bit keys, and adversaries' losses per place.
+    revision: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("x_0", "condition")  # fields of the targets
     asks_teacher: ClassVar[bool] = True  # whether training steps call the frozen teacher
     copies: ClassVar[tuple[str, ...]] = ()  # learners that begin as the student does
@@ -138,8 +137,8 @@ class Distillation(ABC):
         return self.learners
 
     @abstractmethod
-    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
-        """One loss per role whose turn it is, on disjoint graphs; all randomness comes from `rng`, a CPU generator."""
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
+        """One loss per role whose turn it is, on disjoint graphs; all randomness comes from `rng`."""
 
     def bind(self, given: Given) -> Method:
         """The method on a teacher that `check_teacher` takes."""
@@ -225,6 +224,6 @@ class Bound:
         """Roles that are updated at this step."""
         return self.settings.turn(step)
 
-    def losses(self, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """One loss per role whose turn it is."""
         return self.settings.losses(self.given, networks, batch, rng, step)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Generator
 
 from raystill.config.errors import UserError
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import VANISHING, point
 from raystill.flow.premetrics import Premetric, Squared
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import FlowSchedule
 from raystill.flow.solvers import ddim_between
 from raystill.flow.starts import StartLaw
@@ -102,13 +102,13 @@ class PeRFlow(Distillation):
         """One step and two in each window."""
         return (self.windows, 2 * self.windows)
 
-    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """Mean distance of the piece's constant, at points of the line between x_s and the teacher's x_e."""
         x_0, schedule = batch["x_0"], given.schedule
         draw = self.times.draw(len(x_0), DiffusionPath(), schedule, rng)
         t = draw.t.clamp(min=SOONEST)
         window = window_of(self.windows, t)
-        dropped = torch.rand(len(x_0), generator=rng) < self.caption_dropout
+        dropped = rng.uniform(len(x_0)) < self.caption_dropout
         empty = given.unconditional.to(batch["condition"], non_blocking=True).expand_as(batch["condition"])
         seen = torch.where(dropped.to(x_0.device, non_blocking=True)[:, None, None], empty, batch["condition"])
         scale = 1.0 if self.synchronised else self.guidance

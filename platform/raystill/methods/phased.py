@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Generator
 
 from raystill.config.errors import UserError
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import column, point
 from raystill.flow.premetrics import Premetric, PseudoHuber
+from raystill.flow.randomness import RandomStream
 from raystill.flow.solvers import ddim_between
 from raystill.flow.times import AnyTimes, UniformTimes
 from raystill.flow.windows import SOONEST, constant_of, window_between
@@ -76,7 +76,7 @@ class PhasedRectified(Distillation):
         """Its sub-steps."""
         return float(self.substeps * self.guidance.branches)
 
-    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """Distance of the student's jump to the phase's lower edge from the teacher's x_e, at points of the piece with
         eps* = (x_e / s_e - x_s / s_s) / (kappa_e - kappa_s) (equation 4).
         """

@@ -10,13 +10,14 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from raystill.flow.importance import BatchLaw, GridTimes, LearnedTimes, SecondMomentTimes
 from raystill.flow.jumps import has_mean, held
 from raystill.flow.objectives import Objective, effective_noise
 from raystill.flow.paths import DiffusionPath, PairedDiffusionPath, RayPath, StraightPath, interpolate
 from raystill.flow.predictions import Latent, Prediction
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import FlowSchedule, Times
 from raystill.flow.starts import StartLaw
 from raystill.flow.stein import SteinTimes
@@ -76,14 +77,14 @@ class RayFlow(Distillation):
         if isinstance(self.times, LearnedTimes):
             self.times.check(batch_size)
 
-    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """The objective at points of the samples' own paths, weighted mean over the batch; then the time sampler's own,
         which sees the samples' losses as numbers.
         """
         x_0, path = batch["x_0"], self.path
         sampler = self._sampler(networks, x_0, batch["target_mean"], step)
         draw = sampler.draw(len(x_0), path, given.schedule, rng)
-        eps = torch.randn(x_0.shape, generator=rng).to(x_0.device, non_blocking=True)
+        eps = rng.normal(x_0.shape).to(x_0.device, non_blocking=True)
         prediction, losses = self.per_sample(given, networks[STUDENT], batch, draw.t, eps)
         weighted = losses * draw.weight.to(losses, non_blocking=True)
         metrics = {"loss/student_data_mse": (prediction.data.detach().float() - x_0).square().mean()}

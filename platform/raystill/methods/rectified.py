@@ -5,12 +5,12 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import Generator
 
 from raystill.config.errors import UserError
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Latent, point
 from raystill.flow.premetrics import Premetric, PseudoHuber
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Schedule, Times
 from raystill.flow.times import AnyTimes, UniformTimes
 from raystill.methods.consistency import consistency_loss, drawn, grid_of
@@ -58,7 +58,7 @@ class Rectified(Distillation):
                 "step, 0 or later, and at least 1 interval"
             )
 
-    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """Distance of x_0(x_t) from x_0 at x_t = s_t x_0 + n_t e of the pair, t uniform (algorithm 4); in the second
         stage of f(x_t) from f(x_t').
         """

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Generator
 
 from raystill.config.errors import UserError
 from raystill.flow.paths import StraightPath, interpolate
 from raystill.flow.premetrics import Premetric, Squared
+from raystill.flow.randomness import RandomStream
 from raystill.flow.times import AnyTimes, UniformTimes
 from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
 from raystill.methods.teaching import weighted
@@ -57,7 +57,7 @@ class Reflow(Distillation):
         if self.one_step_from is not None and self.one_step_from < 0:
             raise UserError(f"method.one_step_from is {self.one_step_from}; write a step, 0 or later")
 
-    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """|v - (e - x_0)|^2 at x_t = (1 - u) x_0 + u e with u uniform up to the sampler's start (2209.03003, equation
         1); in the last stage |x_0(z) - x_0|^2 at the start itself (2309.06380, equation 6).
         """

@@ -11,10 +11,10 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import Generator
 
 from raystill.config.errors import UserError
 from raystill.flow.premetrics import Premetric, PseudoHuber
+from raystill.flow.randomness import RandomStream
 from raystill.flow.starts import StartLaw
 from raystill.methods.consistency import (
     check_grid,
@@ -69,7 +69,7 @@ class SCott(Distillation):
         """Its sub-steps."""
         return float(self.substeps * self.guidance.branches)
 
-    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """LCM's loss with x' from `substeps` noisy steps of the guided teacher."""
         draw = drawn(
             grid_of(given.schedule, self.intervals), torch.zeros_like, rng, len(batch["x_0"]), any_landing=False

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from math import lcm
 from typing import ClassVar
 
-from torch import Generator
-
 from raystill.config.errors import UserError
 from raystill.flow.premetrics import Premetric, PseudoHuber
+from raystill.flow.randomness import RandomStream
 from raystill.methods.consistency import Indices, check_grid, consistency_loss, drawn, grid_of
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import (
@@ -95,7 +94,7 @@ class TCD(Distillation):
         """One guided step."""
         return float(self.guidance.branches)
 
-    def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """Distance of G(x_t, t -> r) from the target network's G(x', t' -> r), with x' one guided DDIM
         step of the teacher below x_t and r uniform between the segment's lower edge and t' (2404.13686, equation 12).
         """

@@ -5,10 +5,11 @@ from itertools import pairwise
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from raystill.config.errors import UserError
 from raystill.flow.predictions import Latent, Prediction, column, point
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Schedule, Times
 from raystill.methods.method import TEACHER, Batch, Given, Networks
 from raystill.models.denoiser import Condition, Denoiser, with_guidance
@@ -32,9 +33,9 @@ class Guidance:
         """Evaluations of the teacher's network per sample and call."""
         return 1 if self.low == self.high == 1 else 2
 
-    def draw(self, count: int, rng: Generator) -> Float[Tensor, " batch"]:
+    def draw(self, count: int, rng: RandomStream) -> Float[Tensor, " batch"]:
         """Scales of a batch, on the CPU."""
-        return self.low + (self.high - self.low) * torch.rand(count, generator=rng)
+        return self.low + (self.high - self.low) * rng.uniform(count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Teaching:
     scale: Float[Tensor, " batch"] | None  # None: no guidance
 
     @classmethod
-    def of(cls, networks: Networks, given: Given, batch: Batch, guidance: Guidance, rng: Generator) -> "Teaching":
+    def of(cls, networks: Networks, given: Given, batch: Batch, guidance: Guidance, rng: RandomStream) -> "Teaching":
         """For one step."""
         condition = batch["condition"]
         scale = guidance.draw(len(condition), rng) if guidance.branches == 2 else None
@@ -66,7 +67,7 @@ class Teaching:
         return self(x, t).moved(self.teacher.schedule.angle(r))
 
     @torch.no_grad()
-    def noisy_steps(self, x: Latent, t: Times, r: Times, *, steps: int, eta: float, rng: Generator) -> Latent:
+    def noisy_steps(self, x: Latent, t: Times, r: Times, *, steps: int, eta: float, rng: RandomStream) -> Latent:
         """DDIM with a share `eta` of DDPM's noise in equal steps from t to r (2010.02502, equations 12 and 16)."""
         schedule = self.teacher.schedule
         grid = [torch.lerp(t, r, i / steps) for i in range(steps + 1)]
@@ -91,9 +92,9 @@ def weighted(distances: Float[Tensor, " batch"], weight: Times) -> Float[Tensor,
     return (distances * weight.to(distances, non_blocking=True)).mean()
 
 
-def any_times(count: int, rng: Generator, lowest: float = 0.0) -> Times:
+def any_times(count: int, rng: RandomStream, lowest: float = 0.0) -> Times:
     """Uniform over [lowest, 1 - lowest], above 0."""
-    return lowest + (1 - 2 * lowest) * (1 - torch.rand(count, generator=rng, dtype=torch.float64))
+    return lowest + (1 - 2 * lowest) * (1 - rng.uniform(count))
 
 
 def begun(schedule: Schedule, t: Times, x_0: Latent, noise: Latent) -> Latent:
@@ -102,6 +103,6 @@ def begun(schedule: Schedule, t: Times, x_0: Latent, noise: Latent) -> Latent:
     return torch.where(starts, noise, point(x_0, noise, schedule.angle(t)))
 
 
-def fresh(like: Latent, rng: Generator) -> Latent:
+def fresh(like: Latent, rng: RandomStream) -> Latent:
     """N(0, I) noise, drawn on the CPU."""
-    return torch.randn(like.shape, generator=rng).to(like, non_blocking=True)
+    return rng.normal(like.shape).to(like, non_blocking=True)

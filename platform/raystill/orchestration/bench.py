@@ -12,7 +12,6 @@ from functools import partial
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Generator
 
 from raystill.data.derive import Source
 from raystill.data.records import Row, unpack_row
@@ -20,7 +19,8 @@ from raystill.data.shards import Sample, unpack
 from raystill.data.store import Store, open_store
 from raystill.data.targets import TargetTransform
 from raystill.engine.protocol import Optimizer
-from raystill.methods.method import Batch, Loss, Method, Networks
+from raystill.flow.randomness import RandomStream
+from raystill.methods.method import Batch, Loss, Method, Networks, generator
 from raystill.orchestration.distill import compute_targets, target_maker, training_source
 from raystill.orchestration.gradients import seconds
 from raystill.orchestration.launch import surroundings
@@ -52,7 +52,7 @@ class Interleaved:
         """The inner method's."""
         return self.inner.turn(step)
 
-    def losses(self, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """The inner method's losses, with the seconds per step of the last two blocks as metrics."""
         if self.calls % BLOCK == 0:
             now = _together()
@@ -70,7 +70,7 @@ class Interleaved:
         """Seconds per bare step: losses and backward, without an engine."""
         began = time.perf_counter()
         for i in range(BLOCK):
-            for role, loss in self.inner.losses(self.bare, batch, torch.Generator().manual_seed(i), i).items():
+            for role, loss in self.inner.losses(self.bare, batch, generator(0, 0, i), i).items():
                 loss.value.backward()
                 self.bare[role].zero_grad(set_to_none=True)
         return (_together() - began) / BLOCK

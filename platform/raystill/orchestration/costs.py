@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator
 
 from raystill.data.records import RejectedSampleError
 from raystill.data.shards import unpack
 from raystill.engine.local import LocalEngine
-from raystill.methods.method import Batch, Loss, Method, Networks
+from raystill.flow.randomness import RandomStream
+from raystill.methods.method import Batch, Loss, Method, Networks, generator
 from raystill.models.averaging import Average
 from raystill.models.pipeline import load_pipeline
 from raystill.orchestration.command import quiet_libraries
@@ -52,7 +52,7 @@ class Picked:
         """The inner method's."""
         return self.inner.turn(self.steps[step])
 
-    def losses(self, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
+    def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """The inner method's."""
         return self.inner.losses(networks, batch, rng, self.steps[step])
 
@@ -157,7 +157,7 @@ def _target_seconds(run: Run, launcher: LocalLauncher) -> float:
 def _noise(task: DistillTask, device: torch.device) -> Batch:
     """A batch of every field."""
     pipeline, count = load_pipeline(task.teacher), task.training.batch_size
-    x_0, mean = torch.randn(2, count, *pipeline.latent_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    x_0, mean = generator(0, 0, 0).normal((2, count, *pipeline.latent_shape)).to(device)
     condition = pipeline.condition([""] * count).clone().to(device)
     return {"x_0": x_0, "target_mean": mean, "condition": condition}
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import Sample
-from raystill.data.targets import start_of
 from raystill.engine.replicated import ReplicatedEngine
 from raystill.flow.efficiency import midpoints, oracle, relative_second_moment
 from raystill.flow.importance import BatchLaw, LearnedTimes
+from raystill.flow.randomness import RandomStream
 from raystill.methods.method import STUDENT, Batch, Bound, generator
 from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
 from raystill.training.distillation import DistillTask, constant
@@ -38,6 +38,8 @@ class GradientProbe:
     )
     seed: int = 7000  # of the path's noise
     timed: int = 3  # steps of the student, and ten times as many of the law
+
+    revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
 
 
 class GradientTransform:
@@ -79,7 +81,8 @@ class GradientTransform:
         batch, parameters = batch_of([row], self.device), [p for p in self.student.parameters() if p.requires_grad]
         squares = []
         for k in range(len(t)):
-            eps = start_of(row["key"], self.probe.seed + k, batch["x_0"].shape[1:]).to(self.device)[None]
+            stream = RandomStream.of("gradient", self.probe.seed, row["key"], k)
+            eps = stream.normal(batch["x_0"].shape).to(self.device)
             loss = self.settings.per_sample(self.given, self.student, batch, t[k : k + 1], eps)[1].sum()
             squares.append(sum(g.double().square().sum() for g in torch.autograd.grad(loss, parameters)))
         return torch.stack([torch.as_tensor(s) for s in squares]).cpu()

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import Sample
-from raystill.data.targets import start_of
 from raystill.flow.paths import times_at
+from raystill.flow.randomness import RandomStream
 from raystill.methods.method import STUDENT, Bound
 from raystill.methods.rayflow import RayFlow
 from raystill.orchestration.gradients import batch_of
@@ -24,6 +25,8 @@ class OverlapProbe:
     instances: int = 64  # of each shard
     points: int = 8  # the angles of the stock sampler's timesteps in so many steps: the same ones for every path
     seed: int = 6000  # of the path's noise
+
+    revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
 
 
 class OverlapTransform:
@@ -57,7 +60,8 @@ class OverlapTransform:
         shape = batch["x_0"].shape[1:]
         errors = []
         for k, t in enumerate(times):
-            eps = torch.stack([start_of(row["key"], self.probe.seed + k, shape) for row in rows]).to(self.device)
+            streams = [RandomStream.of("overlap", self.probe.seed, row["key"], k) for row in rows]
+            eps = torch.stack([stream.normal(shape) for stream in streams]).to(self.device)
             prediction, _ = self.settings.per_sample(self.given, self.student, batch, t.expand(len(rows)), eps)
             errors.append((prediction.data.float() - batch["x_0"]).square().mean(dim=(1, 2, 3)))
         found = torch.stack(errors, dim=1).cpu().numpy()

@@ -4,6 +4,7 @@ of one caption are.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ class Probe:
     starts: int = 4  # per caption, for the diversity
     distance: float = 0.05  # of the moved start: z' = sqrt(1 - d^2) z + d xi keeps the start's law
     seed: int = 5000
+
+    revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
 
 
 class ProbeTransform:

@@ -1,6 +1,7 @@
 """The two trainings of a pipeline from scratch: its autoencoder, then its UNet together with its text encoder."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -42,6 +43,8 @@ class DenoiserTask:
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
     name: str = "denoiser"
+
+    revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
 
     def networks(self) -> TextToImage:
         """Fresh networks."""

@@ -1,5 +1,6 @@
 """Targets computed by a real, tiny teacher: what they are, and what they depend on."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from raystill.data.shards import Sample, pack, unpack
 from raystill.data.solved import SOLVERS, Solved, SolverName
 from raystill.data.targets import (
     Assigned,
+    Encoded,
     Expectation,
     Generated,
     Independent,
@@ -75,6 +77,35 @@ def test_starts_are_standard_normal() -> None:
     assert abs(float(starts.mean())) < 4 / n**0.5
     assert abs(float(starts.var()) - 1) < 4 * (2 / n) ** 0.5
     assert abs(float((starts[::2] * starts[1::2]).mean())) < 4 / (n / 2) ** 0.5
+
+
+def test_no_two_of_200_000_samples_share_a_start() -> None:
+    # Of seeds of 32 bits 4.7 pairs would.
+    assert len({start_of(f"s{i}", 0, (1, 1, 8)).numpy().tobytes() for i in range(200_000)}) == 200_000
+
+
+def test_starts_of_revision_1_are_the_former_ones_to_the_bit() -> None:
+    former = [0.5621675252914429, 0.26985853910446167, -1.2670611143112183, 0.685653030872345]
+    assert start_of("s1", 0, (1, 2, 2), revision=1).flatten().tolist() == former
+    number = int.from_bytes(hashlib.sha256(b"7/s2").digest()[:8], "big") % 2**63
+    torch.manual_seed(number)
+    assert torch.equal(start_of("s2", 7, (4, 8, 8), revision=1), torch.randn(4, 8, 8))
+    assert not torch.equal(start_of("s2", 7, (4, 8, 8)), start_of("s2", 7, (4, 8, 8), revision=1))
+
+
+def test_estimators_that_use_starts_have_them_at_both_revisions(tiny_pipeline: Path) -> None:
+    for estimator in (Generated(steps=1), Independent(), Assigned()):
+        assert estimator.revision == 2
+        for revision in (1, 2):
+            row = targets(tiny_pipeline, [sample(1)], replace(estimator, revision=revision))[0]
+            start = start_of("s1", 0, (4, 8, 8), revision).numpy()
+            if isinstance(estimator, Generated):
+                schedule, one = load_pipeline(tiny_pipeline).schedule, torch.ones(1, dtype=torch.float64)
+                start = (start - float(schedule.signal(one)) * row["x_0"]) / float(schedule.noise(one))
+            np.testing.assert_allclose(row["target_mean"], start, atol=1e-5)
+        with pytest.raises(UserError, match=r"has revision 3; write 2, or 1 .* --set targets\.estimator\.revision=2"):
+            replace(estimator, revision=3)
+    assert {Inverted().revision, Expectation().revision, Encoded().revision} == {1}
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from raystill.config.errors import UserError
 from raystill.flow.paths import PairedDiffusionPath, Path, RayPath
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule
 from raystill.flow.times import (
     DensityTimes,
@@ -35,8 +36,8 @@ FIXED: list[FixedTimes] = [
 ]  # fmt: skip
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def rng(seed: int = 0) -> RandomStream:
+    return RandomStream.of(seed)
 
 
 def cells(count: int) -> Tensor:

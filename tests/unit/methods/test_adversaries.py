@@ -8,8 +8,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tests.given import given
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import DiffusionSchedule, scaled_linear_alphas
 from raystill.methods.add import ADD
 from raystill.methods.adversary import ADVERSARY, Heads, mean_over_places, non_saturating, r1, told_apart, towards
@@ -23,8 +24,8 @@ SHAPE = (3, 2, 4, 5)
 NONE = Guidance(low=1.0, high=1.0)
 
 
-def rng(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
+def rng(seed: int) -> RandomStream:
+    return RandomStream.of(seed)
 
 
 class Says(nn.Module):
@@ -58,7 +59,7 @@ def heads(**parts: nn.Module) -> Heads:
 
 
 def roles(teacher: Tensor, fake: Tensor) -> dict[str, nn.Module]:
-    start = torch.randn(SHAPE, generator=rng(1))
+    start = rng(1).normal(SHAPE)
     return {
         STUDENT: Says(start), TEACHER: Says(teacher), FAKE: Says(fake), TARGET: Says(torch.full(SHAPE, 3.0)),
         ADVERSARY: heads(mid_block=Scale()),
@@ -102,7 +103,7 @@ def test_adversaries_learn_to_tell_students_samples_from_real_ones(method: Disti
 
 def test_dmd2_s_gradient_is_fake_less_real_over_the_distance_from_real() -> None:
     """Equations 1 and 2 of 2405.14867, with the normalisation of 2311.18828, equation 8."""
-    real, fake = (torch.randn(SHAPE, generator=rng(seed)) for seed in (3, 4))
+    real, fake = (rng(seed).normal(SHAPE) for seed in (3, 4))
     networks = roles(real, fake)
     method = DMD2(guidance=1.0, adversarial=0.0)
     student = networks[STUDENT]
@@ -114,7 +115,7 @@ def test_dmd2_s_gradient_is_fake_less_real_over_the_distance_from_real() -> None
 
 
 def test_add_s_estimate_draws_samples_to_what_the_teacher_says() -> None:
-    said = torch.randn(SHAPE, generator=rng(3))
+    said = rng(3).normal(SHAPE)
     networks = roles(said, said)
     student = networks[STUDENT]
     assert isinstance(student, Says)
@@ -138,7 +139,7 @@ def test_add_s_adversary_has_the_hinge_loss_and_r1_on_real_features(penalty: flo
 
 
 def test_towards_has_the_gradient_that_it_is_given() -> None:
-    sample, gradient = (torch.randn(SHAPE, generator=rng(seed), requires_grad=True) for seed in (1, 2))
+    sample, gradient = (rng(seed).normal(SHAPE).requires_grad_() for seed in (1, 2))
     (found,) = torch.autograd.grad(towards(sample, gradient.detach()), [sample])
     torch.testing.assert_close(found, gradient.detach())
 
@@ -184,8 +185,7 @@ def test_students_move_where_they_are_found_out_though_their_mean_passes(method:
 
 def test_losses_are_means_over_places_and_then_over_maps() -> None:
     real, fake = (
-        {name: 3 * torch.randn(3, places, generator=rng(seed)) for name, places in (("a", 20), ("b", 6))}
-        for seed in (1, 2)
+        {name: 3 * rng(seed).normal((3, places)) for name, places in (("a", 20), ("b", 6))} for seed in (1, 2)
     )
 
     def mean(elementwise: Callable[[NDArray[np.float64]], NDArray[np.float64]], logits: dict[str, Tensor]) -> float:
@@ -230,7 +230,7 @@ def penalised(adversary: Heads, features: dict[str, Tensor]) -> Tensor:
 
 def test_r1_is_the_mean_over_independent_places_of_their_logits_squared_slopes() -> None:
     adversary = heads(a=a_head(2, 1), b=a_head(3, 2))
-    features = {"a": torch.randn(3, 2, 4, 5, generator=rng(1)), "b": torch.randn(3, 3, 2, 3, generator=rng(2))}
+    features = {"a": rng(1).normal((3, 2, 4, 5)), "b": rng(2).normal((3, 3, 2, 3))}
     found, explicit = penalised(adversary, features), []
     for head, each in zip(adversary.heads, features.values(), strict=True):
         of_places = [slopes(head, sample[None]).square().sum(dim=(1, 2)) for sample in each]
@@ -245,7 +245,7 @@ def test_r1_is_the_mean_over_independent_places_of_their_logits_squared_slopes()
 
 def test_r1_adds_the_slopes_of_logits_that_depend_on_a_place() -> None:
     torch.manual_seed(0)
-    adversary, features = Heads({"a": 6}), torch.randn(2, 6, 3, 4, generator=rng(3))
+    adversary, features = Heads({"a": 6}), rng(3).normal((2, 6, 3, 4))
     found = penalised(adversary, {"a": features})
     explicit = [slopes(adversary.heads[0], sample[None]).sum(dim=0).square().sum() / 12 for sample in features]
     torch.testing.assert_close(found, torch.stack(explicit).mean())
@@ -254,5 +254,5 @@ def test_r1_adds_the_slopes_of_logits_that_depend_on_a_place() -> None:
 def test_r1_of_the_heads_has_the_same_size_on_maps_of_any_size() -> None:
     torch.manual_seed(0)
     adversary = Heads({"a": 64})
-    found = [float(penalised(adversary, {"a": torch.randn(4, 64, n, n, generator=rng(n))}).detach()) for n in (8, 32)]
+    found = [float(penalised(adversary, {"a": rng(n).normal((4, 64, n, n))}).detach()) for n in (8, 32)]
     assert found[1] / found[0] == pytest.approx(1, abs=0.1), "16 times as many places"

@@ -2,12 +2,13 @@
 
 import torch
 
+from raystill.flow.randomness import RandomStream
 from raystill.methods.coupling import noise_for
 
 
 def test_immiscible_noise_is_the_same_noise_nearer_to_its_latents() -> None:
     x_0 = torch.randn(16, 2, 3, 4, generator=torch.Generator().manual_seed(1))
-    plain, dealt = (noise_for(x_0, torch.Generator().manual_seed(2), immiscible=flag) for flag in (False, True))
+    plain, dealt = (noise_for(x_0, RandomStream.of(2), immiscible=flag) for flag in (False, True))
     assert not torch.equal(plain, dealt)
     order = [next(i for i, one in enumerate(plain) if torch.equal(one, other)) for other in dealt]
     assert sorted(order) == list(range(16))
@@ -22,6 +23,6 @@ def test_immiscible_noise_is_the_same_noise_nearer_to_its_latents() -> None:
 
 def test_noise_is_dealt_out_in_half_precision_too() -> None:
     x_0 = torch.randn(16, 2, 3, 4, generator=torch.Generator().manual_seed(1))
-    whole, half = (noise_for(x, torch.Generator().manual_seed(2), immiscible=True) for x in (x_0, x_0.bfloat16()))
+    whole, half = (noise_for(x, RandomStream.of(2), immiscible=True) for x in (x_0, x_0.bfloat16()))
     assert half.dtype == torch.bfloat16
     assert torch.equal(half, whole.bfloat16())  # rounding does not change who is near whom here

@@ -6,6 +6,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from raystill.flow.predictions import Kind
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule
 from raystill.methods.denoising import Denoising, TextToImage
 from raystill.models.fresh import DenoiserShape, Tokens, stable_diffusion_scheduler
@@ -24,12 +25,12 @@ class Recording(nn.Module):
         return torch.zeros_like(x)
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def rng(seed: int = 0) -> RandomStream:
+    return RandomStream.of(seed)
 
 
 def batch_of(shape: tuple[int, ...]) -> dict[str, Tensor]:
-    return {"latent": torch.randn(shape, generator=rng(1)), "tokens": torch.full((shape[0], 5), 7)}
+    return {"latent": rng(1).normal(shape), "tokens": torch.full((shape[0], 5), 7)}
 
 
 def method(kind: Kind, dropout: float = 0.0, schedule: Schedule = SCHEDULE) -> Denoising:

@@ -14,6 +14,7 @@ from raystill.flow.mixtures import Mixture, MixtureDenoiser
 from raystill.flow.paths import Path
 from raystill.flow.predictions import Kind, column, point
 from raystill.flow.premetrics import PseudoHuber
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule, scaled_linear_alphas
 from raystill.flow.times import TimeDraw, UniformTimes
 from raystill.flow.windows import window_of
@@ -38,8 +39,8 @@ SHAPE = (6, 2, 3, 4)
 NONE = Guidance(low=1.0, high=1.0)
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def rng(seed: int = 0) -> RandomStream:
+    return RandomStream.of(seed)
 
 
 class OnePicture(nn.Module):
@@ -68,7 +69,7 @@ class OnePicture(nn.Module):
 def batch(schedule: Schedule) -> dict[str, Any]:
     """One latent for each caption, with a pair's noise."""
     condition = torch.linspace(-1, 1, SHAPE[0]).view(-1, 1, 1).expand(-1, 4, 4).double()
-    noise = torch.randn(SHAPE, generator=rng(7)).double()
+    noise = rng(7).normal(SHAPE).double()
     return {"x_0": condition[:, :1, :1, None].expand(SHAPE).clone(), "target_mean": noise, "condition": condition}
 
 
@@ -114,7 +115,7 @@ def test_lcm_s_target_is_the_published_one_and_tcd_s_at_landing_0() -> None:
     again = rng(5)
     draw = drawn(grid_of(SD, 50), torch.zeros_like, again, SHAPE[0], any_landing=False)
     teaching = Teaching.of(roles, told, fields, lcm.guidance, again)
-    eps = torch.randn(SHAPE, generator=again).double()
+    eps = again.normal(SHAPE).double()
     to_zero = Draw(draw.t, draw.led, torch.zeros_like(draw.t))
     tcd = consistency_loss(roles, told, fields, to_zero, teaching.step, eps, PseudoHuber()).value
     assert float(tcd) == float(found)
@@ -180,7 +181,7 @@ def test_scott_s_teacher_without_noise_and_in_one_step_is_lcm_s() -> None:
     roles, fields = {TEACHER: Random(1)}, batch(SD)
     teaching = Teaching.of(roles, given(SD, "epsilon"), fields, Guidance(low=3.0, high=5.0), rng(2))
     t = torch.linspace(0.1, 1, SHAPE[0], dtype=torch.float64)
-    x = torch.randn(SHAPE, generator=rng(3)).double()
+    x = rng(3).normal(SHAPE).double()
     found = teaching.noisy_steps(x, t, t - 0.1, steps=1, eta=0.0, rng=rng(4))
     torch.testing.assert_close(found, teaching.step(x, t, t - 0.1))
     noisy = teaching.noisy_steps(x, t, t - 0.1, steps=3, eta=0.5, rng=rng(4))
@@ -188,6 +189,7 @@ def test_scott_s_teacher_without_noise_and_in_one_step_is_lcm_s() -> None:
 
 
 MIXTURE = Mixture.random(3, (2, 3, 4), torch.Generator().manual_seed(5))
+DRAWN = MIXTURE.draw(SHAPE[0], torch.Generator().manual_seed(8))
 
 
 class Mixed(nn.Module):
@@ -242,7 +244,7 @@ class Follows(Mixed):
 def test_a_perfect_student_of_a_mixture_has_no_loss(method: Distillation, intervals: int) -> None:
     student = Follows(intervals)
     roles = {STUDENT: student, TARGET: student, TEACHER: Mixed()}
-    fields = {**batch(SD), "x_0": MIXTURE.draw(SHAPE[0], rng(8))}
+    fields = {**batch(SD), "x_0": DRAWN}
     told = given(SD, "v_prediction")
     perfect = [float(method.losses(told, roles, fields, rng(step), step)[STUDENT].value) for step in range(5)]
     assert max(perfect) < 1e-8
@@ -272,7 +274,7 @@ class Leaps(Mixed):
 )
 def test_a_perfect_student_of_a_mixture_s_pieces_has_no_loss(method: Distillation, student: Mixed) -> None:
     method = replace(method, times=AtEdges()) if isinstance(method, PeRFlow | PhasedRectified) else method
-    fields, told = {**batch(SD), "x_0": MIXTURE.draw(SHAPE[0], rng(8))}, given(SD, "v_prediction")
+    fields, told = {**batch(SD), "x_0": DRAWN}, given(SD, "v_prediction")
     for network, perfect in ((student, True), (Random(1), False)):
         roles = {STUDENT: network, TARGET: network, TEACHER: Mixed()}
         losses = [float(method.losses(told, roles, fields, rng(step), step)[STUDENT].value) for step in range(4)]
@@ -291,7 +293,7 @@ def test_dmd2_s_student_rests_where_the_fake_score_is_the_teacher_s() -> None:
         def forward(self, x: Tensor, timestep: Tensor, condition: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
             return (self.layer(x.double()),)
 
-    fields = {**batch(SD), "x_0": MIXTURE.draw(SHAPE[0], rng(8))}
+    fields = {**batch(SD), "x_0": DRAWN}
     for fake, rests in ((Mixed(), True), (Random(2), False)):
         roles = {STUDENT: Learns(), FAKE: fake, TEACHER: Mixed()}
         loss = method.losses(wanted, roles, fields, rng(1), 0)[STUDENT].value
@@ -361,7 +363,7 @@ class AtEdges(UniformTimes):
 
     share: float = 1.0  # of the window, above its end
 
-    def draw(self, count: int, path: Path, schedule: Schedule, rng: torch.Generator) -> TimeDraw:
+    def draw(self, count: int, path: Path, schedule: Schedule, rng: RandomStream) -> TimeDraw:
         t = (torch.arange(count, dtype=torch.float64) % 4 + self.share) / 4
         return TimeDraw(t, torch.ones_like(t), t)
 

@@ -14,6 +14,7 @@ from raystill.flow.mixtures import Mixture
 from raystill.flow.objectives import Objective, Target
 from raystill.flow.paths import PairedDiffusionPath, RayPath
 from raystill.flow.predictions import Kind, column
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import DiffusionSchedule
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, UniformTimes, UShapedTimes
@@ -31,13 +32,13 @@ LEARNED: list[Learned] = [SecondMomentTimes(), GridTimes(), SteinTimes()]
 KINDS: list[Kind] = ["epsilon", "v_prediction", "sample"]
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def rng(seed: int = 0) -> RandomStream:
+    return RandomStream.of(seed)
 
 
 def batch_of(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    x_0, mu = (torch.randn(shape, generator=rng(i), dtype=torch.float64).to(dtype) for i in (1, 2))
-    return {"x_0": x_0, "target_mean": mu, "condition": torch.randn(shape[0], 6, 9, generator=rng(3)).to(dtype)}
+    x_0, mu = (rng(i).normal(shape, torch.float64).to(dtype) for i in (1, 2))
+    return {"x_0": x_0, "target_mean": mu, "condition": rng(3).normal((shape[0], 6, 9)).to(dtype)}
 
 
 class Network(nn.Module):
@@ -101,7 +102,7 @@ def test_losses_are_those_of_a_loop_over_the_samples(
         found = method.bind(given(SCHEDULE, kind)).losses({"student": Network()}, batch, rng(5), 0)["student"]
         same = rng(5)
         t = sampler.draw(shape[0], path, SCHEDULE, same).t
-        eps = torch.randn(shape, generator=same)
+        eps = same.normal(shape)
         errors = torch.tensor([one_sample(method, kind, batch, i, float(t[i]), eps) for i in range(shape[0])])
         data, velocity = errors.mean(0).tolist()
         assert float(found.value.detach()) == pytest.approx(data if loss == "data" else velocity, rel=1e-4)
@@ -132,12 +133,13 @@ def test_with_unrelated_target_means_the_minimum_is_the_posterior_mean(
 ) -> None:
     # mu and eps are then one Gaussian noise of size b, and the best answer is E[x_0 | x]: proof, too, that a point is
     # asked about at the right time and scale.
-    mixture = Mixture.random(3, (2, 2, 3), rng())
+    mixture = Mixture.random(3, (2, 2, 3), torch.Generator().manual_seed(0))
     oracle, count = Oracle(mixture), 20_000
     batch = {
-        "x_0": mixture.draw(count, rng(1)), "target_mean": torch.randn(count, 2, 2, 3, generator=rng(2)).double(),
+        "x_0": mixture.draw(count, torch.Generator().manual_seed(1)),
+        "target_mean": rng(2).normal((count, 2, 2, 3)).double(),
         "condition": torch.zeros(count, 1, 1),
-    }  # fmt: skip
+    }
     method = RayFlow(path=path, times=UniformTimes(), objective=Objective(target=loss)).bind(
         given(SCHEDULE, "v_prediction")
     )
@@ -159,7 +161,7 @@ def networks_of(times: Learned, channels: int) -> dict[str, nn.Module]:
     law = times.network(channels)
     with torch.no_grad():
         for i, p in enumerate(law.parameters()):
-            p.add_(0.5 * torch.randn(p.shape, generator=rng(i)))
+            p.add_(0.5 * rng(i).normal(p.shape))
     return {"student": Network(), TIME_SAMPLER: law}
 
 

@@ -15,6 +15,7 @@ from raystill.data.store import Store, open_store
 from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import NonFiniteError, Optimizer
 from raystill.flow.paths import RayPath
+from raystill.flow.randomness import RandomStream
 from raystill.flow.times import SamplingTimes
 from raystill.methods.method import Loss, generator
 from raystill.methods.rayflow import RayFlow
@@ -41,8 +42,8 @@ TINY = DenoiserShape(
 )
 
 
-def rng(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def rng(seed: int) -> RandomStream:
+    return RandomStream.of(seed)
 
 
 class Line:
@@ -57,8 +58,8 @@ class Line:
     def turn(self, step: int) -> tuple[str, ...]:
         return self.learners
 
-    def losses(self, networks: Any, batch: Any, rng: torch.Generator, step: int) -> dict[str, Loss]:
-        noise = torch.randn(batch["y"].shape, generator=rng)
+    def losses(self, networks: Any, batch: Any, rng: RandomStream, step: int) -> dict[str, Loss]:
+        noise = rng.normal(batch["y"].shape)
         self.drawn.append(noise.flatten().tolist())
         times = torch.linspace(0.25, 0.75, len(noise), dtype=torch.float64)
         error = networks["line"](batch["x"]) - batch["y"] - 0.1 * noise
@@ -68,7 +69,7 @@ class Line:
 def line_batches(spoiled: int = -1) -> list[dict[str, Any]]:
     made = []
     for i in range(6):
-        x = torch.randn(3, 2, generator=rng(i))
+        x = rng(i).normal((3, 2))
         y = x.sum(1, keepdim=True) * (float("nan") if i == spoiled else 1)
         made.append({"key": [f"{i}-{j}" for j in range(3)], "x": x, "y": y})
     return made
@@ -104,7 +105,7 @@ def test_a_nan_stops_before_its_update_and_names_step_role_times_and_samples() -
 
 def test_an_infinite_loss_with_finite_gradients_stops_too() -> None:
     class Infinite(Line):
-        def losses(self, networks: Any, batch: Any, rng: torch.Generator, step: int) -> dict[str, Loss]:
+        def losses(self, networks: Any, batch: Any, rng: RandomStream, step: int) -> dict[str, Loss]:
             return {"line": Loss(networks["line"](batch["x"]).mean() + float("inf"))}
 
     with pytest.raises(NonFiniteError, match=r"loss inf; .*\[step 0, role line, samples 0-0"):
@@ -113,7 +114,7 @@ def test_an_infinite_loss_with_finite_gradients_stops_too() -> None:
 
 def test_randomness_is_a_function_of_seed_rank_and_step() -> None:
     drawn = {
-        (seed, rank, step): tuple(torch.randn(4, generator=generator(seed, rank, step)).tolist())
+        (seed, rank, step): tuple(generator(seed, rank, step).normal((4,)).tolist())
         for seed in (0, 1, 2**40)
         for rank in (0, 1, 7)
         for step in (0, 1, 10_000)
@@ -121,7 +122,7 @@ def test_randomness_is_a_function_of_seed_rank_and_step() -> None:
     assert len(set(drawn.values())) == len(
         drawn
     )  # torch keeps only 32 bits of a seed: each of the three must reach them
-    assert drawn == {at: tuple(torch.randn(4, generator=generator(*at)).tolist()) for at in drawn}
+    assert drawn == {at: tuple(generator(*at).normal((4,)).tolist()) for at in drawn}
 
 
 def test_the_loop_hands_each_step_its_own_randomness() -> None:
@@ -134,7 +135,7 @@ def test_the_loop_hands_each_step_its_own_randomness() -> None:
         )
         runs[seed, rank, start] = method.drawn
     whole = runs[0, 0, 0]
-    assert whole == [torch.randn(3, generator=generator(0, 0, step)).tolist() for step in range(6)]
+    assert whole == [generator(0, 0, step).normal((3,)).tolist() for step in range(6)]
     assert runs[0, 0, 2] == whole[2:]
     for other in (runs[0, 1, 0], runs[1, 0, 0]):
         assert all(a != b for a, b in zip(whole, other, strict=True))
@@ -194,14 +195,14 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fields(name: str, step: int) -> dict[str, Any]:
     """Batch of one step for each task."""
-    latent, mean = (torch.randn(3, 4, 8, 8, generator=rng(1000 * k + step)) for k in (1, 2))
+    latent, mean = (rng(1000 * k + step).normal((3, 4, 8, 8)) for k in (1, 2))
     match name:
         case "autoencoder":
-            return {"image": torch.randint(0, 256, (3, 8, 8, 3), generator=rng(step), dtype=torch.uint8)}
+            return {"image": rng(step).integers(0, 256, 3 * 8 * 8 * 3).view(3, 8, 8, 3).byte()}
         case "denoiser":
             return {"latent": latent, "tokens": torch.tensor([[1, 3, 4, 8, 8]] * 3)}
         case _:
-            return {"x_0": latent, "target_mean": mean, "condition": torch.randn(3, 5, 4, generator=rng(step))}
+            return {"x_0": latent, "target_mean": mean, "condition": rng(step).normal((3, 5, 4))}
 
 
 def task_of(name: str, teacher: Path) -> Task:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from raystill.flow.predictions import Kind
+from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule
 from raystill.methods.denoising import Denoising
 from raystill.models.fresh import DenoiserShape, Tokens, fresh_scheduler
@@ -26,8 +27,8 @@ def test_a_denoiser_is_trained_on_the_schedule_that_its_pipeline_is_written_with
     assert method.kind == kind == kind_of(fresh_scheduler(kind))
     t = torch.linspace(0, 1, 33, dtype=torch.float64)
     torch.testing.assert_close(method.schedule.angle(t), schedule_of(fresh_scheduler(kind)).angle(t))
-    rng = torch.Generator().manual_seed(0)
-    batch = {"latent": torch.randn(3, 4, 8, 6, generator=rng), "tokens": torch.tensor([TOKENS.empty] * 3)}
+    rng = RandomStream.of(0)
+    batch = {"latent": rng.normal((3, 4, 8, 6)), "tokens": torch.tensor([TOKENS.empty] * 3)}
     loss = method.losses(assembly.modules, batch, rng, 0)["denoiser"].value
     loss.backward()
     assert bool(loss.isfinite())
