@@ -76,12 +76,12 @@ def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 def trained(task: DistillTask, directory: Path, stage: int | None) -> dict[str, dict[str, Tensor]]:
     """Averages of the roles after training at a stage, or on the plain engine."""
 
-    def batches(step: int) -> Iterator[Batch]:
-        pipeline, count = load_pipeline(task.teacher), task.training.batch_size
+    def batches(step: int) -> Iterator[list[Batch]]:
+        pipeline, count = load_pipeline(task.teacher), task.training.lane_size
         rng = torch.Generator().manual_seed(0)
         x_0, mean = torch.randn(2, count, *pipeline.latent_shape, generator=rng)
         batch = {"x_0": x_0, "target_mean": mean, "condition": pipeline.condition(["red heart", "cat face"]).clone()}
-        return islice(repeat(batch), step, None)
+        return islice(repeat([batch]), step, None)
 
     engine = LocalEngine if stage is None else partial(ZeroEngine, stage=stage)
     checkpoints = LocalStore(uri=str(directory / str(stage)))
@@ -106,7 +106,7 @@ def test_a_method_trains_the_same_at_every_stage(
     task = DistillTask(
         teacher=str(tiny_pipeline), method=method, weights=weights,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=2),
-        training=Training(steps=4, batch_size=2, average_decay=0.5, log_every=4, checkpoint_every=4, picture_every=0),
+        training=Training(steps=4, lane_size=2, average_decay=0.5, log_every=4, checkpoint_every=4, picture_every=0),
     )  # fmt: skip
     start, expected = started(task), trained(task, tmp_path, None)
     for stage in stages:
