@@ -8,11 +8,13 @@ a step. So the same run comes out of any number of ranks, and gradients are accu
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from raystill.config.errors import UserError
 from raystill.engine.learning_rate import learning_rate
 from raystill.engine.protocol import Engine, NonFiniteError, Optimizer
 from raystill.methods.method import Batch, Method, Networks, generator
@@ -30,6 +32,7 @@ class Training:
     seed: int = 0
     average_decay: float = 0.999  # of the exponential moving average of the trained tensors
     precision: str = "float32"  # of activations: "float32" or "bfloat16" (autocast)
+    checkpointing: bool = False  # computes activations anew in the backward: less memory, more time, the same numbers
     log_every: int = 10  # steps
     checkpoint_every: int = 200  # steps; the last step is always saved
     picture_every: int = 200  # steps; 0 draws none
@@ -123,7 +126,8 @@ def train(  # noqa: PLR0913
         began = time.perf_counter()
         batch = next(batches)
         fetched = time.perf_counter()
-        seen = _backward(method, networks, learners, batch, ours, step, progress)
+        with fitting(training):
+            seen = _backward(method, networks, learners, batch, ours, step, progress)
         for role, lanes in seen.items():
             behind = [follower for follower in followers.values() if follower.of == role]
             norm = _update(learners[role], role, lanes, step, training, behind)
@@ -143,6 +147,29 @@ def train(  # noqa: PLR0913
             return
         if training.picture_every and (done % training.picture_every == 0 or last):
             observers.picture(done)
+
+
+@contextmanager
+def fitting(training: Training) -> Iterator[None]:
+    """Turns a device that is out of memory into a UserError that says which settings need less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        lanes, size = training.lanes, training.lane_size
+        first = (
+            ""
+            if training.checkpointing
+            else ("Write --set training.checkpointing=true, which computes activations anew and changes no number; or ")
+        )
+        smaller = (
+            f"--set training.lane_size={size // 2} --set training.lanes={lanes * 2}: another run, of as many samples a "
+            "step"
+            if size > 1
+            else "a smaller weights.rank: another run"
+        )
+        raise UserError(
+            f"the device is out of memory with lanes of {size} samples: {error}\n{first}{smaller}"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

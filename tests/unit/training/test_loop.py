@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from raystill.config.errors import UserError
 from raystill.data.store import Store, open_store
 from raystill.engine.learning_rate import learning_rate
 from raystill.engine.local import LocalEngine
@@ -302,6 +303,42 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name: str, teache
     assert averages is not None
     moved = [n for n, tensor in averages[task.name].items() if not torch.equal(tensor, live[f"parameter/{n}"])]
     assert len(moved) > len(averages[task.name]) / 2  # what is left are averages, not the last weights
+
+
+@pytest.mark.parametrize("name", ["student", "autoencoder", "denoiser"])
+def test_activations_that_are_computed_anew_change_no_number(name: str, teacher: Path, tmp_path: Path) -> None:
+    stores = {flag: open_store(str(tmp_path / str(flag))) for flag in (False, True)}
+    recomputed = []
+    for flag, store in stores.items():
+        task = task_of(name, teacher)
+        task = replace(task, training=replace(TRAINING, checkpointing=flag))  # type: ignore[type-var]
+        torch.manual_seed(0)
+        built = task.build(torch.device("cpu")).modules[task.name]
+        recomputed.append([m for m in built.modules() if getattr(m, "gradient_checkpointing", False)])
+        run_task(task, place(store, name))
+    assert not recomputed[0]
+    assert recomputed[1]
+    assert content(stores[True]) == content(stores[False])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"lanes of 3 samples: .*\n.*checkpointing=true, which.*lane_size=1 --set training\.lanes=2: another run"),
+        (
+            {"checkpointing": True, "lane_size": 8},
+            r"\n--set training\.lane_size=4 --set training\.lanes=2: another run",
+        ),
+        ({"checkpointing": True, "lane_size": 1}, r"\na smaller weights\.rank: another run"),
+    ],
+)
+def test_a_device_without_memory_says_which_settings_need_less(changes: dict[str, Any], message: str) -> None:
+    class Large(Line):
+        def losses(self, networks: Any, batch: Any, rng: torch.Generator, step: int) -> dict[str, Loss]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with pytest.raises(UserError, match=message):
+        train(Large(), {"line": line_learner()}, {}, iter(line_batches()), replace(TRAINING, **changes), Observers())
 
 
 def test_a_finished_run_is_left_alone(teacher: Path, tmp_path: Path) -> None:
