@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = {
     "training.steps": "6",
     "training.log_every": "2",
-    "training.batch_size": "8",
+    "training.lane_size": "8",
     "training.picture_every": "3",
     "training.checkpoint_every": "3",
     "targets.estimator.steps": "2",

@@ -36,7 +36,7 @@ def small():
         whole.base, teacher="teachers/tiny", sample=None, store="environment", artifacts=None, shards="few",
         work="work",
         weights=Lora(rank=2, alpha=2.0, targets=("to_q", "conv1")), reading=Reading(),
-        training=replace(whole.base.training, batch_size=4, log_every=2),
+        training=replace(whole.base.training, lane_size=4, log_every=2),
         evaluation=Evaluation(shards=1, pictures=8, teacher_steps=(1, 2), reference_steps=2, captions=CAPTIONS),
     )
     online = Targets(estimator=Encoded())

@@ -101,7 +101,7 @@ def test_roles_are_trained_the_same_at_every_stage(
     task = DistillTask(
         teacher=str(tiny_pipeline), method=method, weights=weights,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=2),
-        training=Training(steps=4, batch_size=4, average_decay=0.5, log_every=1, checkpoint_every=4, picture_every=0),
+        training=Training(steps=4, lane_size=4, average_decay=0.5, log_every=1, checkpoint_every=4, picture_every=0),
     )  # fmt: skip
     first, *others = (trained(task, data, tmp_path / str(stage), stage) for stage in stages)
     for steps, averages in others:

@@ -70,7 +70,9 @@ def task(tiny_pipeline: Path) -> DistillTask:
         method=RayFlow(times=SteinTimes(warmup_steps=2)),
         weights=Lora(rank=2, alpha=2.0, targets=("to_q", "to_v", "conv1")),
         optimizer=Optimizer(learning_rate=5e-3, warmup_steps=2),
-        training=Training(steps=6, batch_size=4, average_decay=0.5, log_every=2, checkpoint_every=3, picture_every=0),
+        training=Training(
+            steps=6, lanes=2, lane_size=4, average_decay=0.5, log_every=2, checkpoint_every=3, picture_every=0
+        ),
     )
 
 

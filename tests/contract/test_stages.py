@@ -10,28 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.each import EACH
 from torch import Tensor
 
 from raystill.data.local import LocalStore
 from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import Optimizer
 from raystill.engine.zero import ZeroEngine
-from raystill.flow.premetrics import PseudoHuber
-from raystill.methods.add import ADD
 from raystill.methods.adversary import ADVERSARY
-from raystill.methods.ctm import CTM
-from raystill.methods.dmd2 import DMD2
-from raystill.methods.lcm import LCM
-from raystill.methods.lightning import Lightning
 from raystill.methods.method import STUDENT, Batch
-from raystill.methods.perflow import PeRFlow
-from raystill.methods.phased import PhasedRectified
-from raystill.methods.rayflow import RayFlow
-from raystill.methods.rectified import Rectified
-from raystill.methods.reflow import Reflow
-from raystill.methods.scott import SCott
 from raystill.methods.table import METHODS, Distilling
-from raystill.methods.tcd import TCD
 from raystill.models.pipeline import load_pipeline
 from raystill.models.weights import Full, Lora
 from raystill.training.distillation import DistillTask
@@ -40,21 +28,6 @@ from raystill.training.task import Place, final_averages, run_task
 
 pytestmark = pytest.mark.usefixtures("process_group")
 LORA = Lora(rank=2, alpha=2.0, targets=("to_q", "to_v", "conv1"))
-SMOOTH = PseudoHuber(c=0.1)  # consistency methods' own is nearly |d|: its signs turn in rounding
-EACH: list[Distilling] = [  # with every stage and turn in four steps
-    RayFlow(),
-    PeRFlow(substeps=2),
-    Reflow(one_step_from=2),
-    Rectified(consistency_from=2, premetric=SMOOTH),
-    PhasedRectified(substeps=2),
-    LCM(target_decay=0.5, premetric=SMOOTH),
-    TCD(intervals=16, segments=(8, 2), stage_steps=2, premetric=SMOOTH),
-    CTM(most=2, target_decay=0.5, premetric=SMOOTH),
-    SCott(premetric=SMOOTH),
-    DMD2(ratio=2),
-    Lightning(stages=(8, 4), first=16, stage_steps=2),
-    ADD(),
-]
 
 
 def started(task: DistillTask) -> dict[str, dict[str, Tensor]]:
@@ -76,12 +49,12 @@ def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 def trained(task: DistillTask, directory: Path, stage: int | None) -> dict[str, dict[str, Tensor]]:
     """Averages of the roles after training at a stage, or on the plain engine."""
 
-    def batches(step: int) -> Iterator[Batch]:
-        pipeline, count = load_pipeline(task.teacher), task.training.batch_size
+    def batches(step: int) -> Iterator[list[Batch]]:
+        pipeline, count = load_pipeline(task.teacher), task.training.lane_size
         rng = torch.Generator().manual_seed(0)
         x_0, mean = torch.randn(2, count, *pipeline.latent_shape, generator=rng)
         batch = {"x_0": x_0, "target_mean": mean, "condition": pipeline.condition(["red heart", "cat face"]).clone()}
-        return islice(repeat(batch), step, None)
+        return islice(repeat([batch]), step, None)
 
     engine = LocalEngine if stage is None else partial(ZeroEngine, stage=stage)
     checkpoints = LocalStore(uri=str(directory / str(stage)))
@@ -106,7 +79,7 @@ def test_a_method_trains_the_same_at_every_stage(
     task = DistillTask(
         teacher=str(tiny_pipeline), method=method, weights=weights,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=2),
-        training=Training(steps=4, batch_size=2, average_decay=0.5, log_every=4, checkpoint_every=4, picture_every=0),
+        training=Training(steps=4, lane_size=2, average_decay=0.5, log_every=4, checkpoint_every=4, picture_every=0),
     )  # fmt: skip
     start, expected = started(task), trained(task, tmp_path, None)
     for stage in stages:

@@ -98,7 +98,7 @@ def test_an_evaluation_prints_its_spread_over_seeds(workplace: Path, alone: subp
 
 
 def test_a_bench_compares_the_loop_with_bare_steps(workplace: Path, alone: subprocess.CompletedProcess[str]) -> None:
-    line = command(job="bench", training__batch_size="2", **PLAIN)
+    line = command(job="bench", training__lane_size="2", **PLAIN)
     done = run([*line, "--local", "--set", "method.times=GridTimes"], workplace)  # with a second network to be learned
     assert done.returncode == 0, done.stderr[-3000:]
     setting, *figures, ratio, targets = done.stdout.splitlines()[-6:]
@@ -130,7 +130,7 @@ def grey(workplace: Path) -> str:
 
 def test_a_pipeline_of_anybodys_grey_pictures(workplace: Path, grey: str) -> None:
     parts = {"autoencoder": ("widths=[8,16]", "channels=1"), "denoiser": ("widths=[16,32]", "text_length=8")}
-    trainings = ("training.steps=4", "training.batch_size=4", "training.log_every=2", "training.checkpoint_every=2")
+    trainings = ("training.steps=4", "training.lane_size=4", "training.log_every=2", "training.checkpoint_every=2")
     settings = [
         f"shards={grey}",
         "output=teachers/grey",

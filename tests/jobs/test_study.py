@@ -78,7 +78,7 @@ def small(folder: Path, teacher: Path) -> Study:
         name="small", shards=str(folder / "shards"), work=str(folder / "work"), teacher=str(teacher), model="small",
         reading=Reading(picture_size=16), method=RayFlow(times=SamplingTimes()),
         targets=Targets(estimator=Generated(steps=2)),
-        training=Training(steps=4, batch_size=4, log_every=2, checkpoint_every=4, picture_every=0),
+        training=Training(steps=4, lane_size=4, log_every=2, checkpoint_every=4, picture_every=0),
         evaluation=Evaluation(shards=1, teacher_steps=(1, 2), reference_steps=2),
     )  # fmt: skip
     variants = tuple(Variant(label=f"sigma {s}", x=s, changes={"method.path": RayPath(sigma=s)}) for s in (0.0, 0.3))

@@ -29,16 +29,26 @@ def collate(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def local_batches(
-    store: Store, plan: Plan, batch_size: int, start: int, steps: int, device: torch.device
-) -> Iterator[dict[str, Any]]:
-    """Batches `start` to `start + steps` of the plan's rank, on `device`; shards stay in memory once read."""
+    store: Store, plan: Plan, lanes: Sequence[int], start: int, steps: int, device: torch.device
+) -> Iterator[list[dict[str, Any]]]:
+    """Batches of steps `start` to `start + steps`, one for each of the lanes, on `device`; shards stay in memory once
+    read.
+    """
     cache = _Remembered(store)
+    every = [_batches(cache, plan, lane, start, steps, device) for lane in lanes]
+    return (list(step) for step in zip(*every, strict=True))
+
+
+def _batches(
+    cache: "_Remembered", plan: Plan, lane: int, start: int, steps: int, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """A lane's batches of steps `start` to `start + steps`."""
     waiting: list[Row] = []
-    for group in groups(plan, start * batch_size, steps * batch_size):
+    for group in groups(plan, lane, start, steps):
         waiting += cache.rows(group)
-        while len(waiting) >= batch_size:
-            yield to_device(collate(waiting[:batch_size]), device)
-            del waiting[:batch_size]
+        while len(waiting) >= plan.lane_size:
+            yield to_device(collate(waiting[: plan.lane_size]), device)
+            del waiting[: plan.lane_size]
 
 
 class _Remembered:

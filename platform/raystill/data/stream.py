@@ -1,7 +1,7 @@
 """The Ray Data graphs: shards derived by a pool of actors, and batches streamed to one training worker."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -89,33 +89,39 @@ class _ShardWorker:
 def stream_batches(
     store: Store,
     plan: Plan,
-    batch_size: int,
+    lanes: Sequence[int],
     start: int,
     steps: int,
     device: torch.device,
     labels: Mapping[str, str] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Batches `start` to `start + steps` of the plan's rank on `device`, read on nodes with `labels`, permuted and
-    prefetched by Ray Data.
+    workers: int = 1,
+) -> Iterator[list[dict[str, Any]]]:
+    """Batches of steps `start` to `start + steps`, one for each of the lanes, on `device`: read on nodes with `labels`,
+    permuted and prefetched by Ray Data; `workers` share the readers' memory.
 
-    Every rank reads its own part of one plan, as many samples as its steps need: ranks get equally many batches of one
-    size, and the order is a function of the plan alone.
+    Every rank reads what its own lanes take by one plan: ranks get equally many batches of one size, and the order is a
+    function of the plan alone.
     """
     _quiet()
-    per_part = max(1, _part_bytes(plan.world_size, labels or {}) // (_bytes_per_sample(store, plan) * batch_size))
+    share = _part_bytes(workers, labels or {})
+    per_part = max(1, share // (_bytes_per_sample(store, plan) * plan.lane_size * len(lanes)))
     parts = [(i, min(per_part, start + steps - i)) for i in range(start, start + steps, per_part)]
     # The next part is read while this one is consumed. Ray Data's executor polls without rest, on the training's own
     # cores, as long as its output waits to be taken; a part that has been read whole has no executor any more.
     with ThreadPoolExecutor(1) as ahead:
-        waiting = ahead.submit(_part, store, plan, batch_size, *parts[0], labels)
+        waiting = ahead.submit(_part, store, plan, lanes, *parts[0], labels)
         for following in [*parts[1:], None]:
-            dataset = _result(waiting)
+            datasets = _result(waiting)
             if following is not None:
-                waiting = ahead.submit(_part, store, plan, batch_size, *following, labels)
-            for batch in dataset.iter_torch_batches(
-                batch_size=batch_size, prefetch_batches=2, drop_last=True, collate_fn=_Collate()
-            ):
-                yield to_device(batch, device)
+                waiting = ahead.submit(_part, store, plan, lanes, *following, labels)
+            every = [
+                dataset.iter_torch_batches(
+                    batch_size=plan.lane_size, prefetch_batches=2, drop_last=True, collate_fn=_Collate()
+                )
+                for dataset in datasets
+            ]
+            for step in zip(*every, strict=True):
+                yield [to_device(batch, device) for batch in step]
 
 
 def nodes(labels: Mapping[str, str]) -> list[Mapping[str, Any]]:
@@ -124,10 +130,10 @@ def nodes(labels: Mapping[str, str]) -> list[Mapping[str, Any]]:
     return [n for n in alive if all(n.get("Labels", {}).get(name) == value for name, value in labels.items())]
 
 
-def _part_bytes(world_size: int, labels: Mapping[str, str]) -> int:
+def _part_bytes(workers: int, labels: Mapping[str, str]) -> int:
     """Size of a part that the readers' object stores hold without spilling; PART_BYTES where no reader is there yet."""
     stores = sum(node["Resources"].get("object_store_memory", 0.0) for node in nodes(labels))
-    return min(PART_BYTES, int(stores * STORE_SHARE / world_size)) if stores else PART_BYTES
+    return min(PART_BYTES, int(stores * STORE_SHARE / workers)) if stores else PART_BYTES
 
 
 def _bytes_per_sample(store: Store, plan: Plan) -> int:
@@ -138,11 +144,11 @@ def _bytes_per_sample(store: Store, plan: Plan) -> int:
 
 
 def _part(
-    store: Store, plan: Plan, batch_size: int, start: int, steps: int, labels: Mapping[str, str] | None
-) -> ray.data.Dataset:
-    """Read the samples of some steps into the object store, in the plan's order."""
+    store: Store, plan: Plan, lanes: Sequence[int], start: int, steps: int, labels: Mapping[str, str] | None
+) -> list[ray.data.Dataset]:
+    """Read the samples of some steps into the object store, each lane's in the plan's order."""
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    items = [asdict(group) for group in groups(plan, start * batch_size, steps * batch_size)]
+    items = [asdict(group) for lane in lanes for group in groups(plan, lane, start, steps)]
     dataset = ray.data.from_items(items, override_num_blocks=min(TASKS, len(items))).map_batches(
         _read,  # type: ignore[arg-type]
         fn_args=(store,),
@@ -151,11 +157,14 @@ def _part(
         num_cpus=READ_CPUS,
         label_selector=dict(labels or {}) or None,
     )
-    read: ray.data.Dataset = dataset.materialize()
-    return read
+    read = dataset.materialize()
+    if len(lanes) == 1:
+        return [read]
+    found: list[ray.data.Dataset] = read.split_at_indices([i * steps * plan.lane_size for i in range(1, len(lanes))])
+    return found
 
 
-def _result(part: "Future[ray.data.Dataset]") -> ray.data.Dataset:
+def _result(part: "Future[list[ray.data.Dataset]]") -> list[ray.data.Dataset]:
     """Wait for a part; the error of a reader that is meant for people comes without Ray's wrapping."""
     try:
         return part.result()
@@ -177,13 +186,9 @@ def _quiet() -> None:
 def _read(batch: dict[str, Any], store: Store) -> Iterator[dict[str, Any]]:
     """Read groups of shards and give their rows as columns."""
     for i in range(len(batch["skip"])):
-        keys, seed = (
-            tuple(str(k) for k in batch["keys"][i]),
-            (int(batch["order_seed"][i][0]), int(batch["order_seed"][i][1])),
-        )
-        rows = read_group(
-            store, Group(keys=keys, order_seed=seed, skip=int(batch["skip"][i]), stop=int(batch["stop"][i]))
-        )
+        keys, (seed, epoch, index) = tuple(str(k) for k in batch["keys"][i]), map(int, batch["order_seed"][i])
+        skip, stop = int(batch["skip"][i]), int(batch["stop"][i])
+        rows = read_group(store, Group(keys=keys, order_seed=(seed, epoch, index), skip=skip, stop=stop))
         yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -53,6 +53,13 @@ def anywhere(flag: bool) -> bool:
     return bool(found > 0)  # HOST SYNC
 
 
+def total(values: Tensor) -> Tensor:
+    """The sum over ranks of a tensor on any device, of any shape. Collective."""
+    found = values.to(_device())
+    dist.all_reduce(found)  # COLLECTIVE
+    return found
+
+
 class ZeroEngine:
     """AdamW on the trainable parameters of a module, spread over the ranks of the default process group."""
 

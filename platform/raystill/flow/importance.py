@@ -46,7 +46,6 @@ from raystill.flow.times import (
     UShapedTimes,
     check_share,
     defended,
-    stratified,
 )
 
 Outputs = Float[Tensor, "batch outputs"]  # of a TimeNetwork
@@ -167,7 +166,7 @@ class BatchLaw:
         Times beyond the CPU stay there: no host-device synchronisation.
         """
         settings, outputs = self.settings, self.outputs.detach().double()
-        shares = stratified(count, rng).to(outputs.device, non_blocking=True)
+        shares = rng.stratified(count).to(outputs.device, non_blocking=True)
         if self.step < settings.warmup_steps:
             return TimeDraw(settings.base.quantile(shares, path, schedule), torch.ones_like(shares), shares)
         law = settings.law(outputs)

@@ -21,6 +21,14 @@ class RandomStream:
 
     def __init__(self, key: int) -> None:
         self._numbers = Generator(Philox(key=key))
+        self.part = (0, 1)  # which of how many streams that share out the bins of stratified numbers (`share_bins`)
+
+    def share_bins(self, place: int, places: int) -> "RandomStream":
+        """Have stratified numbers of this stream fill the bins that those of `places` - 1 others leave: so that they
+        cover [0, 1) evenly together, too. `place` is drawn, else a stream's numbers would not be uniform.
+        """
+        self.part = (place, places)
+        return self
 
     @classmethod
     def of(cls, *names: int | str) -> "RandomStream":
@@ -54,6 +62,13 @@ class RandomStream:
     def permutation(self, count: int) -> Int64[Tensor, " count"]:
         """The numbers from 0 to `count` - 1 in random order."""
         return torch.from_numpy(self._numbers.permutation(count))
+
+    def stratified(self, count: int) -> Float64[Tensor, " count"]:
+        """One uniform number in each of `count` equal bins of [0, 1), in random order: each is uniform by itself, and
+        together they cover the whole.
+        """
+        place, places = self.part
+        return (self.permutation(count) + (place + self.uniform(count)) / places) / count
 
     def weighted(self, weights: Float[Tensor, " choices"], count: int) -> Int64[Tensor, " count"]:
         """Indices of weights, each as often as its share of their sum; ValueError where one is negative."""

@@ -63,7 +63,7 @@ class FixedTimes(ABC):
 
     def draw(self, count: int, path: Path, schedule: Schedule, rng: RandomStream) -> TimeDraw:
         """Draw stratified times with weight 1."""
-        v = stratified(count, rng)
+        v = rng.stratified(count)
         return TimeDraw(self.quantile(v, path, schedule), torch.ones_like(v), v)
 
 
@@ -102,7 +102,7 @@ class DensityTimes(FixedTimes):
         """Draw stratified times, with weight 1 or, as an importance law, 1 / q at most 1 / delta."""
         if self.importance is None:
             return FixedTimes.draw(self, count, path, schedule, rng)
-        shares = stratified(count, rng)
+        shares = rng.stratified(count)
         t, weight = defended(shares, self.importance, lambda v: self.quantile(v, path, schedule), self.density)
         return TimeDraw(t, weight, t)
 
@@ -195,13 +195,6 @@ AnyTimes: TypeAlias = UniformTimes | LogitNormalTimes | UShapedTimes  # fixed la
 def _asked(steps: int, path: Path, schedule: Schedule) -> Times:
     """Times of a path, in increasing order, at which a sampler of so many steps asks the student."""
     return times_at(path, schedule, schedule.angle(schedule.sampling_times(steps)[:-1])).flip(0)
-
-
-def stratified(count: int, rng: RandomStream) -> Times:
-    """One uniform number in each of `count` equal bins of [0, 1), in random order: each is uniform by itself, and
-    together they cover the whole.
-    """
-    return (rng.permutation(count) + rng.uniform(count)) / count
 
 
 def defended(

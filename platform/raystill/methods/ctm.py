@@ -27,7 +27,7 @@ from raystill.methods.adversary import input_gradient
 from raystill.methods.consistency import Draw, grid_of, jumped
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import (
-    EVERY_RANK,
+    EVERY_LANE,
     STUDENT,
     TARGET,
     Batch,
@@ -124,7 +124,7 @@ class CTM(Distillation):
     def _led(self, given: Given, step: int) -> int:
         """m, the same for the whole step on all ranks."""
         weights = torch.arange(1.0, self.most + 1)
-        return 1 + int(generator(given.seed, EVERY_RANK, step).weighted(weights, 1))
+        return 1 + int(generator(given.seed, EVERY_LANE, step).weighted(weights, 1))
 
     def _drawn(self, schedule: Schedule, led: int, count: int, rng: RandomStream) -> Draw:
         """t uniform over the grid's points m and more above data, u m points below t, s uniform from u down to data."""

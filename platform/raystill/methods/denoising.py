@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from raystill.flow.predictions import Kind, Latent, column
 from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Schedule, Times
-from raystill.flow.times import stratified
 from raystill.methods.method import Batch, Loss, Networks
 
 
@@ -47,7 +46,7 @@ class Denoising:
         """Mean squared error over stratified discrete times, unit weight in the network's own parameterisation."""
         latent, tokens = batch["latent"], batch["tokens"]
         count, steps = len(latent), self.schedule.steps
-        k = (stratified(count, rng) * steps).long().clamp(max=steps - 1)
+        k = (rng.stratified(count) * steps).long().clamp(max=steps - 1)
         t = (k + 1) / torch.tensor(steps, dtype=torch.float64)
         drop = (rng.uniform(count) < self.caption_dropout).to(latent.device, non_blocking=True)
         eps = rng.normal(latent.shape).to(latent.device, non_blocking=True)

@@ -30,7 +30,7 @@ from raystill.methods.adversary import (
     towards,
 )
 from raystill.methods.method import (
-    EVERY_RANK,
+    EVERY_LANE,
     STUDENT,
     TEACHER,
     Batch,
@@ -127,7 +127,7 @@ class DMD2(Distillation):
         whole step on all ranks.
         """
         student, schedule = Denoiser(networks[STUDENT], given.schedule, given.kind), given.schedule
-        last = int(generator(given.seed, EVERY_RANK, step).integers(0, self.steps, 1))
+        last = int(generator(given.seed, EVERY_LANE, step).integers(0, self.steps, 1))
         x_0: Latent = batch["x_0"]
         x = fresh(x_0, rng)
         times = schedule.sampling_times(self.steps)

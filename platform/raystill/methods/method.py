@@ -22,13 +22,17 @@ from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 Batch = Mapping[str, Any]  # field name -> Tensor with the batch first; "key" holds the sample names as a list
 Networks = Mapping[str, nn.Module]  # role -> the module to call (through its engine, for learners)
 DEFAULT_STEPS = 4  # of a student, where its method can
-EVERY_RANK = -1  # in place of a rank, for what all ranks draw alike
+EVERY_LANE = -1  # in place of a lane, for what all of them draw alike
 STUDENT, TEACHER, TARGET = "student", "teacher", "target"  # roles; the target follows the student
 
 
-def generator(seed: int, rank: int, step: int) -> RandomStream:
-    """The random numbers of one step on one rank."""
-    return RandomStream.of("step", seed, rank, step)
+def generator(seed: int, lane: int, step: int, lanes: int = 1) -> RandomStream:
+    """The random numbers of one lane of a step; what is stratified is so over all lanes of the step together."""
+    stream = RandomStream.of("step", seed, lane, step)
+    if lanes == 1:
+        return stream
+    places = RandomStream.of("bins of lanes", seed, step).permutation(lanes)
+    return stream.share_bins(int(places[lane]), lanes)
 
 
 @dataclass(slots=True)
@@ -67,7 +71,7 @@ class Given:
     kind: Kind
     channels: int  # of a latent
     unconditional: Float[Tensor, "1 length features"]  # of the empty caption
-    seed: int  # of the training, for what all ranks draw alike
+    seed: int  # of the training, for what all lanes draw alike
     features: Mapping[str, int]  # names and channels of the parts of its UNet that an adversary may read
 
 

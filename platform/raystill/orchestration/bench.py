@@ -155,7 +155,8 @@ def bench(run: Run, *, local: bool = False, blocks: int = 8) -> str:
     names = ("bench/loop_s", "bench/bare_s", "time/data_wait_s")
     # The first two blocks hold the start of the stream and of every kernel.
     figures = {metric: history(tracking, run, metric)[2:] for metric in names}
-    return f"{_text(f'{engine}, {training.batch_size} samples per worker', figures)}\n{_targets_text(timed)}"
+    setting = f"{engine}, {training.lanes} lanes of {training.lane_size} samples"
+    return f"{_text(setting, figures)}\n{_targets_text(timed)}"
 
 
 def time_targets(run: Run, launcher: Launcher, store: Store, blocks: int) -> list[Row]:

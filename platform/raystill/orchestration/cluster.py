@@ -36,6 +36,7 @@ from raystill.orchestration.launcher import Item, MakeRecorder, Result
 from raystill.orchestration.placement import check_resources, machines, options_of, threads_of
 from raystill.orchestration.run import Cluster
 from raystill.orchestration.stopping import asked_to_stop, saving
+from raystill.training.lanes import numbers, share
 from raystill.training.task import Place, Task, last_step, run_task
 
 
@@ -255,6 +256,7 @@ def _train_worker(work: _Work) -> None:
         ZeroEngine,
         agree,
         anywhere,
+        total,
     )  # imported here: it chooses its accelerator where it runs
 
     quiet_libraries()
@@ -264,7 +266,8 @@ def _train_worker(work: _Work) -> None:
     device = ray.train.torch.get_device()
     training = work.task.training
     agree(canonical_json(work.task))
-    plan = Plan(shards=work.index.shards, seed=training.seed, rank=rank, world_size=world_size)
+    plan = Plan(shards=work.index.shards, seed=training.seed, lanes=training.lanes, lane_size=training.lane_size)
+    lanes = numbers(share(training.lanes, rank, world_size))
     with (
         nullcontext() if rank or work.recorder is None else work.recorder() as recorder,
         nullcontext(lambda _step: None) if rank else _progress(work.task, last_step(work.checkpoints)) as on_step,
@@ -273,7 +276,7 @@ def _train_worker(work: _Work) -> None:
             checkpoints=work.checkpoints,
             engine=lambda module, optimizer: ZeroEngine(module, optimizer, work.zero_stage, training.precision, device),
             batches=lambda step: stream_batches(
-                work.data, plan, training.batch_size, step, training.steps - step, device, work.reader_labels
+                work.data, plan, lanes, step, training.steps - step, device, work.reader_labels, world_size
             ),
             recorder=recorder,
             rank=rank,
@@ -281,6 +284,7 @@ def _train_worker(work: _Work) -> None:
             device=torch.device(device),
             until=work.until,
             stop=lambda: anywhere(rank == 0 and asked_to_stop(work.checkpoints)),
+            total=total,
             on_step=on_step,
         )
         run_task(work.task, place)

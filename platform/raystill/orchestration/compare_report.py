@@ -95,7 +95,7 @@ def _head(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> s
     return (
         f"{len(done)} of {len(planned)} runs are measured, {stopped} of which stopped before a bad update; seeds "
         f"{', '.join(map(str, comparison.seeds))}. Teacher `{run.teacher}`, guidance {run.evaluation.guidance:g}; "
-        f"{run.training.batch_size} samples a step, one process of {run.cluster.worker}; {pictures} captions held out "
+        f"{run.training.step_size} samples a step, one process of {run.cluster.worker}; {pictures} captions held out "
         f"of the distillation, {run.evaluation.features} features. The first budget is {comparison.updates} updates "
         f"of the student, the second {comparison.seconds:g} seconds of one process, stored targets included. Seconds "
         "are of a process alone on one machine: the number of steps times their mean, of trainings timed in turn, "
@@ -168,7 +168,7 @@ def _costs(run: Run, cost: Mapping[str, Any]) -> list[str]:
     """Updates, steps, teacher calls per image that was trained on, seconds with those of targets, and memory."""
     steps, method = run.training.steps, run.method
     updates = sum(STUDENT in method.turn(step) for step in range(steps))
-    stored = run.targets.estimator.calls * cost["targets"] / (steps * run.training.batch_size)
+    stored = run.targets.estimator.calls * cost["targets"] / (steps * run.training.step_size)
     spent = cost["targets"] * cost["target_s"]
     return [
         str(updates), str(steps), f"{method.calls(steps) + stored:.3g}", f"{spent + steps * cost['step_s']:.0f}",

@@ -110,12 +110,13 @@ def _step_seconds(task: DistillTask, device: torch.device, offset: float) -> flo
     order = [step for steps in picked.values() for step in (steps[0], *steps)]  # the first of a kind warms up
     seconds: list[float] = []
     training = Training(
-        steps=len(order), batch_size=task.training.batch_size, precision=task.training.precision, log_every=1,
-        checkpoint_every=len(order), picture_every=0,
+        steps=len(order), lanes=task.training.lanes, lane_size=task.training.lane_size,
+        precision=task.training.precision, log_every=1, checkpoint_every=len(order), picture_every=0,
     )  # fmt: skip
     frozen = {role: network.to(device).eval() for role, network in built.frozen.items()}
     train(
-        Picked(built.method, order), learners, frozen, repeat(_noise(task, device)), training,
+        Picked(built.method, order), learners, frozen,
+        repeat([_noise(task, device)] * training.lanes), training,
         Observers(metrics=lambda _step, values: seconds.append(values["time/step_s"])), followers=built.followers,
     )  # fmt: skip
     timed = iter(seconds)
@@ -156,7 +157,7 @@ def _target_seconds(run: Run, launcher: LocalLauncher) -> float:
 
 def _noise(task: DistillTask, device: torch.device) -> Batch:
     """A batch of every field."""
-    pipeline, count = load_pipeline(task.teacher), task.training.batch_size
+    pipeline, count = load_pipeline(task.teacher), task.training.lane_size
     x_0, mean = generator(0, 0, 0).normal((2, count, *pipeline.latent_shape)).to(device)
     condition = pipeline.condition([""] * count).clone().to(device)
     return {"x_0": x_0, "target_mean": mean, "condition": condition}

@@ -100,7 +100,7 @@ class GradientTransform:
 
     def _seconds(self, rows: list[Row]) -> tuple[float, float]:
         """Seconds of the student's forward and backward in a step, and of all that the law does there on one rank."""
-        size = self.task.training.batch_size
+        size = self.task.training.lane_size
         batch = batch_of([rows[i % len(rows)] for i in range(size)], self.device)
         t, eps = torch.linspace(0.1, 0.9, size, dtype=torch.float64), torch.randn_like(batch["x_0"])
 

@@ -25,6 +25,7 @@ from raystill.orchestration.run import Cluster, Run, check_teacher
 from raystill.orchestration.search import Search
 from raystill.orchestration.services import DIRECTORY, HOME, object_store, upload_sample
 from raystill.tracking.runs import Tracking, tracking_uri
+from raystill.training.lanes import advice, check_lanes
 from raystill.training.task import final_averages
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = Non
     run.check()
     check_teacher(run, teacher_facts(Path(run.teacher)))
     check_reading(run)
+    if not local:
+        share_out(run.training.lanes, run.cluster.workers)
     with ExitStack() as stack:
         with seconds.stage("object store"):
             variables = stack.enter_context(object_store(run.store, DIRECTORY, run.port))
@@ -47,6 +50,13 @@ def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = Non
         if not local:
             check_places(run)
         yield launcher
+
+
+def share_out(lanes: int, workers: int, prefix: str = "") -> None:
+    """Refuse more workers than a step has lanes, and say where some would be idle for a part of every step."""
+    check_lanes(lanes, workers, prefix)
+    if line := advice(lanes, workers):
+        log.warning("%s", line)
 
 
 def check_reading(run: Run) -> None:
@@ -94,6 +104,9 @@ def launch_evaluation(run: Run, *, local: bool = False) -> str:
 def launch_pretraining(run: Pretraining, *, local: bool = False) -> Path:
     """Train a pipeline from scratch."""
     run.check()
+    if not local:
+        for prefix, task in (("autoencoder.", run.autoencoder), ("denoiser.", run.denoiser)):
+            share_out(task.training.lanes, run.cluster.workers, prefix)
     tracking = Tracking(
         uri=tracking_uri(DIRECTORY), experiment=run.experiment, name=run.name, spool=DIRECTORY / "spool"
     )

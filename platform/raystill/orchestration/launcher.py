@@ -102,7 +102,7 @@ class LocalLauncher:
     ) -> None:
         """Train in this process."""
         training = task.training
-        plan = Plan(shards=index.shards, seed=training.seed)
+        plan = Plan(shards=index.shards, seed=training.seed, lanes=training.lanes, lane_size=training.lane_size)
         start = last_step(checkpoints)
         if start >= (until or training.steps):
             return
@@ -116,7 +116,7 @@ class LocalLauncher:
                 checkpoints=checkpoints,
                 engine=lambda module, optimizer: LocalEngine(module, optimizer, self.device),
                 batches=lambda step: local_batches(
-                    data, plan, training.batch_size, step, training.steps - step, self.device
+                    data, plan, range(training.lanes), step, training.steps - step, self.device
                 ),
                 recorder=opened,
                 device=self.device,

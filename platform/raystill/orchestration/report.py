@@ -90,7 +90,7 @@ def _head(study: Study, results: Mapping[str, Any]) -> str:
     stopped = sum("failed" in one for one in done)
     lines = [
         f"{len(done)} of {len(planned)} runs are measured, {stopped} of which stopped before a bad update; seeds",
-        f"{', '.join(map(str, study.seeds))}. {training.steps} steps of {training.batch_size} samples per worker;",
+        f"{', '.join(map(str, study.seeds))}. {training.steps} steps of {training.step_size} samples;",
         "Calls are the teacher's for each target, stored once; those in training are for each sample of a step.",
         f"Teacher `{run.teacher}`; {_pictures(run)} held-out captions, {run.evaluation.features}.",
         f"Means ± standard deviations over seeds; every measurement is in `{study.results.name}`.",

@@ -46,7 +46,7 @@ class Share:
 class Cluster:
     """What a run asks of a Ray cluster."""
 
-    workers: int = 2  # training workers, one rank each
+    workers: int = 1  # training workers, one rank each, that share out a step's lanes
     worker: Share = field(default_factory=lambda: Share(cpus=0.8))  # readers need a little beside it
     actors: int = 2  # of the pool that computes derived shards: the teacher's and the encoders' work
     actor: Share = field(default_factory=Share)
@@ -130,7 +130,7 @@ class Run:
         check_training("", self.training, self.optimizer)
         if isinstance(self.weights, Lora):
             at_least(1, "weights.rank", self.weights.rank)
-        self.method.check(self.sampling, self.training.batch_size, self.evaluation.student_steps)
+        self.method.check(self.sampling, self.training.lane_size, self.evaluation.student_steps)
         setting, begins = self.method.last_stage
         if begins >= self.training.steps:
             raise UserError(
@@ -177,7 +177,8 @@ def check_training(prefix: str, training: Training, optimizer: Optimizer) -> Non
     """Refuse, with UserError, a training that cannot run; `prefix` stands before the paths of its settings."""
     path = f"{prefix}training"
     at_least(1, f"{path}.steps", training.steps)
-    at_least(1, f"{path}.batch_size", training.batch_size)
+    at_least(1, f"{path}.lanes", training.lanes)
+    at_least(1, f"{path}.lane_size", training.lane_size)
     at_least(1, f"{path}.log_every", training.log_every)
     at_least(1, f"{path}.checkpoint_every", training.checkpoint_every)
     at_least(0, f"{path}.picture_every", training.picture_every)

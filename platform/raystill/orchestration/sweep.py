@@ -237,7 +237,7 @@ def sweep_report(search: Search, trials: Sequence[Trial], samples: int, uri: str
     text = (
         f"`jobs/search.py`: {len(trials)} trials, {counts}, found by Optuna's TPE ({search.random} drawn at random "
         f"first) and ASHA, which lets one of {search.keep} go on at {_listed(search.rungs) or 'no'} steps of training; "
-        f"{whole} steps of {base.training.batch_size} samples at most. Quality is the mean log Frechet distance at "
+        f"{whole} steps of {base.training.step_size} samples at most. Quality is the mean log Frechet distance at "
         f"{_listed(search.steps)} sampling steps, on {_pictures(base)} of held-out captions. Targets: "
         f"{len(read)} set of {samples} samples, {calls(base, samples, trials)} teacher calls for all {len(trials)} "
         f"trials ({sum(one.computed for one in trials)} samples were computed by a trial itself). "

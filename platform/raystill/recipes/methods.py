@@ -59,7 +59,7 @@ def run() -> Comparison:
         name="methods",
         model="methods",
         reading=Reading(drop_captions=0.5),
-        training=replace(demo.training, batch_size=32, log_every=10, picture_every=0),
+        training=replace(demo.training, lanes=1, lane_size=32, log_every=10, picture_every=0),
         targets=replace(demo.targets, shards=SHARDS),
         evaluation=replace(
             demo.evaluation, shards=2, pictures=128, seed=2000, teacher_steps=(1, 2, 4, 8, 25, 50), captions=CAPTIONS

@@ -7,7 +7,7 @@ from raystill.data.targets import Generated, Independent
 from raystill.engine.protocol import Optimizer
 from raystill.models.fresh import Tokens
 from raystill.orchestration.pretrain import Pretraining
-from raystill.orchestration.run import Evaluation, Run, Targets
+from raystill.orchestration.run import Cluster, Evaluation, Run, Targets
 from raystill.training.loop import Training
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask
 
@@ -34,9 +34,10 @@ def run() -> Run:
         targets=Targets(estimator=Generated(steps=8)),
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, final_fraction=0.02),
         training=Training(
-            steps=100, batch_size=64, average_decay=0.97, log_every=10, checkpoint_every=50, picture_every=50
+            steps=100, lanes=2, lane_size=64, average_decay=0.97, log_every=10, checkpoint_every=50, picture_every=50
         ),
         evaluation=Evaluation(shards=2, captions=CAPTIONS),
+        cluster=Cluster(workers=2),
     )
 
 
@@ -72,7 +73,13 @@ def teacher() -> Pretraining:
         autoencoder=AutoencoderTask(
             optimizer=Optimizer(learning_rate=1.5e-3, warmup_steps=100, final_fraction=0.02),
             training=Training(
-                steps=4500, batch_size=32, precision="bfloat16", log_every=50, checkpoint_every=250, picture_every=0
+                steps=4500,
+                lanes=1,
+                lane_size=32,
+                precision="bfloat16",
+                log_every=50,
+                checkpoint_every=250,
+                picture_every=0,
             ),
         ),
         denoiser=DenoiserTask(
@@ -83,7 +90,8 @@ def teacher() -> Pretraining:
             optimizer=Optimizer(learning_rate=1.2e-3, warmup_steps=200, final_fraction=0.02, weight_decay=0.01),
             training=Training(
                 steps=8500,
-                batch_size=64,
+                lanes=1,
+                lane_size=64,
                 precision="bfloat16",
                 log_every=50,
                 checkpoint_every=250,

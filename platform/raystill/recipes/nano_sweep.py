@@ -40,7 +40,7 @@ def space() -> Space:
 def run() -> Search:
     """Sixteen trials of 120 steps at most, without captions, where more is left to learn."""
     base = nano.open_ended()
-    training = replace(base.training, steps=120, batch_size=32, checkpoint_every=60, picture_every=0)
+    training = replace(base.training, steps=120, lanes=1, lane_size=32, checkpoint_every=60, picture_every=0)
     return Search(
         name="nano-sweep",
         base=replace(

@@ -42,7 +42,9 @@ def base() -> Run:
         sampling=Sampling(),
         name="rayflow-study",
         model="rayflow-study",
-        training=replace(run.training, steps=100, batch_size=32, log_every=5, checkpoint_every=100, picture_every=0),
+        training=replace(
+            run.training, steps=100, lanes=1, lane_size=32, log_every=5, checkpoint_every=100, picture_every=0
+        ),
         # The same pictures for every run: differences are of pairs.
         evaluation=replace(run.evaluation, shards=2, pictures=128),
         cluster=Cluster(workers=1, worker=Share()),  # a run is one process; as many run at once as there is room

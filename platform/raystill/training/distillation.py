@@ -68,6 +68,8 @@ class DistillTask:
 
     def _prepared(self, pipeline: Pipeline) -> nn.Module:
         unet: nn.Module = prepare(pipeline.unet, self.weights)
+        if self.training.checkpointing:
+            unet.enable_gradient_checkpointing()
         if self.method.tells_landing:
             make_room(unet)
         return unet

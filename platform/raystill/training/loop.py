@@ -1,31 +1,46 @@
-"""The training loop: batches through a method's losses into engines; knows neither Ray nor which method it runs."""
+"""The training loop: batches through a method's losses into engines; knows neither Ray nor which method it runs.
+
+A step is several lanes: forwards and backwards of `lane_size` samples, each with samples, noise and times of its own.
+All of them see the parameters and learned laws of the step's start; optimizers, averages, followers and laws move once
+a step. So the same run comes out of any number of ranks, and gradients are accumulated by giving a rank several lanes.
+"""
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from raystill.config.errors import UserError
 from raystill.engine.learning_rate import learning_rate
 from raystill.engine.protocol import Engine, NonFiniteError, Optimizer
-from raystill.methods.method import Batch, Loss, Method, generator
+from raystill.methods.method import Batch, Method, Networks, generator
 from raystill.models.averaging import Average, Follower
+from raystill.training.lanes import Lane, share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """How long and how a role is trained; progress is counted in steps of `batch_size` samples per worker."""
+    """How long and how a role is trained; progress is counted in steps of `lanes` times `lane_size` samples."""
 
     steps: int = 1000
-    batch_size: int = 32  # samples per worker and step
+    lanes: int = 1  # forwards and backwards of a step, shared out among the workers
+    lane_size: int = 32  # samples of each of them
     seed: int = 0
     average_decay: float = 0.999  # of the exponential moving average of the trained tensors
     precision: str = "float32"  # of activations: "float32" or "bfloat16" (autocast)
+    checkpointing: bool = False  # computes activations anew in the backward: less memory, more time, the same numbers
     log_every: int = 10  # steps
     checkpoint_every: int = 200  # steps; the last step is always saved
     picture_every: int = 200  # steps; 0 draws none
+
+    @property
+    def step_size(self) -> int:
+        """Samples of a step."""
+        return self.lanes * self.lane_size
 
 
 @dataclass(slots=True)
@@ -50,6 +65,7 @@ class Observers:
     checkpoint: Callable[[int], None] = _nothing  # after the update of the given step count
     picture: Callable[[int], None] = _nothing
     stop: Callable[[], bool] = lambda: False  # asked after metrics; what all ranks agree on: save, and train no further
+    total: Callable[[Tensor], Tensor] = lambda values: values  # the sum over ranks; collective
 
 
 @dataclass(slots=True)
@@ -61,13 +77,16 @@ class Progress:
     step_s: float = 0.0
     count: int = 0
 
-    def add(self, name: str, value: Tensor) -> None:
-        """Add a scalar without a host-device synchronisation."""
-        self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach().clone()
+    def add(self, name: str, value: Tensor, share: float) -> None:
+        """Add a rank's share of a scalar's mean over ranks and lanes, without a host-device synchronisation."""
+        value = share * value.detach()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def report(self, images: int) -> dict[str, float]:
-        """Means since the last report; reading them is the report's one host-device synchronisation."""
-        means = {name: float(total) / self.count for name, total in self.sums.items()}
+    def report(self, images: int, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means since the last report; reading them is the report's one host-device synchronisation. Collective."""
+        names = sorted(self.sums)  # the same on every rank
+        summed = total(torch.stack([self.sums[name].double() for name in names])).tolist() if names else []
+        means = {name: value / self.count for name, value in zip(names, summed, strict=True)}
         times = {"time/data_wait_s": self.wait_s / self.count, "time/step_s": self.step_s / self.count}
         rate = {"throughput/images_per_s": images * self.count / max(self.wait_s + self.step_s, 1e-9)}
         return means | times | rate
@@ -77,7 +96,7 @@ def train(  # noqa: PLR0913
     method: Method,
     learners: Mapping[str, Learner],
     frozen: Mapping[str, nn.Module],
-    batches: Iterator[Batch],
+    batches: Iterator[Sequence[Batch]],
     training: Training,
     observers: Observers,
     *,
@@ -90,12 +109,14 @@ def train(  # noqa: PLR0913
     """Run steps `start` to `until`, or to `training.steps`; raises NonFiniteError, naming step, role, times and
     samples, before a bad update.
 
-    The batches begin at step `start`; a run that is asked to stop ends early, after a checkpoint. A resumed run equals
-    an uninterrupted one, since each step's randomness depends on (seed, rank, step) alone.
+    `batches` begin at step `start` and hold one batch for each of the rank's lanes; a run that is asked to stop ends
+    early, after a checkpoint. A resumed run equals an uninterrupted one, since a lane's samples and randomness depend
+    on (seed, lane, step) alone.
     """
     followers = followers or {}
     networks = {**frozen, **{role: learner.engine.module for role, learner in learners.items()}}
     networks |= {role: follower.module for role, follower in followers.items()}
+    ours = Ours(training, share(training.lanes, rank, world_size), world_size)
     progress = Progress({})
     before = Counter(role for step in range(start) for role in method.turn(step))
     for role, learner in learners.items():
@@ -105,18 +126,19 @@ def train(  # noqa: PLR0913
         began = time.perf_counter()
         batch = next(batches)
         fetched = time.perf_counter()
-        with torch.autocast(_device_type(batch), torch.bfloat16, enabled=training.precision == "bfloat16"):
-            losses = method.losses(networks, batch, generator(training.seed, rank, step), step)
-        for role, loss in losses.items():
+        with fitting(training):
+            seen = _backward(method, networks, learners, batch, ours, step, progress)
+        for role, lanes in seen.items():
             behind = [follower for follower in followers.values() if follower.of == role]
-            _update(learners[role], role, loss, batch, step, training, progress, behind)
+            norm = _update(learners[role], role, lanes, step, training, behind)
+            progress.add(f"gradient/{role}_norm", norm, 1 / world_size)
         progress.wait_s += fetched - began
         progress.step_s += time.perf_counter() - fetched
         progress.count += 1
         done = step + 1
         last, stop = done == end, False
         if done % training.log_every == 0 or last:
-            observers.metrics(done, progress.report(training.batch_size * world_size))
+            observers.metrics(done, progress.report(training.step_size, observers.total))
             progress = Progress({})
             stop = observers.stop()
         if done % training.checkpoint_every == 0 or last or stop:
@@ -127,38 +149,97 @@ def train(  # noqa: PLR0913
             observers.picture(done)
 
 
-def _update(
-    learner: Learner,
-    role: str,
-    loss: Loss,
-    batch: Batch,
+@contextmanager
+def fitting(training: Training) -> Iterator[None]:
+    """Turns a device that is out of memory into a UserError that says which settings need less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        lanes, size = training.lanes, training.lane_size
+        first = (
+            ""
+            if training.checkpointing
+            else ("Write --set training.checkpointing=true, which computes activations anew and changes no number; or ")
+        )
+        smaller = (
+            f"--set training.lane_size={size // 2} --set training.lanes={lanes * 2}: another run, of as many samples a "
+            "step"
+            if size > 1
+            else "a smaller weights.rank: another run"
+        )
+        raise UserError(
+            f"the device is out of memory with lanes of {size} samples: {error}\n{first}{smaller}"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """What of every step this rank computes."""
+
+    training: Training
+    lanes: tuple[Lane, ...]
+    world_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a lane's loss was of, to be named where a number is not finite."""
+
+    times: Tensor | None
+    keys: Sequence[str]
+
+
+def _backward(
+    method: Method,
+    networks: Networks,
+    learners: Mapping[str, Learner],
+    batches: Sequence[Batch],
+    ours: Ours,
     step: int,
-    training: Training,
     progress: Progress,
-    followers: Sequence[Follower],
-) -> None:
-    """One backward, one update and one step of the average, and of all that follow it, for one role."""
-    learner.engine.backward(loss.value)
+) -> dict[str, list[Seen]]:
+    """One forward and backward of each of the rank's lanes; engines average over ranks, so that a lane's loss counts
+    world size / lanes.
+    """
+    training, seen = ours.training, dict[str, list[Seen]]()
+    last = batches[-1]
+    for i, lane in enumerate(ours.lanes):
+        batch = batches[i] if i < len(batches) else last  # computed once more, for nothing
+        rng = generator(training.seed, lane.number, step, training.lanes)
+        with torch.autocast(_device_type(batch), torch.bfloat16, enabled=training.precision == "bfloat16"):
+            losses = method.losses(networks, batch, rng, step)
+        counts = lane.weight / training.lanes
+        for role, loss in losses.items():
+            learners[role].engine.backward(loss.value * (counts * ours.world_size))
+            seen.setdefault(role, []).append(Seen(loss.times, list(batch.get("key", []))))
+            for name, value in {f"loss/{role}": loss.value, **loss.metrics}.items():
+                progress.add(name, value, counts)
+    return seen
+
+
+def _update(
+    learner: Learner, role: str, lanes: Sequence[Seen], step: int, training: Training, followers: Sequence[Follower]
+) -> Tensor:
+    """One update and one step of the average, and of all that follow it, for one role; returns the gradient's norm."""
     try:
         norm = learner.engine.step(learning_rate(learner.optimizer, step, training.steps))
     except NonFiniteError as error:
-        raise NonFiniteError(f"{error} [{_where(role, loss, batch, step)}]") from error
+        raise NonFiniteError(f"{error} [{_where(role, lanes, step)}]") from error
     with learner.engine.trainable() as tensors:
         learner.average.update(tensors, learner.updates)
         for follower in followers:
             follower.update(tensors, step)
     learner.updates += 1
-    progress.add(f"loss/{role}", loss.value)
-    progress.add(f"gradient/{role}_norm", norm)
-    for name, value in loss.metrics.items():
-        progress.add(name, value)
+    return norm
 
 
-def _where(role: str, loss: Loss, batch: Batch, step: int) -> str:
+def _where(role: str, lanes: Sequence[Seen], step: int) -> str:
     """Name the step, role, range of times and samples of a failed update."""
-    times = "" if loss.times is None else f", times {float(loss.times.min()):.4f} to {float(loss.times.max()):.4f}"
-    keys = ", ".join(list(batch.get("key", []))[:8])
-    return f"step {step}, role {role}{times}, samples {keys or 'unnamed'}"
+    every = [lane.times for lane in lanes if lane.times is not None]
+    times = torch.cat(every) if every else None
+    between = "" if times is None else f", times {float(times.min()):.4f} to {float(times.max()):.4f}"
+    keys = ", ".join([key for lane in lanes for key in lane.keys][:8])
+    return f"step {step}, role {role}{between}, samples {keys or 'unnamed'}"
 
 
 def _device_type(batch: Batch) -> str:

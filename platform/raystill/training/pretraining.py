@@ -27,7 +27,10 @@ class AutoencoderTask:
 
     def build(self, device: torch.device) -> Assembly:
         """The autoencoder as one forward; the seed was set by the runner."""
-        return Assembly(self.method, {"autoencoder": AutoencoderPass(self.shape.build()).to(device)})
+        autoencoder = self.shape.build()
+        if self.training.checkpointing:
+            autoencoder.enable_gradient_checkpointing()
+        return Assembly(self.method, {"autoencoder": AutoencoderPass(autoencoder).to(device)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,4 +60,7 @@ class DenoiserTask:
         method = Denoising(
             schedule=schedule, kind=self.kind, empty_tokens=self.tokens.empty, caption_dropout=self.caption_dropout
         )
-        return Assembly(method, {"denoiser": self.networks().to(device)})
+        networks = self.networks()
+        if self.training.checkpointing:
+            networks.unet.enable_gradient_checkpointing()
+        return Assembly(method, {"denoiser": networks.to(device)})

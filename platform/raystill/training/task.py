@@ -1,7 +1,7 @@
 """One training run from its settings to its averaged weights, on whichever engine and stream it is given."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -73,7 +73,7 @@ class Place:
 
     checkpoints: Store
     engine: Callable[[nn.Module, Optimizer], Engine]
-    batches: Callable[[int], Iterator[Batch]]  # from a step on
+    batches: Callable[[int], Iterator[Sequence[Batch]]]  # from a step on, one for each of the rank's lanes
     recorder: Recorder | None = None  # on rank 0 only
     rank: int = 0
     world_size: int = 1
@@ -81,6 +81,7 @@ class Place:
     on_step: Callable[[int], None] = lambda _step: None  # called where metrics are reported
     until: int | None = None  # a step to save at and go no further for now; None is the training's last
     stop: Callable[[], bool] = lambda: False  # whether to save and end, asked where metrics are reported; collective
+    total: Callable[[Tensor], Tensor] = lambda values: values  # the sum over ranks; collective
 
 
 def run_task(task: Task, place: Place) -> None:
@@ -101,6 +102,7 @@ def run_task(task: Task, place: Place) -> None:
         checkpoint=lambda step: _save(learners, built.followers, place, step, last=step == task.training.steps),
         picture=lambda step: _draw(built, learners, place, step),
         stop=place.stop,
+        total=place.total,
     )
     frozen = {role: network.to(place.device).eval() for role, network in built.frozen.items()}
     batches = place.batches(start)

@@ -66,7 +66,7 @@ def test_the_gradient_of_a_constant_is_twice_the_mean_error(tiny_pipeline: Path)
     method = RayFlow(times=UniformTimes(), objective=Objective(target="data"))
     built, task = (
         assembly(tiny_pipeline, method),
-        DistillTask(teacher=str(tiny_pipeline), method=method, training=Training(batch_size=4)),
+        DistillTask(teacher=str(tiny_pipeline), method=method, training=Training(lane_size=4)),
     )
     rows = targets()
     found = GradientTransform(lambda _: built, task, GradientProbe(instances=3, points=4, timed=1), "cpu").compute(rows)

@@ -31,7 +31,7 @@ from raystill.training.distillation import DistillTask, LawPicture, typical_dens
 from raystill.training.loop import Training
 from raystill.training.task import Place, final_averages, last_step, run_task
 
-TRAINING = Training(steps=6, batch_size=3, log_every=1, checkpoint_every=2, picture_every=3, average_decay=0.9)
+TRAINING = Training(steps=6, lane_size=3, log_every=1, checkpoint_every=2, picture_every=3, average_decay=0.9)
 OPTIMIZER = Optimizer(learning_rate=1e-2, warmup_steps=2)
 LEARNED: list[SecondMomentTimes | GridTimes | SteinTimes] = [
     SecondMomentTimes(warmup_steps=2), GridTimes(warmup_steps=2), SteinTimes(warmup_steps=2),
@@ -65,11 +65,11 @@ def fields(step: int) -> dict[str, Any]:
 def place(store: Store, stop: int | None = None, seen: Seen | None = None) -> Place:
     """Where a task runs; with `stop`, the batch of that step never comes."""
 
-    def batches(start: int) -> Iterator[dict[str, Any]]:
+    def batches(start: int) -> Iterator[list[dict[str, Any]]]:
         for step in range(start, TRAINING.steps):
             if step == stop:
                 raise StoppedError
-            yield fields(step)
+            yield [fields(step)]
 
     return Place(checkpoints=store, engine=LocalEngine, batches=batches, recorder=seen)
 

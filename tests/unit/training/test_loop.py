@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from raystill.config.errors import UserError
 from raystill.data.store import Store, open_store
+from raystill.engine.learning_rate import learning_rate
 from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import NonFiniteError, Optimizer
 from raystill.flow.paths import RayPath
@@ -36,7 +38,7 @@ from raystill.training.pretraining import AutoencoderTask, DenoiserTask
 from raystill.training.task import FINAL, Place, Task, final_averages, last_step, run_task
 
 OPTIMIZER = Optimizer(learning_rate=1e-2, warmup_steps=2)
-TRAINING = Training(steps=6, batch_size=3, log_every=2, checkpoint_every=2, picture_every=0, average_decay=0.9)
+TRAINING = Training(steps=6, lane_size=3, log_every=2, checkpoint_every=2, picture_every=0, average_decay=0.9)
 TINY = DenoiserShape(
     widths=(8, 16), groups=4, heads=2, text_width=4, text_layers=1, text_heads=2, text_length=5, vocabulary=600
 )
@@ -66,12 +68,13 @@ class Line:
         return {"line": Loss(error.square().mean(), {"quality/error": error.detach().abs().mean()}, times)}
 
 
-def line_batches(spoiled: int = -1) -> list[dict[str, Any]]:
+def line_batches(spoiled: int = -1) -> list[list[dict[str, Any]]]:
+    """Of one lane."""
     made = []
     for i in range(6):
         x = rng(i).normal((3, 2))
         y = x.sum(1, keepdim=True) * (float("nan") if i == spoiled else 1)
-        made.append({"key": [f"{i}-{j}" for j in range(3)], "x": x, "y": y})
+        made.append([{"key": [f"{i}-{j}" for j in range(3)], "x": x, "y": y}])
     return made
 
 
@@ -112,7 +115,7 @@ def test_an_infinite_loss_with_finite_gradients_stops_too() -> None:
         train(Infinite(), {"line": line_learner()}, {}, iter(line_batches()), TRAINING, Observers())
 
 
-def test_randomness_is_a_function_of_seed_rank_and_step() -> None:
+def test_randomness_is_a_function_of_seed_lane_and_step() -> None:
     drawn = {
         (seed, rank, step): tuple(generator(seed, rank, step).normal((4,)).tolist())
         for seed in (0, 1, 2**40)
@@ -129,7 +132,7 @@ def test_the_loop_hands_each_step_its_own_randomness() -> None:
     runs = {}
     for seed, rank, start in ((0, 0, 0), (0, 0, 2), (0, 1, 0), (1, 0, 0)):
         method = Line()
-        settings, batches = replace(TRAINING, seed=seed), iter(line_batches()[start:])
+        settings, batches = replace(TRAINING, seed=seed, lanes=2), iter(line_batches()[start:])
         train(
             method, {"line": line_learner()}, {}, batches, settings, Observers(), rank=rank, world_size=2, start=start
         )
@@ -144,9 +147,11 @@ def test_the_loop_hands_each_step_its_own_randomness() -> None:
 def test_metrics_are_means_over_the_steps_since_the_last_report() -> None:
     every: list[tuple[int, dict[str, float]]] = []
     single: list[tuple[int, dict[str, float]]] = []
-    for settings, seen in ((replace(TRAINING, log_every=4), every), (replace(TRAINING, log_every=1), single)):
+    for log_every, seen in ((4, every), (1, single)):
+        settings = replace(TRAINING, log_every=log_every, lanes=2)
         observers = Observers(metrics=lambda step, values, seen=seen: seen.append((step, values)))  # type: ignore[misc]
-        train(Line(), {"line": line_learner()}, {}, iter(line_batches()), settings, observers, world_size=2)
+        batches = iter([batch * 2 for batch in line_batches()])
+        train(Line(), {"line": line_learner()}, {}, batches, settings, observers)
     assert [step for step, _ in every] == [4, 6]
     for name in ("loss/line", "gradient/line_norm", "quality/error"):
         values = [v[name] for _, v in single]
@@ -155,6 +160,50 @@ def test_metrics_are_means_over_the_steps_since_the_last_report() -> None:
     assert every[0][1]["time/step_s"] > 0
     seconds = every[0][1]["time/step_s"] + every[0][1]["time/data_wait_s"]
     assert every[0][1]["throughput/images_per_s"] == pytest.approx(2 * 3 / seconds)
+
+
+class Still(Line):
+    """Without noise of its own, so that a lane is a part of a batch."""
+
+    def losses(self, networks: Any, batch: Any, rng: torch.Generator, step: int) -> dict[str, Loss]:
+        error = networks["line"](batch["x"]) - batch["y"]
+        return {"line": Loss(error.square().mean(), {"quality/error": error.detach().abs().mean()})}
+
+
+def cut(batch: dict[str, Any], lanes: int) -> list[dict[str, Any]]:
+    return [{name: values[i::lanes] for name, values in batch.items()} for i in range(lanes)]
+
+
+def test_lanes_of_a_step_are_one_larger_batch() -> None:
+    told: dict[int, list[dict[str, float]]] = {1: [], 3: []}
+    learners = {}
+    for lanes, seen in told.items():
+        learners[lanes] = line_learner()
+        observers = Observers(metrics=lambda _step, values, seen=seen: seen.append(values))  # type: ignore[misc]
+        settings = replace(TRAINING, lanes=lanes, lane_size=3 // lanes, log_every=1)
+        batches = (cut(step[0], lanes) for step in line_batches())
+        train(Still(), {"line": learners[lanes]}, {}, batches, settings, observers)
+    for name, tensor in weights(learners[1]).items():
+        torch.testing.assert_close(weights(learners[3])[name], tensor, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(learners[3].average.values[name], learners[1].average.values[name])
+    for one, three in zip(told[1], told[3], strict=True):
+        for name in ("loss/line", "gradient/line_norm", "quality/error"):
+            assert three[name] == pytest.approx(one[name], rel=1e-5)
+
+
+def test_a_lane_of_weight_0_counts_for_nothing() -> None:
+    """The second of two ranks has one lane of three, and computes it twice."""
+    short, alone = line_learner(), line_learner()
+    batches = line_batches()
+    settings = replace(TRAINING, lanes=3)
+    train(Still(), {"line": short}, {}, iter(batches), settings, Observers(), rank=1, world_size=2)
+    with alone.engine.trainable():
+        for step, (batch,) in enumerate(batches):
+            loss = Still().losses({"line": alone.engine.module}, batch, rng(0), step)["line"]
+            alone.engine.backward(loss.value * (2 / 3))  # of a mean over both ranks, of which the other gives nothing
+            alone.engine.step(learning_rate(OPTIMIZER, step, TRAINING.steps))
+    for name, tensor in weights(alone).items():
+        assert torch.equal(weights(short)[name], tensor)
 
 
 def test_observers_are_called_at_their_steps_and_at_the_last() -> None:
@@ -222,11 +271,11 @@ def task_of(name: str, teacher: Path) -> Task:
 def place(store: Store, name: str, stop: int | None = None) -> Place:
     """Where a task runs; with `stop`, the batch of that step never comes."""
 
-    def batches(start: int) -> Iterator[dict[str, Any]]:
+    def batches(start: int) -> Iterator[list[dict[str, Any]]]:
         for step in range(start, TRAINING.steps):
             if step == stop:
                 raise StoppedError
-            yield fields(name, step)
+            yield [fields(name, step)]
 
     return Place(checkpoints=store, engine=LocalEngine, batches=batches)
 
@@ -255,6 +304,42 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name: str, teache
     assert averages is not None
     moved = [n for n, tensor in averages[task.name].items() if not torch.equal(tensor, live[f"parameter/{n}"])]
     assert len(moved) > len(averages[task.name]) / 2  # what is left are averages, not the last weights
+
+
+@pytest.mark.parametrize("name", ["student", "autoencoder", "denoiser"])
+def test_activations_that_are_computed_anew_change_no_number(name: str, teacher: Path, tmp_path: Path) -> None:
+    stores = {flag: open_store(str(tmp_path / str(flag))) for flag in (False, True)}
+    recomputed = []
+    for flag, store in stores.items():
+        task = task_of(name, teacher)
+        task = replace(task, training=replace(TRAINING, checkpointing=flag))  # type: ignore[type-var]
+        torch.manual_seed(0)
+        built = task.build(torch.device("cpu")).modules[task.name]
+        recomputed.append([m for m in built.modules() if getattr(m, "gradient_checkpointing", False)])
+        run_task(task, place(store, name))
+    assert not recomputed[0]
+    assert recomputed[1]
+    assert content(stores[True]) == content(stores[False])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"lanes of 3 samples: .*\n.*checkpointing=true, which.*lane_size=1 --set training\.lanes=2: another run"),
+        (
+            {"checkpointing": True, "lane_size": 8},
+            r"\n--set training\.lane_size=4 --set training\.lanes=2: another run",
+        ),
+        ({"checkpointing": True, "lane_size": 1}, r"\na smaller weights\.rank: another run"),
+    ],
+)
+def test_a_device_without_memory_says_which_settings_need_less(changes: dict[str, Any], message: str) -> None:
+    class Large(Line):
+        def losses(self, networks: Any, batch: Any, rng: torch.Generator, step: int) -> dict[str, Loss]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with pytest.raises(UserError, match=message):
+        train(Large(), {"line": line_learner()}, {}, iter(line_batches()), replace(TRAINING, **changes), Observers())
 
 
 def test_a_finished_run_is_left_alone(teacher: Path, tmp_path: Path) -> None:
@@ -307,6 +392,7 @@ def test_ranks_with_different_data_draw_different_noise_and_only_rank_0_writes(t
     first, second = open_store(str(tmp_path / "0")), open_store(str(tmp_path / "1"))
     task = task_of("autoencoder", teacher)
     told: list[int] = []
+    task = replace(task, training=replace(task.training, lanes=2))  # type: ignore[type-var]
     run_task(task, place(first, "autoencoder"))
     run_task(task, replace(place(second, "autoencoder"), rank=1, world_size=2, on_step=told.append))
     assert first.exists(FINAL)
