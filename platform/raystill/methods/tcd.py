@@ -20,6 +20,7 @@ from torch import Generator
 
 from raystill.config.errors import UserError
 from raystill.flow.premetrics import Premetric, PseudoHuber
+from raystill.flow.schedules import Schedule, Times
 from raystill.methods.consistency import Indices, check_grid, consistency_loss, drawn, grid_of
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import (
@@ -86,6 +87,10 @@ class TCD(Distillation):
     def shown(self) -> tuple[int, ...]:
         """One step and four in each of the last segments."""
         return (self.segments[-1], 4 * self.segments[-1])
+
+    def trained_times(self, schedule: Schedule) -> Times:
+        """Those of its grid."""
+        return grid_of(schedule, self.intervals)[1:]
 
     def keeps(self, step: int) -> float | None:
         """The same at every step."""

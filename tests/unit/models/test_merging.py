@@ -46,7 +46,7 @@ def adapter(
         for name, parameter in learned.items():
             parameter.data.copy_(trained[name])
         state, config = lora_state(pipeline.unet), peft_config(weights).to_dict()
-    scheduler = perflow_scheduler(pipeline, 4, "ddim_eps") if own_scheduler else pipeline.scheduler
+    scheduler = perflow_scheduler(pipeline.scheduler, 4, "ddim_eps") if own_scheduler else pipeline.scheduler
     recipe = canonical({"made": "here"})
     card = AdapterCard(
         base=Base(id=str(base), revision=pipeline.revision), method="test", steps=(4,), default_steps=4,
