@@ -35,8 +35,9 @@ from raystill.methods.coupling import noise_for
 from raystill.methods.method import STUDENT, TEACHER, Batch, Distillation, Given, Head, Loss, Networks, check_times
 from raystill.methods.teaching import Guidance, Teaching, any_times, begun, fresh
 from raystill.models.denoiser import Denoiser
-from raystill.models.pipeline import Pipeline, TeacherFacts
+from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
+from raystill.models.stock import StockSampler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +126,6 @@ class ADD(Distillation):
         """It always does."""
         return True
 
-    def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
+    def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
         """Estimate x_0 and noise it anew, at the stock sampler's times."""
-        return ray_scheduler(pipeline, DiffusionPath(), Sampling(eta=1.0), start)
+        return ray_scheduler(stock, DiffusionPath(), Sampling(eta=1.0), start)

@@ -41,8 +41,9 @@ from raystill.methods.method import (
 from raystill.methods.teaching import Guidance, Teaching, fresh
 from raystill.models.ctm import check_room, told
 from raystill.models.denoiser import Condition, Denoiser
-from raystill.models.pipeline import Pipeline, TeacherFacts
+from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ctm_scheduler
+from raystill.models.stock import StockSampler
 
 MOST_WEIGHT = 1e4  # of the denoising term
 
@@ -77,6 +78,10 @@ class CTM(Distillation):
                 f"method.most is {self.most} of method.intervals {self.intervals}, denoising {self.denoising} and "
                 f"target_decay {self.target_decay}; write 1 to {self.intervals}, 0 or more, and a share in [0, 1]"
             )
+
+    def trained_times(self, schedule: Schedule) -> Times:
+        """Those of its grid."""
+        return grid_of(schedule, self.intervals)[1:]
 
     def keeps(self, step: int) -> float | None:
         """The same at every step."""
@@ -155,9 +160,9 @@ class CTM(Distillation):
         knows = told(network, given.schedule, landing, x.device)
         return Denoiser(knows, given.schedule, given.kind)(x, t.clamp(min=1 / given.schedule.steps), condition)
 
-    def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
+    def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
         """DDIM's steps, of which the network is told."""
-        return ctm_scheduler(pipeline)
+        return ctm_scheduler(stock)
 
 
 def _pulled(answer: Prediction, gradient: Latent, schedule: Schedule, draw: Draw) -> Latent:

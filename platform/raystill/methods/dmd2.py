@@ -44,8 +44,9 @@ from raystill.methods.method import (
 )
 from raystill.methods.teaching import Guidance, Teaching, any_times, fresh
 from raystill.models.denoiser import Condition, Denoiser
-from raystill.models.pipeline import Pipeline, TeacherFacts
+from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
+from raystill.models.stock import StockSampler
 
 FAKE = "fake_score"  # role
 
@@ -170,6 +171,6 @@ class DMD2(Distillation):
         """It always does."""
         return True
 
-    def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
+    def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
         """Estimate x_0 and noise it anew, at the stock sampler's times."""
-        return ray_scheduler(pipeline, DiffusionPath(), Sampling(eta=1.0), start)
+        return ray_scheduler(stock, DiffusionPath(), Sampling(eta=1.0), start)

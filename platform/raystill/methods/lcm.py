@@ -15,6 +15,7 @@ import torch
 
 from raystill.flow.premetrics import Premetric, PseudoHuber
 from raystill.flow.randomness import RandomStream
+from raystill.flow.schedules import Schedule, Times
 from raystill.flow.starts import StartLaw
 from raystill.methods.consistency import (
     check_grid,
@@ -27,8 +28,9 @@ from raystill.methods.consistency import (
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
 from raystill.methods.teaching import Guidance, Teaching
-from raystill.models.pipeline import Pipeline, TeacherFacts
+from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, lcm_scheduler
+from raystill.models.stock import StockSampler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,10 @@ class LCM(Distillation):
         """Refuse, with UserError, a teacher on whose times the grid is not."""
         check_lcm_teacher(teacher.schedule, self.intervals)
 
+    def trained_times(self, schedule: Schedule) -> Times:
+        """Those of its grid."""
+        return grid_of(schedule, self.intervals)[1:]
+
     def keeps(self, step: int) -> float | None:
         """The same at every step."""
         return self.target_decay
@@ -78,6 +84,6 @@ class LCM(Distillation):
         """LCM's always does."""
         return True
 
-    def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
+    def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
         """Estimate x_0, noise it anew, and so on: LCM's own."""
-        return lcm_scheduler(pipeline, self.intervals)
+        return lcm_scheduler(stock, self.intervals)

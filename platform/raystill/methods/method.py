@@ -14,10 +14,11 @@ from raystill.config.errors import UserError
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Kind
 from raystill.flow.randomness import RandomStream
-from raystill.flow.schedules import Schedule
+from raystill.flow.schedules import Schedule, Times
 from raystill.flow.starts import StartLaw
-from raystill.models.pipeline import Pipeline, TeacherFacts
+from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
+from raystill.models.stock import StockSampler
 
 Batch = Mapping[str, Any]  # field name -> Tensor with the batch first; "key" holds the sample names as a list
 Networks = Mapping[str, nn.Module]  # role -> the module to call (through its engine, for learners)
@@ -164,9 +165,14 @@ class Distillation(ABC):
         del step
         return None
 
-    def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
+    def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
         """The sampler that its student expects: stock DDIM for most."""
-        return ray_scheduler(pipeline, DiffusionPath(), sampling, start)
+        return ray_scheduler(stock, DiffusionPath(), sampling, start)
+
+    def trained_times(self, schedule: Schedule) -> Times | None:
+        """The only times at which its student may be asked; None for any."""
+        del schedule  # most are trained at any, or are also measured at others
+        return None
 
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, settings that do not fit together, `steps` being the sampler's step counts; nothing

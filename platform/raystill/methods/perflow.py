@@ -25,8 +25,9 @@ from raystill.methods.coupling import noise_for
 from raystill.methods.method import DEFAULT_STEPS, STUDENT, Batch, Distillation, Given, Loss, Networks
 from raystill.methods.teaching import Guidance, Teaching, weighted
 from raystill.models.denoiser import Denoiser
-from raystill.models.pipeline import Pipeline, TeacherFacts
+from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, perflow_scheduler
+from raystill.models.stock import StockSampler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +125,6 @@ class PeRFlow(Distillation):
         error = (found.flow if self.target == "velocity" else found.epsilon) - wanted
         return {STUDENT: Loss(weighted(self.premetric.per_sample(error), draw.weight), times=t)}
 
-    def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
+    def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
         """Its own, window by window."""
-        return perflow_scheduler(pipeline, self.windows, self.target)
+        return perflow_scheduler(stock, self.windows, self.target)

@@ -24,8 +24,8 @@ from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, TimeDraw, TimeSampler, UniformTimes, UShapedTimes
 from raystill.methods.method import STUDENT, Batch, Distillation, Given, Head, Loss, Networks
 from raystill.models.denoiser import Denoiser
-from raystill.models.pipeline import Pipeline
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
+from raystill.models.stock import StockSampler
 
 TIME_SAMPLER = "time_sampler"  # role of a learned law of times
 
@@ -62,9 +62,9 @@ class RayFlow(Distillation):
         end = held(self.path, sampling.jump).coefficients(FlowSchedule(), torch.ones(1, dtype=torch.float64))
         return sampling.eta > 0 or (has_mean(end) and bool(end.noise.any()))
 
-    def scheduler(self, pipeline: Pipeline, sampling: Sampling, start: StartLaw) -> Scheduler:
+    def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
         """The sampler on its path."""
-        return ray_scheduler(pipeline, self.path, sampling, start)
+        return ray_scheduler(stock, self.path, sampling, start)
 
     def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, an objective or jump that the path has nothing for, and laws that a batch is too

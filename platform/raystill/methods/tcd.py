@@ -19,6 +19,7 @@ from typing import ClassVar
 from raystill.config.errors import UserError
 from raystill.flow.premetrics import Premetric, PseudoHuber
 from raystill.flow.randomness import RandomStream
+from raystill.flow.schedules import Schedule, Times
 from raystill.methods.consistency import Indices, check_grid, consistency_loss, drawn, grid_of
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import (
@@ -85,6 +86,10 @@ class TCD(Distillation):
     def shown(self) -> tuple[int, ...]:
         """One step and four in each of the last segments."""
         return (self.segments[-1], 4 * self.segments[-1])
+
+    def trained_times(self, schedule: Schedule) -> Times:
+        """Those of its grid."""
+        return grid_of(schedule, self.intervals)[1:]
 
     def keeps(self, step: int) -> float | None:
         """The same at every step."""

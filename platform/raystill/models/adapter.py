@@ -13,6 +13,7 @@ from raystill.config.errors import UserError
 from raystill.flow.predictions import Latent
 from raystill.models.artifact import DELTA_NAME, LANDING_NAME, verify
 from raystill.models.card import AdapterCard
+from raystill.models.counts import wrong_counts
 from raystill.models.ctm import CTMScheduler
 from raystill.models.pipeline import Pipeline, load_pipeline
 from raystill.models.sampling import draw, guided_network, load_scheduler
@@ -44,12 +45,21 @@ class Adapter:
         trained for, unless it is forced.
         """
         count = self.card.default_steps if steps is None else steps
-        if count not in self.card.steps and not force:
+        if count not in self.card.steps:
+            self._check_untrained(count, force=force)
+        return self.pipeline.decode(self.latents(captions, count, seed))
+
+    def _check_untrained(self, count: int, *, force: bool) -> None:
+        """Refuse, with UserError, a step count that is not forced, or that its scheduler cannot draw in."""
+        if not force:
+            nearest = min(self.card.steps, key=lambda n: abs(n - count))
             raise UserError(
                 f"this adapter was trained for {', '.join(map(str, self.card.steps))} steps, found {count}: "
-                f"write --steps {self.card.default_steps}, or --force to draw what was never measured"
+                f"write --steps {nearest}, or --force to draw what was never measured"
             )
-        return self.pipeline.decode(self.latents(captions, count, seed))
+        if wrong := wrong_counts(self.scheduler, (count,), None):
+            right = " or ".join(f"--steps {n}" for n in wrong[count])
+            raise UserError(f"{type(self.scheduler).__name__} cannot draw in {count} steps: write {right}")
 
 
 def _on_base(directory: Path, card: AdapterCard, base: Path) -> Pipeline:

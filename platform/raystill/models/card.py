@@ -39,6 +39,7 @@ class AdapterCard:
     steps: tuple[int, ...]  # step counts it was trained for
     default_steps: int
     timesteps: Mapping[str, tuple[int | float, ...]]  # step count -> the teacher's timesteps, noisy end first
+    sigmas: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # step count -> a flow pipeline's `sigmas`
     guidance_scale: float  # diffusers' convention: 1 is no guidance
     recipe: Mapping[str, Any]  # canonical form
     recipe_digest: str
@@ -57,6 +58,9 @@ class AdapterCard:
         for count, times in self.timesteps.items():
             if len(times) != int(count):
                 raise CardError(f"timesteps[{count!r}] has {len(times)} entries, expected {count}")
+        for count, sigmas in self.sigmas.items():
+            if len(sigmas) != len(self.timesteps.get(count, ())):
+                raise CardError(f"sigmas[{count!r}] has {len(sigmas)} entries, expected as many as its timesteps")
         if digest(self.recipe) != self.recipe_digest:
             raise CardError(f"recipe_digest is {self.recipe_digest}, the recipe's own digest is {digest(self.recipe)}")
         if "law" not in self.start:
@@ -84,6 +88,8 @@ class AdapterCard:
 def to_json(card: AdapterCard) -> dict[str, Any]:
     """Give the JSON form of a card, which `from_json` reads back."""
     written = {f.name: canonical(getattr(card, f.name)) for f in fields(card)}
+    if not card.sigmas:  # only pipelines of flow-matching models take them
+        del written["sigmas"]
     written["base"] = {"id": card.base.id, "revision": card.base.revision}
     return {"format": FORMAT, **written}
 
@@ -104,6 +110,7 @@ def from_json(text: str, source: str) -> AdapterCard:
             "install the raystill that wrote it, or export again"
         )
     del found["format"]
+    found.setdefault("sigmas", {})
     names = {f.name for f in fields(AdapterCard)}
     if set(found) != names:
         raise CardError(f"{source}: missing {sorted(names - set(found))}, unknown {sorted(set(found) - names)}")
@@ -115,7 +122,8 @@ def from_json(text: str, source: str) -> AdapterCard:
         raise CardError(f"{source}: base has {sorted(base)}, expected id and revision")
     found["base"] = Base(**base)
     found["steps"] = tuple(found["steps"])
-    found["timesteps"] = {count: tuple(times) for count, times in _mapping(found, "timesteps", source).items()}
+    for name in ("timesteps", "sigmas"):
+        found[name] = {count: tuple(times) for count, times in _mapping(found, name, source).items()}
     return AdapterCard(**found)
 
 
@@ -168,6 +176,8 @@ def _sampling_lines(card: AdapterCard, scheduler: str, here: str, *, delta: bool
     if scheduler == "CTMScheduler":  # its network is told where each step lands
         landing = [f"pipeline.scheduler.attach(pipeline.unet, load_file({here + '/landing.safetensors'!r}))"]
     settings = f"num_inference_steps={card.default_steps}, guidance_scale={card.guidance_scale}"
+    if sigmas := card.sigmas.get(str(card.default_steps)):
+        settings += f", sigmas={list(sigmas)}"
     revision = f", revision={card.base.revision!r}" if card.base.revision else ""
     imports = [f"from diffusers import {scheduler}, DiffusionPipeline"]
     if scheduler in RAYSTILL_SCHEDULERS:  # no stock scheduler jumps as it was trained to; diffusers is imported first

@@ -131,6 +131,7 @@ class TeacherFacts:
     schedule: Schedule
     kind: Kind
     features: Mapping[str, int]  # names and channels of its UNet's blocks
+    scheduler: StockSampler
     time_condition: bool  # whether its UNet has a condition of the time, as distilled ones may
 
 
@@ -140,7 +141,9 @@ def teacher_facts(directory: Path) -> TeacherFacts:
     scheduler = read_scheduler(directory)
     unet = json.loads((directory / "unet" / "config.json").read_text())
     told = unet.get("time_cond_proj_dim") is not None
-    return TeacherFacts(schedule_of(scheduler), kind_of(scheduler), feature_widths(unet), told)
+    return TeacherFacts(
+        schedule_of(scheduler), kind_of(scheduler), feature_widths(unet), stock_sampler(scheduler), told
+    )
 
 
 def licence_of(directory: Path) -> str:

@@ -20,12 +20,13 @@ from raystill.flow.predictions import Latent, guided
 from raystill.flow.starts import StartLaw
 from raystill.flow.windows import Piece
 from raystill.models.card import RAYSTILL_SCHEDULERS
+from raystill.models.counts import timesteps_of
 from raystill.models.ctm import CTMScheduler
 from raystill.models.denoiser import Condition, Network
 from raystill.models.perflow import PeRFlowScheduler
 from raystill.models.pipeline import Pipeline
 from raystill.models.scheduler import RayFlowScheduler
-from raystill.models.stock import same_schedule
+from raystill.models.stock import StockSampler, ddim_sampler, same_schedule, schedule_settings
 
 Scheduler: TypeAlias = SchedulerMixin
 FILE = "scheduler/scheduler_config.json"
@@ -81,16 +82,18 @@ def guided_network(pipeline: Pipeline, scale: float) -> Network:
     return network
 
 
-def ray_scheduler(pipeline: Pipeline, path: paths.Path, sampling: Sampling, start: StartLaw) -> Scheduler:
-    """The scheduler of a student on a path: the stock one where it jumps so, else RayFlow's.
+def ray_scheduler(stock: StockSampler, path: paths.Path, sampling: Sampling, start: StartLaw) -> Scheduler:
+    """The scheduler of a student on a path, on its teacher's schedule: DDIM by diffusers alone where it jumps so, else
+    RayFlow's.
 
     Stable Diffusion pipelines do not take diffusers' own flow-matching scheduler, so flow teachers get RayFlow's too.
+    (DPM-Solver++ with `use_flow_sigmas` begins at 1 - 1 / K and tells whole timesteps: latents differ by 0.08.)
     """
-    if sampling == ODE and start == NORMAL and isinstance(pipeline.scheduler, DDIMScheduler):
-        return pipeline.scheduler
+    if sampling == ODE and start == NORMAL and isinstance(stock, DDIMScheduler):
+        return ddim_sampler(stock)
     settings = canonical(path)
     return RayFlowScheduler.from_config(
-        pipeline.scheduler.config, path=settings["kind"], sigma=settings.get("sigma", 0.0),
+        stock.config, path=settings["kind"], sigma=settings.get("sigma", 0.0),
         end=settings.get("end", "schedule"), jump=sampling.jump, eta=sampling.eta, start=start.to_json(),
     )  # fmt: skip
 
@@ -110,28 +113,14 @@ def load_scheduler(directory: Path) -> Scheduler:
     return made
 
 
-def timesteps_of(scheduler: Scheduler, steps: int) -> tuple[int | float, ...]:
-    """The timesteps that a scheduler asks a network at in `steps` steps, noisy end first."""
-    scheduler.set_timesteps(steps)
-    return tuple(scheduler.timesteps.tolist())
-
-
-def lcm_scheduler(pipeline: Pipeline, intervals: int) -> Scheduler:
+def lcm_scheduler(stock: StockSampler, intervals: int) -> Scheduler:
     """The scheduler that estimates x_0, noises it anew, and so on (2310.04378, algorithm 3): diffusers' own, at times
     of the grid that a student was trained on, where its intervals divide the teacher's times; for flow-matching
     teachers RayFlow's with fresh noise only, at the stock times.
     """
-    if isinstance(pipeline.scheduler, DDIMScheduler):
-        return LCMScheduler(
-            **_schedule_settings(pipeline.scheduler), clip_sample=False, original_inference_steps=intervals
-        )
-    return ray_scheduler(pipeline, paths.DiffusionPath(), Sampling(eta=1.0), NORMAL)
-
-
-def _schedule_settings(scheduler: DDIMScheduler) -> dict[str, Any]:
-    """What says which schedule a network was trained on."""
-    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-    return {name: scheduler.config[name] for name in (*names, "rescale_betas_zero_snr")}
+    if isinstance(stock, DDIMScheduler):
+        return LCMScheduler(**schedule_settings(stock), clip_sample=False, original_inference_steps=intervals)
+    return ray_scheduler(stock, paths.DiffusionPath(), Sampling(eta=1.0), NORMAL)
 
 
 def solver(stock: Scheduler, name: str) -> Scheduler:
@@ -162,17 +151,16 @@ def check_solver(stock: Scheduler, name: str) -> None:
         )
 
 
-def ctm_scheduler(pipeline: Pipeline) -> Scheduler:
+def ctm_scheduler(stock: StockSampler) -> Scheduler:
     """DDIM's steps, of each of which the attached network is told the end."""
-    made: Scheduler = CTMScheduler.from_config(pipeline.scheduler.config, path="DiffusionPath")
+    made: Scheduler = CTMScheduler.from_config(stock.config, path="DiffusionPath")
     return made
 
 
-def perflow_scheduler(pipeline: Pipeline, windows: int, piece: Piece) -> Scheduler:
+def perflow_scheduler(stock: StockSampler, windows: int, piece: Piece) -> Scheduler:
     """PeRFlow's scheduler on a teacher's schedule."""
-    stock = pipeline.scheduler
     if isinstance(stock, DDIMScheduler):
-        return PeRFlowScheduler(**_schedule_settings(stock), windows=windows, piece=piece)
+        return PeRFlowScheduler(**schedule_settings(stock), windows=windows, piece=piece)
     return PeRFlowScheduler(
         num_train_timesteps=stock.config.num_train_timesteps, use_flow_sigmas=True, flow_shift=stock.config.shift,
         prediction_type="flow_prediction", windows=windows, piece=piece,

@@ -11,6 +11,7 @@ import diffusers
 import torch
 from diffusers import (
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
@@ -36,6 +37,7 @@ FLOW_MATCHING = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 DIFFUSION_KINDS: tuple[Kind, ...] = ("epsilon", "v_prediction", "sample")
 FLOW_KINDS: tuple[Kind, ...] = ("flow_prediction",)  # all that FlowMatchEulerDiscreteScheduler takes
 FILE = "scheduler/scheduler_config.json"
+LARGEST_BETA = 1 - 2**-24  # below 1 in float32, in which diffusers keeps betas
 CLOSE = 1e-3  # angles of schedules that are the same: diffusers' multistep schedulers have no alpha of 0
 # Settings that say something of the network's inputs, the one value that is understood, and what to do about others.
 ONLY: dict[str, tuple[Any, str]] = {
@@ -116,6 +118,32 @@ def stock_sampler(scheduler: SchedulerMixin) -> StockSampler:
         set_alpha_to_one=True,
     )
     return ddim
+
+
+def schedule_settings(stock: DDIMScheduler) -> dict[str, Any]:
+    """What says which schedule a network was trained on, by the names of diffusers' schedulers."""
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+    return {name: stock.config[name] for name in (*names, "rescale_betas_zero_snr")}
+
+
+def ddim_sampler(stock: DDIMScheduler) -> DPMSolverMultistepScheduler:
+    """DDIM between raystill's own times at every step count, by diffusers alone: DPM-Solver++ of first order, which is
+    DDIM (2211.01095, section 4), at trailing timesteps down to clean data.
+
+    `DDIMScheduler.step` goes from t to t - K // steps, which is not the next timestep where the count does not divide K
+    (diffusers #9261). Where the last alpha is 0, `rescale_betas_zero_snr` writes 2^-24, by which pictures differ by up
+    to 1e-3: there the betas themselves are listed.
+    """
+    settings, alphas = schedule_settings(stock), _alphas(stock)
+    betas = 1 - alphas / torch.cat([alphas.new_ones(1), alphas[:-1]])
+    if betas[-1] > LARGEST_BETA:
+        listed = {"trained_betas": betas.clamp(max=LARGEST_BETA).tolist(), "rescale_betas_zero_snr": False}
+        settings |= listed
+    return DPMSolverMultistepScheduler(
+        **settings, solver_order=1, algorithm_type="dpmsolver++", timestep_spacing="trailing", final_sigmas_type="zero",
+        steps_offset=1,  # without effect on trailing spacing; pipelines warn of any other
+        lambda_min_clipped=-100.0,  # below every half log-SNR; the class's own -inf is no JSON
+    )  # fmt: skip
 
 
 def read_scheduler(directory: Path) -> SchedulerMixin:

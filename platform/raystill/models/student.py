@@ -10,9 +10,10 @@ from raystill.flow.predictions import Latent
 from raystill.models.ctm import WEIGHT, CTMScheduler, make_room
 from raystill.models.pipeline import Pipeline, load_pipeline
 from raystill.models.sampling import Scheduler, draw, guided_network
+from raystill.models.stock import StockSampler
 from raystill.models.weights import Weights, load_trained, merge, prepare
 
-MakeScheduler = Callable[[Pipeline], Scheduler]  # of the teacher's pipeline
+MakeScheduler = Callable[[StockSampler], Scheduler]  # of the teacher's
 
 
 class Student:
@@ -28,7 +29,7 @@ class Student:
         guidance: float = 1.0,
     ) -> None:
         self.pipeline: Pipeline = load_pipeline(teacher)
-        self.scheduler = scheduler(self.pipeline)
+        self.scheduler = scheduler(self.pipeline.scheduler)
         prepare(self.pipeline.unet, weights)
         if WEIGHT in tensors:
             make_room(self.pipeline.unet)

@@ -19,9 +19,10 @@ from raystill.evaluation.alexnet import find_checkpoint
 from raystill.methods.method import STUDENT
 from raystill.models import artifact
 from raystill.models.card import AdapterCard, Base, model_card
+from raystill.models.counts import sigmas_of, timesteps_of
 from raystill.models.ctm import WEIGHT
 from raystill.models.pipeline import licence_of, load_pipeline, revision
-from raystill.models.sampling import NORMAL, timesteps_of
+from raystill.models.sampling import NORMAL
 from raystill.models.stock import kind_of, read_scheduler, schedule_of
 from raystill.models.weights import Lora, delta, load_trained, lora_state, peft_config, prepare
 from raystill.orchestration.evaluate import Evaluated, as_card, evaluate, table
@@ -209,13 +210,15 @@ def export(run: Run, trained: Trained, evaluated: Evaluated, directory: Path) ->
     else:
         load_trained(prepare(teacher.unet, lora), trained_tensors)
         state = lora_state(teacher.unet)
-    scheduler = run.method.scheduler(teacher, trained.sampling, trained.start)
+    scheduler = run.method.scheduler(teacher.scheduler, trained.sampling, trained.start)
+    steps = run.evaluation.student_steps
     card = AdapterCard(
         base=Base(id=run.teacher, revision=teacher.revision),
         method=run.method.name,
-        steps=run.evaluation.student_steps,
+        steps=steps,
         default_steps=run.method.default_steps,
-        timesteps={str(n): timesteps_of(scheduler, n) for n in run.evaluation.student_steps},
+        timesteps={str(n): timesteps_of(scheduler, n) for n in steps},
+        sigmas={str(n): sigmas for n in steps if (sigmas := sigmas_of(scheduler, n))},
         guidance_scale=run.method.guides,
         start=trained.start.to_json(),
         recipe=canonical(run),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import lcm
 from typing import ClassVar
 
 from raystill.config.errors import UserError
@@ -11,11 +12,13 @@ from raystill.data.targets import Assigned, Encoded, Expectation, Generated, Ind
 from raystill.engine.learning_rate import check_decay
 from raystill.engine.protocol import Optimizer
 from raystill.evaluation.features import FEATURES
+from raystill.flow.schedules import Times
 from raystill.methods.method import check_times
 from raystill.methods.rayflow import RayFlow
 from raystill.methods.table import Distilling
+from raystill.models.counts import wrong_counts
 from raystill.models.pipeline import TeacherFacts
-from raystill.models.sampling import Sampling
+from raystill.models.sampling import NORMAL, Sampling
 from raystill.models.weights import Full, Lora
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
@@ -148,9 +151,33 @@ class Run:
 
 
 def check_teacher(run: Run, teacher: TeacherFacts) -> None:
-    """Refuse, with UserError, a teacher that a run's method cannot be used with, and more steps than it has times."""
+    """Refuse, with UserError, a teacher that a run's method cannot be used with, and step counts of its student's
+    sampler at which it would be asked beside the times that it is trained at.
+    """
     run.method.check_teacher(teacher)
-    check_times(teacher.schedule, "the largest of evaluation.student_steps", max(run.evaluation.student_steps))
+    steps = run.evaluation.student_steps
+    check_times(teacher.schedule, "the largest of evaluation.student_steps", max(steps))
+    scheduler = run.method.scheduler(teacher.scheduler, run.sampling, NORMAL)
+    trained = run.method.trained_times(teacher.schedule)
+    if wrong := wrong_counts(scheduler, steps, trained):
+        said = "; ".join(f"nearest to {n} are {' and '.join(map(str, right))}" for n, right in wrong.items())
+        raise UserError(
+            f"evaluation.student_steps has {list(wrong)}, in which {type(scheduler).__name__} would ask a student of "
+            f"{run.method.name} beside the times that it is trained at; {said}: {_remedies(run, wrong, trained)}"
+        )
+
+
+def _remedies(run: Run, wrong: Mapping[int, list[int]], trained: Times | None) -> str:
+    """What to write: the nearest step counts, unless the method's default is a wrong one, or, for a student that is
+    trained on a grid, the next number of intervals that all counts divide.
+    """
+    steps = run.evaluation.student_steps
+    right = sorted({nearest[0] for nearest in wrong.values()} | (set(steps) - set(wrong)))
+    ways = [f"--set 'evaluation.student_steps={right}'"] if run.method.default_steps not in wrong else []
+    if trained is not None:
+        whole = lcm(*steps)
+        ways.append(f"--set method.intervals={-(-len(trained) // whole) * whole}")
+    return " or ".join(ways)
 
 
 def at_least(least: int, path: str, value: int) -> None:

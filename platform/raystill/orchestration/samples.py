@@ -102,7 +102,7 @@ class Solver:
         pipeline = load_pipeline(self.teacher).to(torch.device(device))
         network = guided_network(pipeline, self.guidance)
         if self.scheduler is None:
-            scheduler = ray_scheduler(pipeline, RayPath(), ODE, NORMAL)
+            scheduler = ray_scheduler(pipeline.scheduler, RayPath(), ODE, NORMAL)
         else:
             scheduler = solver(pipeline.scheduler, self.scheduler)
         return pipeline, lambda z, c, n: draw(network, scheduler, z, c, n)

@@ -146,6 +146,7 @@ def edit(directory: Path, **changes: Any) -> None:
         ({"colour": "red"}, r"unknown \['colour'\]"),
         ({"default_steps": 3}, r"default_steps is 3"),
         ({"timesteps": {"1": [999], "2": [999]}}, r"timesteps\['2'\] has 1 entries, expected 2"),
+        ({"sigmas": {"2": [1.0]}}, r"sigmas\['2'\] has 1 entries, expected as many as its timesteps"),
         ({"recipe": {"seed": 4}}, r"the recipe's own digest is"),
         ({"files": {"../../etc/passwd": "0"}}, r"does not lie inside"),
         ({"files": {}}, r"lists no pytorch_lora_weights.safetensors"),
@@ -163,6 +164,17 @@ def test_a_card_of_the_first_format_is_read(directory: Path) -> None:
         directory, format=1, path={"kind": "RayPath", "sigma": 0.0}, start={"law": "normal", "jump": "ode", "eta": 0.0}
     )
     assert artifact.verify(directory) == now
+
+
+def test_the_card_of_a_flow_teacher_s_student_has_the_sigmas_of_its_pipeline(tmp_path: Path) -> None:
+    sigmas = {"1": (1.0,), "2": (1.0, 0.5)}
+    write(tmp_path / "flow", a_card(timesteps={"1": (1000.0,), "2": (1000.0, 750.0)}, sigmas=sigmas))
+    card = artifact.verify(tmp_path / "flow")
+    assert card.sigmas == sigmas
+    text = model_card(card, scheduler="FlowMatchEulerDiscreteScheduler", licence="Apache-2.0")
+    assert "num_inference_steps=2, guidance_scale=1.0, sigmas=[1.0, 0.5]).images[0]" in text
+    write(tmp_path / "bent")
+    assert "sigmas" not in (tmp_path / "bent" / "adapter.json").read_text()  # as cards were before
 
 
 def test_a_missing_file_and_a_missing_card_are_named(directory: Path) -> None:

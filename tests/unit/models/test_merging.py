@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def adapter(
         for name, parameter in learned.items():
             parameter.data.copy_(trained[name])
         state, config = lora_state(pipeline.unet), peft_config(weights).to_dict()
-    scheduler = perflow_scheduler(pipeline, 4, "ddim_eps") if own_scheduler else pipeline.scheduler
+    scheduler = perflow_scheduler(pipeline.scheduler, 4, "ddim_eps") if own_scheduler else pipeline.scheduler
     recipe = canonical({"made": "here"})
     card = AdapterCard(
         base=Base(id=str(base), revision=pipeline.revision), method="test", steps=(4,), default_steps=4,
@@ -156,3 +157,15 @@ def test_a_pipeline_of_another_schedule_is_refused(
     settings.write_text(json.dumps(json.loads(settings.read_text()) | change))
     with pytest.raises(UserError, match=r"on the schedule of .*, and .*other predicts .* on its own; give a fine-tune"):
         merge_adapter(directory, other, tmp_path / "out")
+
+
+def test_step_counts_that_cannot_be_drawn_are_refused_with_the_nearest(
+    pipeline_directory: Path, tmp_path: Path
+) -> None:
+    made = Adapter(adapter(pipeline_directory, tmp_path / "adapter", LORA))
+    made.card = replace(made.card, steps=(1, 4), timesteps={"1": (999,), **made.card.timesteps})
+    with pytest.raises(UserError, match="trained for 1, 4 steps, found 2: write --steps 1, or --force"):
+        made.draw(CAPTIONS, 2)
+    assert made.draw(CAPTIONS, 2, force=True).shape == (2, 16, 16, 3)
+    with pytest.raises(UserError, match="DDIMScheduler cannot draw in 61 steps: write --steps 60 or --steps 62"):
+        made.draw(CAPTIONS, 61, force=True)

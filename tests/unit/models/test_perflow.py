@@ -16,10 +16,11 @@ from raystill.methods.lcm import LCM
 from raystill.methods.method import Distillation
 from raystill.methods.perflow import PeRFlow
 from raystill.methods.table import METHODS
+from raystill.models.counts import timesteps_of
 from raystill.models.ctm import WEIGHT, CTMScheduler, make_room
 from raystill.models.perflow import PeRFlowScheduler
 from raystill.models.pipeline import load_pipeline
-from raystill.models.sampling import ODE, ctm_scheduler, draw, lcm_scheduler, perflow_scheduler, timesteps_of
+from raystill.models.sampling import ODE, ctm_scheduler, draw, lcm_scheduler, perflow_scheduler
 from raystill.models.student import Student
 from raystill.models.weights import Lora, prepare
 
@@ -34,7 +35,7 @@ def starts(count: int = 3) -> Tensor:
 def test_one_step_a_window_is_stock_ddim(windows: int, pipeline_directory: Path) -> None:
     pipeline = load_pipeline(pipeline_directory)
     condition = pipeline.condition(CAPTIONS)
-    ours = draw(pipeline.unet, perflow_scheduler(pipeline, windows, "ddim_eps"), starts(), condition, windows)
+    ours = draw(pipeline.unet, perflow_scheduler(pipeline.scheduler, windows, "ddim_eps"), starts(), condition, windows)
     stock = draw(pipeline.unet, pipeline.scheduler, starts(), condition, windows)
     assert type(pipeline.scheduler) is DDIMScheduler
     torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-4)
@@ -46,7 +47,7 @@ def test_a_stock_pipeline_draws_what_raystill_draws(
     method: type[Distillation], steps: int, pipeline_directory: Path
 ) -> None:
     made = load_pipeline(pipeline_directory)
-    scheduler = method().scheduler(made, ODE, StartLaw())
+    scheduler = method().scheduler(made.scheduler, ODE, StartLaw())
     if isinstance(scheduler, CTMScheduler):
         make_room(made.unet)
         torch.nn.init.normal_(made.unet.get_parameter(WEIGHT), std=0.1, generator=torch.Generator().manual_seed(1))
@@ -68,7 +69,7 @@ def test_a_stock_pipeline_draws_what_raystill_draws(
 
 
 def test_fewer_steps_than_windows_are_refused(pipeline_directory: Path) -> None:
-    scheduler = perflow_scheduler(load_pipeline(pipeline_directory), 4, "ddim_eps")
+    scheduler = perflow_scheduler(load_pipeline(pipeline_directory).scheduler, 4, "ddim_eps")
     with pytest.raises(UserError, match="found 3 steps for a student of 4 windows"):
         scheduler.set_timesteps(3)
     with pytest.raises(UserError, match=r"has \[1, 2\], and PeRFlow takes a step in each of its 4 windows"):
@@ -76,7 +77,7 @@ def test_fewer_steps_than_windows_are_refused(pipeline_directory: Path) -> None:
 
 
 def test_it_is_saved_and_read_with_its_windows(pipeline_directory: Path, tmp_path: Path) -> None:
-    perflow_scheduler(load_pipeline(pipeline_directory), 2, "diff_eps").save_pretrained(tmp_path)
+    perflow_scheduler(load_pipeline(pipeline_directory).scheduler, 2, "diff_eps").save_pretrained(tmp_path)
     found = PeRFlowScheduler.from_pretrained(tmp_path)
     assert (found.config.windows, found.config.piece) == (2, "diff_eps")
     assert found.config.prediction_type == "v_prediction"
@@ -85,12 +86,12 @@ def test_it_is_saved_and_read_with_its_windows(pipeline_directory: Path, tmp_pat
 def test_noise_is_added_as_the_teacher_was_trained(pipeline_directory: Path) -> None:
     pipeline = load_pipeline(pipeline_directory)
     x_0, noise, timesteps = starts(), starts().flip(0), torch.tensor([999, 500, 3])
-    found = perflow_scheduler(pipeline, 4, "ddim_eps").add_noise(x_0, noise, timesteps)
+    found = perflow_scheduler(pipeline.scheduler, 4, "ddim_eps").add_noise(x_0, noise, timesteps)
     torch.testing.assert_close(found, pipeline.scheduler.add_noise(x_0, noise, timesteps), rtol=1e-4, atol=1e-5)
 
 
 def test_timesteps_that_are_neither_one_nor_one_a_sample_are_refused(pipeline_directory: Path) -> None:
-    scheduler = perflow_scheduler(load_pipeline(pipeline_directory), 4, "ddim_eps")
+    scheduler = perflow_scheduler(load_pipeline(pipeline_directory).scheduler, 4, "ddim_eps")
     with pytest.raises(UserError, match="found 2 timesteps for 3 samples; give one, or one for each"):
         scheduler.add_noise(starts(), starts(), torch.tensor([999, 499]))
 
@@ -100,7 +101,7 @@ def test_lcm_s_scheduler_asks_where_its_student_was_trained(intervals: int, pipe
     pipeline = load_pipeline(pipeline_directory)
     trained = {round(float(t)) for t in pipeline.schedule.timestep(grid_of(pipeline.schedule, intervals)[1:])}
     for steps in (1, 2, 4, 8):
-        asked = timesteps_of(lcm_scheduler(pipeline, intervals), steps)
+        asked = timesteps_of(lcm_scheduler(pipeline.scheduler, intervals), steps)
         assert set(map(round, asked)) <= trained
         assert asked[0] == 999
 
@@ -119,7 +120,7 @@ def test_a_ctm_scheduler_is_attached_again_and_not_to_a_network_with_a_condition
     pipeline_directory: Path,
 ) -> None:
     pipeline = load_pipeline(pipeline_directory)
-    scheduler, unet = ctm_scheduler(pipeline), pipeline.unet
+    scheduler, unet = ctm_scheduler(pipeline.scheduler), pipeline.unet
     assert isinstance(scheduler, CTMScheduler)
     width = unet.time_embedding.linear_1.in_features
     for value in (1.0, 2.0):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from tests.sampling import sample_student
 from torch import Tensor
 
@@ -18,10 +18,11 @@ from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule
 from raystill.flow.starts import StartLaw
 from raystill.methods.lcm import LCM
 from raystill.methods.perflow import PeRFlow
+from raystill.models.counts import timesteps_of
 from raystill.models.denoiser import Denoiser
 from raystill.models.fresh import DenoiserShape, stable_diffusion_scheduler
 from raystill.models.pipeline import load_pipeline
-from raystill.models.sampling import ODE, Sampling, Scheduler, load_scheduler, ray_scheduler, timesteps_of
+from raystill.models.sampling import ODE, Sampling, Scheduler, load_scheduler, ray_scheduler
 from raystill.models.scheduler import RayFlowScheduler
 from raystill.models.student import MakeScheduler, Student
 from raystill.models.weights import Lora, prepare
@@ -230,7 +231,7 @@ def test_an_eta_without_effect_is_refused_before_anything_is_drawn(pipeline_dire
 def test_the_scheduler_that_an_adapter_carries_is_read_back(
     sampling: Sampling, pipeline_directory: Path, tmp_path: Path
 ) -> None:
-    made = ray_scheduler(load_pipeline(pipeline_directory), RayPath(sigma=0.2), sampling, StartLaw())
+    made = ray_scheduler(load_pipeline(pipeline_directory).scheduler, RayPath(sigma=0.2), sampling, StartLaw())
     made.save_pretrained(tmp_path / "scheduler")
     found: Scheduler = load_scheduler(tmp_path)
     assert type(found) is type(made)
@@ -247,9 +248,10 @@ def test_a_scheduler_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_stock_scheduler_is_taken_where_it_can_follow(pipeline_directory: Path) -> None:
-    pipeline = load_pipeline(pipeline_directory)
-    assert ray_scheduler(pipeline, RayPath(sigma=0.3), ODE, StartLaw()) is pipeline.scheduler
-    assert timesteps_of(pipeline.scheduler, 4) == (999, 749, 499, 249)
+    stock = load_pipeline(pipeline_directory).scheduler
+    taken = ray_scheduler(stock, RayPath(sigma=0.3), ODE, StartLaw())
+    assert type(taken) is DPMSolverMultistepScheduler
+    assert timesteps_of(taken, 4) == (999, 749, 499, 249)
     law = StartLaw(law="channel_normal", mean=(0.0,) * 4, std=(2.0,) * 4)
     for path, sampling, start in (
         (RayPath(sigma=0.3), ANCHORED, StartLaw()),
@@ -257,7 +259,7 @@ def test_the_stock_scheduler_is_taken_where_it_can_follow(pipeline_directory: Pa
         (RayPath(), Sampling(eta=0.5), StartLaw()),
         (RayPath(), ODE, law),
     ):
-        made = ray_scheduler(pipeline, path, sampling, start)
+        made = ray_scheduler(stock, path, sampling, start)
         assert type(made) is RayFlowScheduler
         assert made.config.path == type(path).__name__
         assert made.config.prediction_type == "v_prediction"

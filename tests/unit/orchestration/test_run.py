@@ -1,15 +1,21 @@
 """Settings that do not fit together are refused before anything is started."""
 
+import re
 from pathlib import Path
 
 import pytest
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 from raystill.config.errors import UserError
-from raystill.config.overrides import override
+from raystill.config.overrides import override, parse_assignments
 from raystill.data.shards import Sample, pack
-from raystill.models.pipeline import check_pipeline
+from raystill.models.counts import wrong_counts
+from raystill.models.pipeline import TeacherFacts, check_pipeline
+from raystill.models.sampling import NORMAL
+from raystill.models.stock import kind_of, schedule_of, stock_sampler
 from raystill.orchestration.distill import check_inputs
-from raystill.orchestration.run import Run
+from raystill.orchestration.run import Run, check_teacher
+from raystill.recipes import nano_methods
 from raystill.recipes.resolve import resolve
 
 
@@ -43,6 +49,43 @@ from raystill.recipes.resolve import resolve
 def test_bad_settings_say_what_to_write(path: str, value: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         override(resolve("nano"), {path: value}).check()
+
+
+def facts(scheduler: SchedulerMixin) -> TeacherFacts:
+    stock = stock_sampler(scheduler)
+    return TeacherFacts(schedule_of(stock), kind_of(stock), {"mid_block": 8}, stock, time_condition=False)
+
+
+BENT, STRAIGHT = facts(DDIMScheduler()), facts(FlowMatchEulerDiscreteScheduler(shift=3.0))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "steps", "teacher", "message"),
+    [
+        ("nano", (4, 61), BENT, r"has \[61\], in which DPMSolver.* nearest to 61 are 60 and 62: --set .*=\[4, 60\]'$"),
+        ("tcd_nano", (3, 4), BENT, r"\[3\], .* a student of tcd beside .* 2 and 4: .*\[2, 4\]' or .*intervals=48$"),
+        ("ctm_nano", (4, 12), BENT, r"nearest to 12 are 8 and 16: --set .*=\[4, 8\]' or --set method.intervals=24$"),
+        ("lcm_nano", (2, 4), STRAIGHT, r"nearest to 4 are 5 and 2: --set method.intervals=52$"),
+    ],
+)
+def test_step_counts_beside_the_times_of_training_are_refused_with_the_nearest(
+    recipe: str, steps: tuple[int, ...], teacher: TeacherFacts, message: str
+) -> None:
+    run = override(resolve(recipe), {"evaluation.student_steps": steps})
+    run.check()
+    with pytest.raises(UserError, match=message) as refused:
+        check_teacher(run, teacher)
+    for advice in re.findall(r"--set '?([^' ]+=(?:\[[^]]*\]|\d+))", str(refused.value)):
+        advised = override(run, parse_assignments([advice]))
+        advised.check()
+        check_teacher(advised, teacher)
+
+
+def test_every_recipe_s_step_counts_are_right() -> None:
+    for name in (name for name in vars(nano_methods) if name.endswith("_nano")):
+        run = resolve(name)
+        scheduler = run.method.scheduler(BENT.scheduler, run.sampling, NORMAL)
+        assert wrong_counts(scheduler, run.evaluation.student_steps, run.method.trained_times(BENT.schedule)) == {}
 
 
 def test_sigma_outside_its_range_is_refused() -> None:
