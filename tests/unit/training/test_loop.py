@@ -122,9 +122,7 @@ def test_randomness_is_a_function_of_seed_lane_and_step() -> None:
         for rank in (0, 1, 7)
         for step in (0, 1, 10_000)
     }
-    assert len(set(drawn.values())) == len(
-        drawn
-    )  # torch keeps only 32 bits of a seed: each of the three must reach them
+    assert len(set(drawn.values())) == len(drawn)
     assert drawn == {at: tuple(generator(*at).normal((4,)).tolist()) for at in drawn}
 
 
