@@ -120,12 +120,12 @@ class LearnedTimes(ABC):
     def law(self, outputs: Outputs) -> Law:
         """The laws of a batch, without the share of p."""
 
-    def check(self, batch_size: int) -> None:
-        """Refuse, with UserError, batches that are too small to learn from."""
-        if batch_size < 2:
+    def check(self, lane_size: int) -> None:
+        """Refuse, with UserError, lanes that are too small to learn from."""
+        if lane_size < 2:
             raise UserError(
-                f"a learned law of times compares the losses of a batch: training.batch_size is {batch_size}; write 2 "
-                "or more, or --set method.times=UniformTimes"
+                f"a learned law of times compares the losses of a lane: training.lane_size is {lane_size}; write 2 or "
+                "more, or --set method.times=UniformTimes"
             )
 
     @property

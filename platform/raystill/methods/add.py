@@ -71,9 +71,9 @@ class ADD(Distillation):
         check_times(teacher.schedule, "method.steps", self.steps)
         check_features(self.features, teacher.features)
 
-    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+    def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, a student without steps, and negative weights."""
-        super(ADD, self).check(sampling, batch_size, steps)
+        super(ADD, self).check(sampling, lane_size, steps)
         if self.steps < 1 or min(self.distillation, self.adversarial, self.penalty) < 0:
             raise UserError(
                 f"method.steps is {self.steps}, distillation {self.distillation}, adversarial {self.adversarial}, "

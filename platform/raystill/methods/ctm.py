@@ -70,9 +70,9 @@ class CTM(Distillation):
         check_times(teacher.schedule, "method.intervals", self.intervals)
         check_room(teacher.time_condition)
 
-    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+    def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, a teacher that leads beyond the grid."""
-        super(CTM, self).check(sampling, batch_size, steps)
+        super(CTM, self).check(sampling, lane_size, steps)
         if not 1 <= self.most <= self.intervals or self.denoising < 0 or not 0 <= self.target_decay <= 1:
             raise UserError(
                 f"method.most is {self.most} of method.intervals {self.intervals}, denoising {self.denoising} and "

@@ -87,9 +87,9 @@ class DMD2(Distillation):
         if self.adversarial:
             check_features(self.features, teacher.features)
 
-    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+    def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, numbers that make no training."""
-        super(DMD2, self).check(sampling, batch_size, steps)
+        super(DMD2, self).check(sampling, lane_size, steps)
         if self.steps < 1 or self.ratio < 1 or self.adversarial < 0 or not 0 <= self.lowest < 0.5:
             raise UserError(
                 f"method.steps is {self.steps}, ratio {self.ratio}, adversarial {self.adversarial} and lowest "

@@ -47,9 +47,9 @@ class LCM(Distillation):
     paper: ClassVar[str] = "2310.04378"
     takes_eta: ClassVar[bool] = False
 
-    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+    def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, a grid that a sampler of so many steps cannot ask on."""
-        super(LCM, self).check(sampling, batch_size, steps)
+        super(LCM, self).check(sampling, lane_size, steps)
         check_grid(self.intervals, self.target_decay)
         check_lcm_grid(self.intervals, steps)
 

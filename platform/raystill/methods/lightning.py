@@ -101,9 +101,9 @@ class Lightning(Distillation):
         if len(self.stages) > 1:
             check_features(self.features, teacher.features)
 
-    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+    def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, stages that do not divide each other."""
-        super(Lightning, self).check(sampling, batch_size, steps)
+        super(Lightning, self).check(sampling, lane_size, steps)
         chain = (self.first, *self.stages)
         if min(chain) < 1 or not self.stages or self.stage_steps < 1 or any(a % b for a, b in pairwise(chain)):
             raise UserError(

@@ -174,11 +174,11 @@ class Distillation(ABC):
         del schedule  # most are trained at any, or are also measured at others
         return None
 
-    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+    def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, settings that do not fit together, `steps` being the sampler's step counts; nothing
         has been started yet.
         """
-        del batch_size, steps  # most take any
+        del lane_size, steps  # most take any
         if sampling.jump != "ode":
             raise UserError(
                 f"sampling.jump is {sampling.jump!r}, and {self.name} holds no target mean: --set sampling.jump=ode"

@@ -48,9 +48,9 @@ class PeRFlow(Distillation):
     paper: ClassVar[str] = "2405.07510"
     takes_eta: ClassVar[bool] = False
 
-    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+    def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, windows without a step of the sampler or the teacher."""
-        super(PeRFlow, self).check(sampling, batch_size, steps)
+        super(PeRFlow, self).check(sampling, lane_size, steps)
         if self.windows < 1 or self.substeps < 1:
             raise UserError(f"method.windows is {self.windows} and method.substeps {self.substeps}; write 1 or more")
         if few := [n for n in steps if n < self.windows]:

@@ -51,9 +51,9 @@ class PhasedRectified(Distillation):
     name: ClassVar[str] = "phased"
     paper: ClassVar[str] = "2410.07303"
 
-    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+    def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, phases without a step of the teacher, and jumps that cross them."""
-        super(PhasedRectified, self).check(sampling, batch_size, steps)
+        super(PhasedRectified, self).check(sampling, lane_size, steps)
         if self.windows < 1 or self.substeps < 1:
             raise UserError(f"method.windows is {self.windows} and method.substeps {self.substeps}; write 1 or more")
         check_jumps(steps, self.windows, "method.windows")

@@ -66,7 +66,7 @@ class RayFlow(Distillation):
         """The sampler on its path."""
         return ray_scheduler(stock, self.path, sampling, start)
 
-    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+    def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, an objective or jump that the path has nothing for, and laws that a batch is too
         small to learn.
         """
@@ -75,7 +75,7 @@ class RayFlow(Distillation):
         self.objective.check(end)
         sampling.check(self.path)
         if isinstance(self.times, LearnedTimes):
-            self.times.check(batch_size)
+            self.times.check(lane_size)
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """The objective at points of the samples' own paths, weighted mean over the batch; then the time sampler's own,

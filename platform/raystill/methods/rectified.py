@@ -49,9 +49,9 @@ class Rectified(Distillation):
         """Refuse, with UserError, a grid that is finer than the teacher's times."""
         check_times(teacher.schedule, "method.intervals", self.intervals)
 
-    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+    def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, a stage that begins before the training, and a path without intervals."""
-        super(Rectified, self).check(sampling, batch_size, steps)
+        super(Rectified, self).check(sampling, lane_size, steps)
         if (self.consistency_from is not None and self.consistency_from < 0) or self.intervals < 1:
             raise UserError(
                 f"method.consistency_from is {self.consistency_from} and method.intervals {self.intervals}; write a "

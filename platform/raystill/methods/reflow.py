@@ -51,9 +51,9 @@ class Reflow(Distillation):
         """One step's."""
         return "method.one_step_from", self.one_step_from or 0
 
-    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+    def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, a stage that begins before the training."""
-        super(Reflow, self).check(sampling, batch_size, steps)
+        super(Reflow, self).check(sampling, lane_size, steps)
         if self.one_step_from is not None and self.one_step_from < 0:
             raise UserError(f"method.one_step_from is {self.one_step_from}; write a step, 0 or later")
 

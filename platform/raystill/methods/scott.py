@@ -49,9 +49,9 @@ class SCott(Distillation):
     paper: ClassVar[str] = "2403.01505"
     takes_eta: ClassVar[bool] = False
 
-    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+    def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, a solver without steps or with more noise than there is."""
-        super(SCott, self).check(sampling, batch_size, steps)
+        super(SCott, self).check(sampling, lane_size, steps)
         check_grid(self.intervals, self.target_decay)
         check_lcm_grid(self.intervals, steps)
         if self.substeps < 1 or not 0 <= self.eta <= 1:

@@ -53,9 +53,9 @@ class TCD(Distillation):
     name: ClassVar[str] = "tcd"
     paper: ClassVar[str] = "2402.19159, 2404.13686"
 
-    def check(self, sampling: Sampling, batch_size: int, steps: tuple[int, ...]) -> None:
+    def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, segments that do not divide the grid, and stages without a step."""
-        super(TCD, self).check(sampling, batch_size, steps)
+        super(TCD, self).check(sampling, lane_size, steps)
         check_grid(self.intervals, self.target_decay)
         if not self.segments or min(self.segments) < 1:
             raise UserError(f"method.segments is {self.segments}: --set 'method.segments=[8, 4, 2, 1]'")

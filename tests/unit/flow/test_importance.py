@@ -299,7 +299,7 @@ def test_the_relative_second_moment_is_that_of_a_weighted_gradient() -> None:
 def test_a_batch_of_one_cannot_teach() -> None:
     law = BatchLaw(GridTimes(), moved(GridTimes(), 1), 0)
     draw = law.draw(1, RayPath(), SCHEDULE, rng())
-    with pytest.raises(UserError, match=r"training\.batch_size is 1; write 2 or more"):
+    with pytest.raises(UserError, match=r"training\.lane_size is 1; write 2 or more"):
         law.losses(draw, torch.ones(1), rng())
 
 
