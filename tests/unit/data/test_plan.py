@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raystill.config.errors import UserError
@@ -35,7 +35,6 @@ def order(plan: Plan, start: int, count: int) -> list[str]:
     return [name for group in groups(plan, start, count) for name in names(group, sizes)]
 
 
-@settings(deadline=None)
 @given(sizes=SIZES, world_size=st.integers(1, 5), mixed=st.integers(1, 4), seed=st.integers(0, 3))
 def test_the_ranks_together_read_every_sample_once_an_epoch(
     sizes: list[int], world_size: int, mixed: int, seed: int
@@ -56,7 +55,6 @@ def test_the_ranks_together_read_every_sample_once_an_epoch(
     assert epochs == {0: every, 1: every}
 
 
-@settings(deadline=None)
 @given(
     sizes=SIZES,
     world_size=st.integers(1, 5),
@@ -72,7 +70,6 @@ def test_every_rank_gets_equally_many_samples(
         assert len(order(plan, 0, steps * batch_size)) == steps * batch_size
 
 
-@settings(deadline=None)
 @given(sizes=SIZES, rank=st.integers(0, 2), start=st.integers(0, 40), count=st.integers(1, 40))
 def test_resuming_at_any_position_gives_the_rest_of_the_same_order(
     sizes: list[int], rank: int, start: int, count: int
