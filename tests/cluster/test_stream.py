@@ -1,7 +1,6 @@
 """Ray Data over a real S3 server gives the same shards and the same batches as one process does."""
 
 import secrets
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -20,22 +19,13 @@ from raystill.data.records import Reading
 from raystill.data.shards import Sample, pack
 from raystill.data.store import Store, StoreError, create_bucket, open_store
 from raystill.data.stream import derive_stream, stream_batches
-from raystill.orchestration.cluster import ray_session
-from raystill.orchestration.run import Cluster, Share
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("session")]
 
 READING = Reading(picture_size=8)
 MAKE = partial(PictureTransform, READING)
 SIZES = (5, 3, 4, 6, 1)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(s3: dict[str, str]) -> Iterator[None]:
-    """Ray on this machine; its workers inherit the server's address and key."""
-    with ray_session(Cluster(workers=1, worker=Share(cpus=0.5), actors=1, actor=Share(cpus=0.5)), {}):
-        yield
 
 
 def sample(number: int) -> Sample:
