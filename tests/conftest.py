@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from raystill.data.server import ObjectStoreServer
 from raystill.data.store import create_bucket
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else whatever tests start would not hear Ctrl-C, either
+
+# No example is judged by its time: a busy machine would fail it. The same examples every time where CI is set.
+settings.register_profile(
+    "raystill", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("raystill")
 
 
 @pytest.fixture(scope="session")

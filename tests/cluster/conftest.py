@@ -1,5 +1,46 @@
-"""Fixtures of whole jobs."""
+"""Fixtures of whole jobs, and one Ray session for all tests that need no more than a cluster."""
 
-from tests.workplace import few, workplace
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["few", "workplace"]
+import pytest
+from tests.workplace import few, typed, workplace
+
+if TYPE_CHECKING:  # else in the fixtures: after the hook that checks shapes is in place
+    from raystill.data.derive import Index
+    from raystill.data.local import LocalStore
+    from raystill.orchestration.run import Cluster
+
+__all__ = ["few", "typed", "workplace"]
+PLATFORM = Path(__file__).parents[2] / "platform"
+
+
+@pytest.fixture(scope="session")
+def session(s3: dict[str, str]) -> Iterator["Cluster"]:
+    """Ray on this machine with room for two training workers; its processes inherit the S3 server's address and key."""
+    from raystill.orchestration.cluster import ray_session
+    from raystill.orchestration.run import Cluster, Share
+
+    cluster = Cluster(workers=2, worker=Share(cpus=0.8), actors=1, max_failures=0)
+    with ray_session(cluster, {"PYTHONPATH": str(PLATFORM), "OMP_NUM_THREADS": "1"}):
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def targets(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple["LocalStore", "Index"]:
+    """Targets of 14 samples in 5 shards."""
+    from raystill.data.derive import Source, derive
+    from raystill.data.local import LocalStore
+    from raystill.data.records import Reading
+    from raystill.data.shards import Sample, pack
+    from raystill.data.targets import Generated, TargetTransform
+
+    place = tmp_path_factory.mktemp("data")
+    source, target = (LocalStore(uri=str(place / part)) for part in ("source", "targets"))
+    for i in range(5):
+        captions = {f"s{i}{j}": ("red heart", "cat face")[j % 2] for j in range(2 + i % 3)}
+        source.write(f"{i:06d}.tar", pack(Sample(key=k, members={"txt": c.encode()}) for k, c in captions.items()))
+    make = partial(TargetTransform, tiny_pipeline, Generated(steps=2), Reading(), 0, 8, "float32")
+    return target, derive(Source.of(source), target, make, {}, 0.0)

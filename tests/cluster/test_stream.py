@@ -1,7 +1,6 @@
 """Ray Data over a real S3 server gives the same shards and the same batches as one process does."""
 
 import secrets
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -20,22 +19,13 @@ from raystill.data.records import Reading
 from raystill.data.shards import Sample, pack
 from raystill.data.store import Store, StoreError, create_bucket, open_store
 from raystill.data.stream import derive_stream, stream_batches
-from raystill.orchestration.cluster import ray_session
-from raystill.orchestration.run import Cluster, Share
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("session")]
 
 READING = Reading(picture_size=8)
 MAKE = partial(PictureTransform, READING)
 SIZES = (5, 3, 4, 6, 1)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(s3: dict[str, str]) -> Iterator[None]:
-    """Ray on this machine; its workers inherit the server's address and key."""
-    with ray_session(Cluster(workers=1, worker=Share(cpus=0.5), actors=1, actor=Share(cpus=0.5)), {}):
-        yield
 
 
 def sample(number: int) -> Sample:
@@ -122,40 +112,43 @@ def test_a_damaged_shard_is_named_by_the_pool() -> None:
     assert not target.exists(INDEX)
 
 
-def same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+def same(found: list[list[dict[str, Any]]], expected: list[list[dict[str, Any]]]) -> None:
     """Batches are equal, one by one, to the bit."""
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
+    assert [len(step) for step in found] == [len(step) for step in expected]
+    pairs = zip((b for step in found for b in step), (b for step in expected for b in step), strict=True)
+    for one, other in pairs:
         assert set(one) == set(other) == {"key", "caption", "image"}
         assert (one["key"], one["caption"]) == (other["key"], other["caption"])
         assert one["image"].dtype == other["image"].dtype == torch.uint8
         assert torch.equal(one["image"], other["image"])
 
 
-@pytest.mark.parametrize(("rank", "part_bytes"), [(0, stream_module.PART_BYTES), (1, 1), (1, 20_000)])
+@pytest.mark.parametrize(
+    ("lanes", "part_bytes"), [((0,), stream_module.PART_BYTES), ((1,), 1), ((1, 2), 20_000), ((0, 1, 2), 2**20)]
+)
 def test_streamed_batches_are_the_local_ones(
-    local: tuple[Store, Index], rank: int, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+    local: tuple[Store, Index], lanes: tuple[int, ...], part_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_module, "PART_BYTES", part_bytes)  # one part, a part per batch, a few parts
     store, index = local
-    plan = Plan(shards=index.shards, seed=3, rank=rank, world_size=2, shuffle_shards=2)
-    expected = list(local_batches(store, plan, 4, 0, 9, CPU))
-    assert len(expected) == 9
-    same(list(stream_batches(store, plan, 4, 0, 9, CPU)), expected)
-    same(list(stream_batches(store, plan, 4, 5, 4, CPU)), expected[5:])
+    plan = Plan(shards=index.shards, seed=3, lanes=3, lane_size=4, shuffle_shards=2)
+    expected = list(local_batches(store, plan, lanes, 0, 9, CPU))
+    assert [len(step) for step in expected] == [len(lanes)] * 9
+    same(list(stream_batches(store, plan, lanes, 0, 9, CPU)), expected)
+    same(list(stream_batches(store, plan, lanes, 5, 4, CPU)), expected[5:])
 
 
 def test_a_shard_that_is_missing_stops_the_stream_with_its_name(source: Store) -> None:
     target = new_store().join("pictures/there")
     index = derive(Source.of(source), target, MAKE, {}, 0.2)
-    plan = Plan(shards=index.shards, seed=3, shuffle_shards=1)
+    plan = Plan(shards=index.shards, seed=3, lane_size=1, shuffle_shards=1)
     keys = [shard.key for shard in index.shards]
     # The last shard of the first epoch: everything before it is good.
-    order = [batch["key"][0] for batch in local_batches(target, plan, 1, 0, index.count, CPU)]
+    order = [batch["key"][0] for (batch,) in local_batches(target, plan, [0], 0, index.count, CPU)]
     first = {key: f"s{sum(SIZES[:i]):03d}" for i, key in enumerate(keys)}
     last = max(keys, key=lambda key: order.index(first[key]))
     target.delete(last)
     with pytest.raises(StoreError, match=last) as stopped:
-        list(stream_batches(target, plan, 1, 0, index.count, CPU))
+        list(stream_batches(target, plan, [0], 0, index.count, CPU))
     assert str(stopped.value).startswith(target.uri)
     assert "Traceback" not in str(stopped.value)

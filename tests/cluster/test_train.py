@@ -1,4 +1,4 @@
-"""The student's training through Ray Train with two ZeRO workers: resumable, and the same at every stage."""
+"""The student's training through the launcher, on two ZeRO workers of Ray Train: resumable, whichever worker dies."""
 
 import os
 import signal
@@ -17,17 +17,14 @@ from PIL.Image import Image
 from torch import Tensor
 
 from raystill.config.errors import UserError
-from raystill.data.derive import Index, Source, derive
+from raystill.data.derive import Index
 from raystill.data.local import LocalStore
-from raystill.data.records import Reading
-from raystill.data.shards import Sample, pack
 from raystill.data.store import StoreError
-from raystill.data.targets import Generated, TargetTransform
 from raystill.engine.protocol import Optimizer
 from raystill.flow.stein import SteinTimes
 from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
 from raystill.models.weights import Lora
-from raystill.orchestration.cluster import RayLauncher, ray_session
+from raystill.orchestration.cluster import RayLauncher
 from raystill.orchestration.placement import check_resources
 from raystill.orchestration.run import Cluster, Share
 from raystill.training.distillation import DistillTask
@@ -36,30 +33,13 @@ from raystill.training.task import final_averages, last_step
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-CLUSTER = Cluster(workers=2, worker=Share(cpus=0.8), actors=1, max_failures=0)
-
 
 @pytest.fixture(scope="module", autouse=True)
-def session() -> Iterator[None]:
-    """Ray on this machine."""
-    # Workers cannot import a test: what this file defines is sent to them whole.
+def sent(session: Cluster) -> Iterator[None]:
+    """Workers cannot import a test: what this file defines is sent to them whole."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        with ray_session(CLUSTER, {}):
-            yield
+    yield
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-
-
-@pytest.fixture(scope="module")
-def data(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, Index]:
-    """Targets of 14 samples in 5 shards."""
-    source, target = (LocalStore(uri=str(tmp_path_factory.mktemp("data") / part)) for part in ("source", "targets"))
-    for i in range(5):
-        captions = {f"s{i}{j}": ("red heart", "cat face")[j % 2] for j in range(2 + i % 3)}
-        source.write(f"{i:06d}.tar", pack(Sample(key=k, members={"txt": c.encode()}) for k, c in captions.items()))
-    make = partial(TargetTransform, tiny_pipeline, Generated(steps=2), Reading(), 0, 8, "float32")
-    return target, derive(Source.of(source), target, make, {}, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -77,18 +57,6 @@ def task(tiny_pipeline: Path) -> DistillTask:
 
 
 Trained = dict[str, dict[str, Tensor]]  # role -> tensors
-
-
-def train(
-    task: DistillTask, data: tuple[LocalStore, Index], directory: Path, zero_stage: int = 2
-) -> tuple[LocalStore, Trained]:
-    """Train, or go on training, in `directory`; gives the checkpoints and the averages."""
-    checkpoints = LocalStore(uri=str(directory / "checkpoints"))
-    launcher = RayLauncher(replace(CLUSTER, zero_stage=zero_stage), directory)
-    launcher.train(task, *data, checkpoints, None)
-    averages = final_averages(checkpoints)
-    assert averages is not None
-    return checkpoints, averages
 
 
 class Fatal:
@@ -117,10 +85,15 @@ class Fatal:
 
 @pytest.fixture(scope="module")
 def uninterrupted(
-    task: DistillTask, data: tuple[LocalStore, Index], tmp_path_factory: pytest.TempPathFactory
+    session: Cluster, task: DistillTask, targets: tuple[LocalStore, Index], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[LocalStore, Trained]:
-    """Six steps at stage 2."""
-    return train(task, data, tmp_path_factory.mktemp("uninterrupted"))
+    """Checkpoints and averages of six steps at stage 2."""
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    checkpoints = LocalStore(uri=str(directory / "checkpoints"))
+    RayLauncher(session, directory).train(task, *targets, checkpoints, None)
+    averages = final_averages(checkpoints)
+    assert averages is not None
+    return checkpoints, averages
 
 
 def close(found: Trained, expected: Trained) -> None:
@@ -148,23 +121,17 @@ def test_the_adapter_is_trained_and_only_the_last_checkpoint_is_kept(
     assert not torch.allclose(found[TIME_SAMPLER]["table"], SteinTimes().start().float(), atol=1e-3)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
-def test_every_stage_gives_the_same_adapter_and_law_of_times(
-    uninterrupted: tuple[LocalStore, Trained],
-    task: DistillTask,
-    data: tuple[LocalStore, Index],
-    tmp_path: Path,
-    stage: int,
-) -> None:
-    close(train(task, data, tmp_path, zero_stage=stage)[1], uninterrupted[1])
-
-
 def test_a_killed_worker_is_restarted_from_the_last_checkpoint_and_nothing_is_different(
-    uninterrupted: tuple[LocalStore, Trained], task: DistillTask, data: tuple[LocalStore, Index], tmp_path: Path
+    uninterrupted: tuple[LocalStore, Trained],
+    session: Cluster,
+    task: DistillTask,
+    targets: tuple[LocalStore, Index],
+    tmp_path: Path,
 ) -> None:
+    """At another stage of ZeRO than the uninterrupted training, too."""
     checkpoints = LocalStore(uri=str(tmp_path / "checkpoints"))
-    launcher = RayLauncher(replace(CLUSTER, max_failures=1), tmp_path)
-    launcher.train(task, *data, checkpoints, partial(Fatal, tmp_path))
+    launcher = RayLauncher(replace(session, zero_stage=3, max_failures=1), tmp_path)
+    launcher.train(task, *targets, checkpoints, partial(Fatal, tmp_path))
     assert (tmp_path / "killed").exists()
     lines = [line.split() for line in (tmp_path / "steps").read_text().splitlines()]
     assert [int(step) for step, _ in lines] == [2, 4, 4, 6]
@@ -174,22 +141,26 @@ def test_a_killed_worker_is_restarted_from_the_last_checkpoint_and_nothing_is_di
 
 
 def test_a_finished_training_is_not_started_again(
-    uninterrupted: tuple[LocalStore, Trained], task: DistillTask, data: tuple[LocalStore, Index], tmp_path: Path
+    uninterrupted: tuple[LocalStore, Trained],
+    session: Cluster,
+    task: DistillTask,
+    targets: tuple[LocalStore, Index],
+    tmp_path: Path,
 ) -> None:
     checkpoints, _ = uninterrupted
     before = checkpoints.list()
-    RayLauncher(CLUSTER, tmp_path).train(task, *data, checkpoints, None)
+    RayLauncher(session, tmp_path).train(task, *targets, checkpoints, None)
     assert checkpoints.list() == before
     assert not (tmp_path / "ray").exists()
 
 
 def test_an_error_for_people_comes_out_of_the_workers(
-    task: DistillTask, data: tuple[LocalStore, Index], tmp_path: Path
+    session: Cluster, task: DistillTask, targets: tuple[LocalStore, Index], tmp_path: Path
 ) -> None:
     elsewhere = LocalStore(uri=str(tmp_path / "nothing"))
-    launcher = RayLauncher(CLUSTER, tmp_path)
+    launcher = RayLauncher(session, tmp_path)
     with pytest.raises(StoreError, match="no such file"):
-        launcher.train(task, elsewhere, data[1], LocalStore(uri=str(tmp_path / "checkpoints")), None)
+        launcher.train(task, elsewhere, targets[1], LocalStore(uri=str(tmp_path / "checkpoints")), None)
 
 
 @pytest.mark.parametrize(
@@ -228,8 +199,8 @@ def alone(number: int) -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_independent_work_is_done_in_processes_of_their_own(tmp_path: Path) -> None:
-    launcher = RayLauncher(replace(CLUSTER, workers=1, worker=Share()), tmp_path)
+def test_independent_work_is_done_in_processes_of_their_own(session: Cluster, tmp_path: Path) -> None:
+    launcher = RayLauncher(replace(session, workers=1, worker=Share()), tmp_path)
     found = dict(launcher.each(alone, list(range(6))))
     assert {number: one["square"] for number, one in found.items()} == {n: n**2 for n in range(6)}
     assert os.getpid() not in {one["process"] for one in found.values()}
@@ -237,9 +208,9 @@ def test_independent_work_is_done_in_processes_of_their_own(tmp_path: Path) -> N
         assert (one["threads"], one["directory"], one["bars"]) == (1, str(Path.cwd()), "1")
 
 
-def test_the_error_for_people_of_independent_work_comes_out(tmp_path: Path) -> None:
+def test_the_error_for_people_of_independent_work_comes_out(session: Cluster, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="write a number from 0 on"):
-        list(RayLauncher(replace(CLUSTER, workers=1), tmp_path).each(alone, [-1]))
+        list(RayLauncher(replace(session, workers=1), tmp_path).each(alone, [-1]))
 
 
 def test_a_cluster_of_one_machine_listens_on_loopback_only() -> None:

@@ -23,6 +23,7 @@ from raystill.config.errors import UserError
 from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import Engine, NonFiniteError, Optimizer
 from raystill.engine.replicated import ReplicatedEngine
+from raystill.orchestration.run import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -30,7 +31,6 @@ STAGES = (0, 1, 2, 3)
 ENGINES: tuple[int | str, ...] = (*STAGES, "replicated")
 STEPS, MIDDLE, BATCH = 4, 2, 6
 OPTIMIZER = Optimizer(clip_norm=0.05)
-PLATFORM = Path(__file__).parents[2] / "platform"
 
 
 def adapted() -> UNet2DConditionModel:
@@ -133,21 +133,14 @@ def poison(engine: Engine, kind: str, rank: int, ranks: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def root(session: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What two ranks wrote; one fit for all stages, because starting the workers takes most of its time."""
     root = tmp_path_factory.mktemp("zero")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TRAIN_V2_ENABLED", "1")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        variables = {"PYTHONPATH": str(PLATFORM), "OMP_NUM_THREADS": "1"}
-        # "local": without it Ray connects to whatever cluster was started last on this machine.
-        ray.init(address="local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": variables})
-        scaling = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.9})
-        run = RunConfig(name="zero", storage_path=str(root / "ray"))
-        TorchTrainer(work, train_loop_config={"root": str(root)}, scaling_config=scaling, run_config=run).fit()
-        yield root
-        ray.shutdown()
+    scaling = ScalingConfig(num_workers=session.workers, resources_per_worker=session.worker.amounts)
+    run = RunConfig(name="zero", storage_path=str(root / "ray"))
+    TorchTrainer(work, train_loop_config={"root": str(root)}, scaling_config=scaling, run_config=run).fit()
+    yield root
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 

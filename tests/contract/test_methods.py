@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +196,33 @@ CASES = {
 }
 
 
+@cache
+def built(name: str) -> tuple[Roles, dict[str, Fields]]:
+    """A case's networks, and their state; built once, since most of a test's time would go there."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        networks = CASES[name].networks()
+    return networks, {role: deepcopy(network.state_dict()) for role, network in networks.items()}
+
+
+def fresh(name: str) -> Roles:
+    """A case's networks as they were built; those that were given before are the same ones."""
+    networks, states = built(name)
+    for role, network in networks.items():
+        network.load_state_dict(states[role])
+        network.zero_grad()
+    return dict(networks)
+
+
+def rebuilt(name: str) -> Case:
+    """A case whose networks are as they were built."""
+    return replace(CASES[name], networks=partial(fresh, name))
+
+
 @pytest.fixture(params=list(CASES))
 def case(request: pytest.FixtureRequest) -> Case:
     torch.manual_seed(0)
-    return CASES[request.param]
+    return rebuilt(request.param)
 
 
 @pytest.fixture(params=list(SIZES))
@@ -320,7 +345,7 @@ def test_the_loss_falls_when_its_gradient_is_followed(case: Case, size: tuple[in
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case.method, Bound)])
 def test_calls_are_the_evaluations_of_the_teacher_s_network(name: str) -> None:
-    case, steps, seen = CASES[name], 20, 0
+    case, steps, seen = rebuilt(name), 20, 0
     assert isinstance(case.method, Bound)
     networks, batch = case.networks(), case.batch(SIZES["square"])
 
@@ -328,10 +353,11 @@ def test_calls_are_the_evaluations_of_the_teacher_s_network(name: str) -> None:
         nonlocal seen
         seen += len(inputs[0])
 
-    if TEACHER in networks:
-        networks[TEACHER].register_forward_pre_hook(count)
+    counter = networks[TEACHER].register_forward_pre_hook(count) if TEACHER in networks else None
     for step in range(steps):
         losses(case, networks, batch, (0, 0, step))
+    if counter is not None:
+        counter.remove()
     found = seen / SIZES["square"][0] / steps
     # CTM's teacher leads a random number of steps
     assert found == pytest.approx(case.method.settings.calls(steps), rel=0.2 if name.startswith("ctm") else 1e-9)
@@ -349,7 +375,7 @@ COMPOSED = [
 @pytest.mark.parametrize(("name", "part", "value"), COMPOSED, ids=lambda value: str(value).partition("(")[0])
 def test_couplings_laws_of_times_and_premetrics_compose_with_methods(name: str, part: str, value: Any) -> None:
     """rf++ (2405.20320) and immiscible noise (2406.12303) are parts of other methods."""
-    case = CASES[name]
+    case = rebuilt(name)
     assert isinstance(case.method, Bound)
     networks, batch = case.networks(), case.batch((9, *SIZES["distinct"][1:]))  # so many that noise is dealt anew
     settings: Any = case.method.settings

@@ -1,10 +1,10 @@
-"""Every method trains at ZeRO stages as on the plain engine: an adapter at all of them, all weights at the first and
-last; in one process. tests/cluster/test_methods.py has several ranks.
+"""Every method trains at ZeRO stages as on the plain engine, adapters and all weights; in one process.
+tests/cluster/test_methods.py has several ranks, and at all stages methods of one role and of three.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from itertools import islice, repeat
 from pathlib import Path
 
@@ -46,15 +46,19 @@ def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     return math.hypot(*(float((tensor - other[name]).norm()) for name, tensor in one.items()))
 
 
+@cache
+def batch_of(teacher: str) -> Batch:
+    """Two samples."""
+    pipeline = load_pipeline(teacher)
+    x_0, mean = torch.randn(2, 2, *pipeline.latent_shape, generator=torch.Generator().manual_seed(0))
+    return {"x_0": x_0, "target_mean": mean, "condition": pipeline.condition(["red heart", "cat face"]).clone()}
+
+
 def trained(task: DistillTask, directory: Path, stage: int | None) -> dict[str, dict[str, Tensor]]:
     """Averages of the roles after training at a stage, or on the plain engine."""
 
     def batches(step: int) -> Iterator[list[Batch]]:
-        pipeline, count = load_pipeline(task.teacher), task.training.lane_size
-        rng = torch.Generator().manual_seed(0)
-        x_0, mean = torch.randn(2, count, *pipeline.latent_shape, generator=rng)
-        batch = {"x_0": x_0, "target_mean": mean, "condition": pipeline.condition(["red heart", "cat face"]).clone()}
-        return islice(repeat([batch]), step, None)
+        return islice(repeat([batch_of(task.teacher)]), step, None)
 
     engine = LocalEngine if stage is None else partial(ZeroEngine, stage=stage)
     checkpoints = LocalStore(uri=str(directory / str(stage)))
@@ -68,7 +72,15 @@ def test_every_method_is_there() -> None:
     assert {type(method) for method in EACH} == set(METHODS)
 
 
-@pytest.mark.parametrize(("weights", "stages"), [(LORA, (0, 1, 2, 3)), (Full(), (0, 3))], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    ("weights", "stages"),
+    [
+        pytest.param(LORA, (2, 3), id="lora"),
+        pytest.param(Full(), (3,), id="full"),
+        pytest.param(LORA, (0, 1), id="lora-low", marks=pytest.mark.second),
+        pytest.param(Full(), (0,), id="full-low", marks=pytest.mark.second),
+    ],
+)
 @pytest.mark.parametrize("method", EACH, ids=lambda method: method.name)
 def test_a_method_trains_the_same_at_every_stage(
     method: Distilling, weights: Lora | Full, stages: tuple[int, ...], tiny_pipeline: Path, tmp_path: Path

@@ -42,9 +42,7 @@ def write_state(directory: Path, tensors: Mapping[str, Tensor], updates: int) ->
 
 
 def read_state(directory: Path, shapes: Mapping[str, torch.Size]) -> tuple[dict[str, Tensor], int]:
-    """Read what `write_state` wrote; raises `UserError` where it is missing or of other names and shapes."""
-    if not (directory / _PROGRESS).is_file():
-        raise UserError(f"no resume state in {directory}: expected {_TENSORS} and {_PROGRESS}; start the run anew")
+    """Read what `write_state` wrote; raises `UserError` where it is of other names and shapes."""
     tensors = load_file(directory / _TENSORS)
     found = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}
     if found != set(shapes):

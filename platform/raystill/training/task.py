@@ -1,7 +1,9 @@
 """One training run from its settings to its averaged weights, on whichever engine and stream it is given."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,9 +11,11 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from PIL.Image import Image
-from safetensors.torch import load, save
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
+from raystill.config.errors import UserError
 from raystill.data.store import Store
 from raystill.engine.protocol import Engine, Optimizer
 from raystill.engine.replicated import ReplicatedEngine
@@ -118,8 +122,10 @@ def final_averages(checkpoints: Store) -> dict[str, dict[str, Tensor]] | None:
 
 
 def read_averages(checkpoints: Store, key: str) -> dict[str, dict[str, Tensor]]:
-    """Averages under a key of the checkpoints, by role and tensor name."""
-    return _by_role(load(checkpoints.read(key)))
+    """Averages under a key of the checkpoints, by role and tensor name; UserError where they are damaged."""
+    found = checkpoints.read(key)
+    with _whole(checkpoints, key):
+        return _by_role(load(found))
 
 
 def newest_averages(checkpoints: Store) -> str:
@@ -128,8 +134,12 @@ def newest_averages(checkpoints: Store) -> str:
 
 
 def last_step(checkpoints: Store) -> int:
-    """Step of the newest checkpoint; 0 where there is none."""
-    return int(json.loads(checkpoints.read("latest.json"))["step"]) if checkpoints.exists("latest.json") else 0
+    """Step of the newest checkpoint; 0 where there is none. UserError where the pointer to it is damaged."""
+    if not checkpoints.exists("latest.json"):
+        return 0
+    pointer = checkpoints.read("latest.json")
+    with _whole(checkpoints, "latest.json"):
+        return int(json.loads(pointer)["step"])
 
 
 def _learner(module: nn.Module, optimizer: Optimizer, task: Task, place: Place, *, small: bool) -> Learner:
@@ -184,7 +194,9 @@ def _save(
 
 
 def _restore(learners: Mapping[str, Learner], followers: Mapping[str, Follower], place: Place) -> int:
-    """Load the newest checkpoint into every role and follower, on every rank; returns the step to go on from."""
+    """Load the newest checkpoint into every role and follower, on every rank; returns the step to go on from. UserError
+    where it is damaged.
+    """
     step = last_step(place.checkpoints)
     if step == 0:
         return 0
@@ -195,13 +207,32 @@ def _restore(learners: Mapping[str, Learner], followers: Mapping[str, Follower],
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(place.checkpoints.read(entry.key))
         for role, learner in learners.items():
-            learner.engine.load(Path(scratch) / prefix / role)
-    for role, tensors in _by_role(load(place.checkpoints.read(f"{prefix}/averages.safetensors"))).items():
+            with _whole(place.checkpoints, f"{prefix}/{role}", scratch):
+                learner.engine.load(Path(scratch) / prefix / role)
+        with _whole(place.checkpoints, f"{prefix}/averages.safetensors", scratch):
+            averages = _by_role(load_file(Path(scratch) / prefix / "averages.safetensors"))
+    for role, tensors in averages.items():
         if role in followers:
             followers[role].restore(tensors)
         else:
             learners[role].average.values = {n: v.to(place.device) for n, v in tensors.items()}
     return step
+
+
+@contextmanager
+def _whole(checkpoints: Store, key: str, scratch: str = "") -> Iterator[None]:
+    """Raise UserError, naming file and command to type, where a checkpoint read from the store, or from a copy of it
+    in `scratch`, is damaged or incomplete.
+    """
+    try:
+        yield
+    except (SafetensorError, FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        said = f"{type(error).__name__}: {error}".replace(scratch or checkpoints.uri, checkpoints.uri)
+        remove = "aws s3 rm --recursive" if checkpoints.uri.startswith("s3://") else "rm -r"
+        raise UserError(
+            f"{checkpoints.uri}/{key}: the checkpoint is damaged or incomplete ({said}). Delete it, and the same "
+            f"command begins the training anew: {remove} {shlex.quote(checkpoints.uri)}"
+        ) from error
 
 
 def _by_role(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

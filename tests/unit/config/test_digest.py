@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raystill.config.digest import canonical, canonical_json, digest
@@ -74,14 +74,12 @@ plain = st.recursive(
 
 
 @given(plain)
-@settings(deadline=None)
 def test_plain_values_are_canonical_already(value: Any) -> None:
     assert canonical(value) == value
     assert digest(value) == digest(json.loads(canonical_json(value)))
 
 
 @given(plain, plain)
-@settings(deadline=None)
 def test_the_digest_is_16_hex_digits_and_tells_values_apart(one: Any, other: Any) -> None:
     assert len(digest(one)) == 16
     assert set(digest(one)) <= set("0123456789abcdef")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raystill.config.errors import UserError
@@ -290,7 +290,6 @@ runs = st.builds(
 
 
 @given(runs)
-@settings(deadline=None)
 def test_setting_every_path_to_its_value_changes_nothing(run: Run) -> None:
     assert override(run, paths(run)) == run
 
@@ -305,7 +304,6 @@ def test_a_setting_is_what_override_takes() -> None:
 
 
 @given(finite, st.integers(), st.text(alphabet=st.characters(codec="ascii", exclude_categories=["C", "Z"])))
-@settings(deadline=None)
 def test_what_is_written_is_what_is_read(sigma: float, seed: int, name: str) -> None:
     changes = parse_assignments([f"method.path.sigma={sigma!r}", f"seed={seed}", f"name={name!r}"])
     run = override(Run(), changes)
@@ -314,7 +312,6 @@ def test_what_is_written_is_what_is_read(sigma: float, seed: int, name: str) -> 
 
 
 @given(st.integers() | finite | st.text() | st.booleans() | st.none() | st.lists(st.integers()))
-@settings(deadline=None)
 def test_a_field_never_holds_another_type(value: Any) -> None:
     for path, kind in {"seed": int, "name": str, "fast": bool, "folder": Path}.items():
         try:

@@ -4,9 +4,11 @@ import importlib.util
 import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -256,23 +258,38 @@ def test_the_shipped_sample_is_whole() -> None:
     assert {"LICENSE", "ATTRIBUTION.md"} <= {entry.key for entry in store.list()}
 
 
-def _job(*arguments: str) -> subprocess.CompletedProcess[str]:
+Typed = Callable[..., tuple[int, str, str]]
+JOB = str(ROOT / "jobs/shards.py")
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
+    """The job's exit status, and what it printed and complained, without a process of its own."""
+
+    def ended(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [JOB, *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(JOB, run_name="__main__")
+        return (int(end.value.code or 0), *capsys.readouterr())
+
+    return ended
+
+
+def test_the_job_builds_onto_s3_and_says_what_is_wrong_without_a_traceback(
+    folder: Path, bucket: str, typed: Typed
+) -> None:
+    line = [sys.executable, JOB, "folder", str(folder), "--out", f"{bucket}/pictures", "--per-shard", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
-    command = [sys.executable, str(ROOT / "jobs/shards.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-
-def test_the_job_builds_onto_s3_and_says_what_is_wrong_without_a_traceback(folder: Path, bucket: str) -> None:
-    done = _job("folder", str(folder), "--out", f"{bucket}/pictures", "--per-shard", "2")
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert f"2 shards, 0.0 MB, in {bucket}/pictures; 0 of 3 pictures skipped" in done.stdout
     assert [entry.key for entry in open_store(f"{bucket}/pictures").list()] == ["000000.tar", "000001.tar"]
-    again = _job("folder", str(folder), "--out", f"{bucket}/pictures")
-    assert again.returncode == 2
-    assert "already holds 2 shards" in again.stderr
-    assert "Traceback" not in again.stderr
+    status, _, complained = typed("folder", str(folder), "--out", f"{bucket}/pictures")
+    assert status == 2
+    assert "already holds 2 shards" in complained
+    assert "Traceback" not in complained
 
 
-def test_the_jobs_help_names_both_kinds_and_their_options() -> None:
-    assert "folder PICTURES --out s3://bucket/prefix" in " ".join(_job("--help").stdout.split())
-    assert "fluent-3d" in _job("emoji", "--help").stdout
+def test_the_jobs_help_names_both_kinds_and_their_options(typed: Typed) -> None:
+    assert "folder PICTURES --out s3://bucket/prefix" in " ".join(typed("--help")[1].split())
+    assert "fluent-3d" in typed("emoji", "--help")[1]

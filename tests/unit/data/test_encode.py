@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from raystill.data.encode import LatentTransform
-from raystill.data.records import Row, pack_row
+from raystill.data.encode import LatentTransform, PictureTransform
+from raystill.data.pictures import encode_webp
+from raystill.data.records import Reading, Row, pack_row
+from raystill.data.shards import Sample
 from raystill.models.pipeline import load_pipeline
 
 
@@ -31,3 +34,25 @@ def test_latents_and_tokens_are_the_pipelines_own(tiny_pipeline: Path, rows: lis
     tokens = np.stack([row["tokens"] for row in derived])
     np.testing.assert_array_equal(tokens, pipeline.tokens([row["caption"] for row in rows]).numpy())
     assert tokens.shape == (67, 8)
+
+
+def test_pictures_of_any_shape_become_latents_of_one(tiny_pipeline: Path) -> None:
+    """Wide, tall and square ones, in one shard."""
+    pictures, latents = (
+        PictureTransform(Reading(picture_size=16)),
+        LatentTransform(tiny_pipeline / "vae", tiny_pipeline / "tokenizer"),
+    )
+    samples = [
+        Sample(key=f"s{i}", members={"webp": encode_webp(Image.new("RGB", size, "red")), "txt": b"red heart"})
+        for i, size in enumerate([(20, 12), (12, 20), (16, 16)])
+    ]
+    rows = pictures.compute([pictures.read(sample) for sample in samples])
+    found = [row["latent"] for row in latents.compute([latents.read(pack_row(row)) for row in rows])]
+    assert {latent.shape for latent in found} == {(4, 8, 8)}
+    expected = load_pipeline(tiny_pipeline).encode(
+        torch.from_numpy(np.stack([row["image"] for row in rows])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    )
+    np.testing.assert_allclose(np.stack(found), expected.numpy(), rtol=1e-4, atol=1e-5)
+    wide, tall, square = found
+    assert np.abs(wide - tall).max() > 1e-3  # white above and below is not white at the sides
+    assert np.abs(wide - square).max() > 1e-3

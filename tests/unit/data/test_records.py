@@ -72,6 +72,21 @@ def test_a_wide_picture_is_laid_whole_on_white() -> None:
     assert (picture[2:4] == [200, 40, 90]).all()
 
 
+@pytest.mark.parametrize("size", [(20, 12), (12, 20)], ids=["wide", "tall"])
+def test_a_picture_of_any_shape_is_scaled_whole_and_centred(size: tuple[int, int]) -> None:
+    """Each half of the picture has a colour of its own, along its longer side: nothing is cropped or turned."""
+    whole = Image.new("RGB", size, (200, 40, 90))
+    whole.paste((10, 150, 60), (0, 0, size[0] // 2, size[1]) if size[0] > size[1] else (0, 0, size[0], size[1] // 2))
+    data = io.BytesIO()
+    whole.save(data, "png")
+    found = picture_of(sample(png=data.getvalue()), Reading(picture_size=16)).astype(int)
+    assert found.shape == (16, 16, 3)
+    lying = found if size[0] > size[1] else found.transpose(1, 0, 2)
+    assert (lying[[0, 1, 14, 15]] > 250).all()  # 12 / 20 of 16 rows are the picture: 9.6, between 3.2 and 12.8
+    np.testing.assert_allclose(lying[5:11, :6], np.broadcast_to([10, 150, 60], (6, 6, 3)), atol=6)
+    np.testing.assert_allclose(lying[5:11, 10:], np.broadcast_to([200, 40, 90], (6, 6, 3)), atol=6)
+
+
 def test_transparency_becomes_white() -> None:
     picture = picture_of(sample(png=encoded("png", (200, 40, 90, 0), mode="RGBA")), Reading(picture_size=6))
     assert (picture == 255).all()

@@ -185,7 +185,7 @@ def in_diffusers_words(kind: Kind, value: Tensor, own: Tensor, s: Tensor, n: Ten
             return own - n * value, own + (1 - n) * value
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     time=st.floats(0.05, 0.9),  # beyond the teacher's last angle it can only be asked at its last step
     path=st.one_of(st.builds(RayPath, sigma=st.floats(0, 1)), st.just(PairedDiffusionPath())),

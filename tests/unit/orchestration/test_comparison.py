@@ -1,5 +1,6 @@
 """What the shipped comparison tries of each method, and how its report counts."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -137,6 +138,7 @@ def test_the_first_one_s_place_is_among_other_methods() -> None:
     assert "| LCM | optimizer.learning_rate 5e-05 to 0.01, intervals 25 or 50 |" in text
     assert "1, 2, 4 | 90.02 to 109.9 |" in text
     assert "| PeRFlow | 100 | 100 | " in text
+    assert re.search(r"^\| PeRFlow \| \[2405\.07510\]\S+ \| - \| - \| [\d.]+ ± [\d.e-]+ \|", text, re.MULTILINE)
 
 
 def test_methods_that_share_a_file_are_cited_one_by_one() -> None:

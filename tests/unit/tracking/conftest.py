@@ -1,9 +1,11 @@
 """One SQLite file for all tests of tracking: making its tables takes longer than any of them."""
 
+import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from tests.unit.tracking.adapters import base, cache, export, run_id
@@ -11,6 +13,15 @@ from tests.unit.tracking.adapters import base, cache, export, run_id
 from raystill.tracking.runs import open_experiment
 
 __all__ = ["base", "cache", "export", "run_id"]
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    """MLflow keeps the address that a test told it last, in this process and for its children."""
+    yield
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # its way to take one back
+    mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+    os.environ.pop("MLFLOW_REGISTRY_URI", None)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from raystill.models.card import RAYSTILL_SCHEDULERS
 from raystill.models.sampling import ODE, Sampling
 from raystill.models.scheduler import RayFlowScheduler
 from raystill.tracking.companions import needed
+from raystill.tracking.listing import listing
 from raystill.tracking.pull import PullError, pull
 from raystill.tracking.registry import DIGEST_TAG, register
 
@@ -207,6 +208,8 @@ def test_unknown_things_are_answered_with_what_there_is(uri: str, run_id: str, e
     register(uri, experiment, export(), run_id)
     with pytest.raises(PullError, match=rf"no model 'nothing'; there are: .*{experiment}"):
         pull("models:/nothing@champion", tracking_uri=uri)
+    with pytest.raises(PullError, match=rf"no model 'nothing'; there are: .*{experiment}"):
+        listing(uri, "nothing")
     with pytest.raises(PullError, match=r"no alias 'best'; it has: candidate \(version 1\), champion \(version 1\)"):
         pull(f"models:/{experiment}@best", tracking_uri=uri)
     with pytest.raises(PullError, match="no version 7; it has: 1"):
