@@ -82,7 +82,7 @@ def trained(
     checkpoints = LocalStore(uri=str(directory / "checkpoints"))
     launcher = RayLauncher(replace(CLUSTER, zero_stage=zero_stage), directory)
     launcher.train(task, *data, checkpoints, partial(Steps, directory / "steps"))
-    averages = final_averages(checkpoints)
+    averages = final_averages(checkpoints, task.training.steps)
     assert averages is not None
     return [json.loads(line) for line in (directory / "steps").read_text().splitlines()], averages
 

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 from raystill.data.records import Row
 from raystill.flow.predictions import Kind, Latent
 from raystill.flow.schedules import Schedule
@@ -113,7 +114,7 @@ class Assigned(Estimator):
     samples share a shard, but not on their order in it, on the teacher's batch size or on the number of workers.
     """
 
-    group: int = 256  # samples per assignment, whose time grows with the cube
+    group: int = introduced(256)  # samples per assignment, whose time grows with the cube
 
     reads_picture: ClassVar[bool] = True
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 from raystill.flow.predictions import Latent, column
 from raystill.flow.schedules import Schedule, Times, check_times
 
@@ -46,7 +47,7 @@ class RayPath:
     (2503.07699).
     """
 
-    sigma: float = 0.0  # variance coefficient sigma in [0, 1]; not the schedule's noise level
+    sigma: float = introduced(0.0)  # variance coefficient sigma in [0, 1]; not the schedule's noise level
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma <= 1:

@@ -6,7 +6,7 @@ are told nothing of caption and picture; the distance of the estimate is one of 
 of it come the features only.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import relu
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Latent, column, point
 from raystill.flow.starts import StartLaw
@@ -30,14 +31,14 @@ from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 class ADD(Distillation):
     """Settings of the method."""
 
-    steps: int = 4  # N: the student learns at the times of the stock sampler in N steps
-    guidance: Guidance = field(default_factory=Guidance)  # of the teacher's estimate
-    distillation: float = 2.5  # lambda, weight of the teacher's estimate
-    adversarial: float = 1.0  # weight of the adversary in the student's gradient
-    penalty: float = 1e-5  # gamma of R1, the squared gradient of the heads in their real features
-    features: tuple[str, ...] = ("mid_block",)  # of the teacher's UNet, that the adversary reads
-    learning_rate: float = 1e-4  # of the adversary
-    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
+    steps: int = introduced(4)  # N: the student learns at the times of the stock sampler in N steps
+    guidance: Guidance = introduced_group(Guidance)  # of the teacher's estimate
+    distillation: float = introduced(2.5)  # lambda, weight of the teacher's estimate
+    adversarial: float = introduced(1.0)  # weight of the adversary in the student's gradient
+    penalty: float = introduced(1e-5)  # gamma of R1, the squared gradient of the heads in their real features
+    features: tuple[str, ...] = introduced(("mid_block",))  # of the teacher's UNet, that the adversary reads
+    learning_rate: float = introduced(1e-4)  # of the adversary
+    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
 
     name: ClassVar[str] = "add"
     paper: ClassVar[str] = "2311.17042, 2403.12015"

@@ -61,7 +61,7 @@ def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         draft = Path(scratch) / "pipeline"
         pipeline.save_pretrained(draft)
-        of = f"`{base}` at `{found}` with an adapter of the method `{card.method}`, recipe {card.recipe_digest}"
+        of = f"`{base}` at `{found}` with an adapter of the method `{card.method}`, recipe {card.recipe_name}"
         (draft / "README.md").write_text(f"---\nlicense: {licence_of(base)}\n---\n\n{of}; {said}.\n")
         if out.exists():
             shutil.rmtree(out)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from raystill.config.fingerprint import introduced
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import Sample
 from raystill.data.targets import start_of
@@ -20,10 +21,11 @@ from raystill.training.task import Assembly
 class OverlapProbe:
     """Where the error of x_0 is measured."""
 
-    shards: int = 2  # of the targets
-    instances: int = 64  # of each shard
-    points: int = 8  # the angles of the stock sampler's timesteps in so many steps: the same ones for every path
-    seed: int = 6000  # of the path's noise
+    shards: int = introduced(2)  # of the targets
+    instances: int = introduced(64)  # of each shard
+    # the angles of the stock sampler's timesteps in so many steps: the same ones for every path
+    points: int = introduced(8)
+    seed: int = introduced(6000)  # of the path's noise
 
 
 class OverlapTransform:

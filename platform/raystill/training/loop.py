@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from raystill.config.fingerprint import Knob, introduced
 from raystill.engine.learning_rate import learning_rate
 from raystill.engine.protocol import Engine, NonFiniteError, Optimizer
 from raystill.methods.method import Batch, Loss, Method, generator
@@ -18,14 +19,14 @@ from raystill.models.averaging import Average, Follower
 class Training:
     """How long and how a role is trained; progress is counted in steps of `batch_size` samples per worker."""
 
-    steps: int = 1000
-    batch_size: int = 32  # samples per worker and step
-    seed: int = 0
-    average_decay: float = 0.999  # of the exponential moving average of the trained tensors
-    precision: str = "float32"  # of activations: "float32" or "bfloat16" (autocast)
-    log_every: int = 10  # steps
-    checkpoint_every: int = 200  # steps; the last step is always saved
-    picture_every: int = 200  # steps; 0 draws none
+    steps: int = introduced(1000)
+    batch_size: int = introduced(32)  # samples per worker and step
+    seed: int = introduced(0)
+    average_decay: float = introduced(0.999)  # of the exponential moving average of the trained tensors
+    precision: str = introduced("float32")  # of activations: "float32" or "bfloat16" (autocast)
+    log_every: Knob[int] = 10  # steps
+    checkpoint_every: Knob[int] = 200  # steps; the last step is always saved
+    picture_every: Knob[int] = 200  # steps; 0 draws none
 
 
 @dataclass(slots=True)

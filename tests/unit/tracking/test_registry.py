@@ -41,7 +41,7 @@ def test_what_is_registered_can_be_pulled(
     assert version.tags == {
         DIGEST_TAG: artifact.sha256(directory / "adapter.json"),
         "base": artifact.verify(directory).base.id, "method": "rayflow", "default_steps": "4",
-        "recipe_digest": digest({"kind": "Run", "seed": 0}), "evaluation_digest": "e1", "frechet_4": "17.0",
+        "fingerprint": digest({"kind": "Run", "seed": 0}), "evaluation_digest": "e1", "frechet_4": "17.0",
     }  # fmt: skip
     pulled = pull(f"models:/{experiment}@champion", tracking_uri=uri)
     assert pulled.is_relative_to(cache)

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from raystill.config.digest import digest
+from raystill.config.fingerprint import fingerprint
 from raystill.tracking.delivery import Pace, without_password
 from raystill.tracking.runs import (
     LONGEST_VALUE,
@@ -51,11 +51,11 @@ def test_a_run_carries_its_recipe(uri: str, client: MlflowClient, experiment: st
         pass
     found = client.get_run(run.run_id)
     assert found.data.params == {
-        "recipe_digest": digest(Recipe()),
+        "fingerprint": fingerprint(Recipe()),
         "kind": "Recipe", "method.kind": "Inner", "method.sigma": "0.1", "method.steps": "[1, 2, 4]",
         "seed": "3", "note": "",
     }  # fmt: skip
-    assert found.data.tags["raystill.recipe_digest"] == digest(Recipe())
+    assert found.data.tags["raystill.fingerprint"] == fingerprint(Recipe())
     assert found.data.tags["raystill.commit"]
     assert [a.path for a in client.list_artifacts(run.run_id)] == ["recipe.json"]
     assert found.info.status == "FINISHED"
