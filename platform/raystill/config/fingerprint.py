@@ -107,8 +107,13 @@ def revision_of(kind: type) -> int:
 
 def as_introduced(field: "dataclasses.Field[Any]", found: Any) -> bool:
     """Whether an identity is the one that a field was introduced with."""
+    return _INTRODUCED in field.metadata and bool(found == introduced_value(field))
+
+
+def introduced_value(field: "dataclasses.Field[Any]") -> Any:
+    """The identity that a field was introduced with; None where it has had no default."""
     made = field.metadata.get(_INTRODUCED)
-    return made is not None and bool(found == made())
+    return None if made is None else made()
 
 
 def _made(made: Any) -> Any:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
-from raystill.config.fingerprint import FORMAT, fingerprint, identity
+from raystill.config.fingerprint import fingerprint, identity
 from raystill.data.records import RejectedSampleError, Row, pack_row
 from raystill.data.shards import Sample, list_shards, pack, plain_name, unpack
 from raystill.data.store import Entry, Store
@@ -143,7 +143,7 @@ def finish(target: Store, identity: Mapping[str, Any], shards: list[Shard], max_
     index = Index(identity=identity, shards=tuple(sorted(shards, key=lambda s: s.key)))
     _check(index, max_bad_fraction)
     _warn(index)
-    body = {"format": FORMAT, "identity": identity, "shards": [canonical(s) for s in index.shards]}
+    body = {"identity": identity, "shards": [canonical(s) for s in index.shards]}
     target.write(INDEX, json.dumps(body, indent=1).encode())
     return index
 

@@ -5,10 +5,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from raystill.config.fingerprint import FORMAT, identity
+from raystill.config.fingerprint import identity
 from raystill.data.derive import Index, Source, place
 from raystill.data.store import Store
 from raystill.engine.learning_rate import depends_on_total
+from raystill.orchestration.adoption import adopted_checkpoints, followed
 from raystill.orchestration.launcher import Launcher, MakeRecorder
 from raystill.training.task import Task, averages_after, last_step
 
@@ -26,7 +27,7 @@ def open_ended(task: Task) -> tuple[str, ...]:
 
 def checkpoints_at(work: Store, task: Task, data: Store, launcher: Launcher, **inputs: Any) -> Store:
     """Where a task's training on derived shards keeps its state; `inputs` is what it depends on beside them."""
-    return place(work, STAGE, _located(work, task, _depends_on(task, data, launcher, inputs)))
+    return _folder(work, _located(work, task, _depends_on(task, data, launcher, inputs)))
 
 
 def train_at(
@@ -45,12 +46,12 @@ def train_at(
     """
     rest = _depends_on(task, data, launcher, inputs)
     known = _located(work, task, rest)
-    checkpoints = place(work, STAGE, known)
+    checkpoints = _folder(work, known)
     if last_step(checkpoints) == 0:
         for other in _of_other_lengths(work, rest):
             _say(other, task)
-        body = {"format": FORMAT, "task": task.name, "identity": known}
-        checkpoints.write(IDENTITY, json.dumps(body, indent=1).encode())
+        checkpoints = adopted_checkpoints(work, checkpoints, Source.of(data), task, launcher.world_size)
+        checkpoints.write(IDENTITY, json.dumps({"task": task.name, "identity": known}, indent=1).encode())
     launcher.train(task, data, index, checkpoints, recorder, until=until)
     return checkpoints
 
@@ -66,10 +67,14 @@ def _located(work: Store, task: Task, rest: Mapping[str, Any]) -> dict[str, Any]
     """
     steps = task.training.steps
     if open_ended(task):
-        shared = place(work, STAGE, rest)
+        shared = _folder(work, rest)
         if last_step(shared) <= steps or averages_after(shared, steps) is not None:
             return dict(rest)
     return {**rest, "steps": steps}
+
+
+def _folder(work: Store, known: Mapping[str, Any]) -> Store:
+    return followed(work, place(work, STAGE, known))
 
 
 def _of_other_lengths(work: Store, rest: Mapping[str, Any]) -> list[tuple[Store, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
-from raystill.data.derive import Index, Source, place
+from raystill.data.derive import Index, Source
 from raystill.data.store import Store, check, open_store
 from raystill.data.targets import TargetTransform, check_identity, start_law_of
 from raystill.evaluation.alexnet import find_checkpoint
@@ -21,10 +21,12 @@ from raystill.methods.method import STUDENT
 from raystill.models import artifact
 from raystill.models.card import AdapterCard, Base, model_card
 from raystill.models.ctm import WEIGHT
-from raystill.models.pipeline import licence_of, load_pipeline, revision
+from raystill.models.pipeline import licence_of, load_pipeline
+from raystill.models.revision import former_revisions, revision
 from raystill.models.sampling import NORMAL, timesteps_of
 from raystill.models.stock import kind_of, read_scheduler, schedule_of
 from raystill.models.weights import Lora, delta, load_trained, lora_state, peft_config, prepare
+from raystill.orchestration.adoption import adopted
 from raystill.orchestration.checkpoints import checkpoints_at, open_ended, train_at
 from raystill.orchestration.evaluate import Evaluated, as_card, evaluate, table
 from raystill.orchestration.launcher import Launcher, MakeRecorder
@@ -158,7 +160,7 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
     settings, scheduler = run.targets, read_scheduler(Path(run.teacher))
     settings.estimator.check(schedule_of(scheduler), kind_of(scheduler))
     source, identity, store = _targets_of(run)
-    make, before, began = target_maker(run, launcher), stored_targets(run), time.monotonic()
+    make, before, began = target_maker(run, launcher), _keys(store), time.monotonic()
     index = launcher.derive(source, store, make, identity, run.reading.max_bad_fraction)
     check_identity(index, identity, store.uri)
     _log_targets(store, index, settings.estimator.calls, computed_since(before, index), time.monotonic() - began)
@@ -166,17 +168,21 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
 
 
 def _targets_of(run: Run) -> tuple[Source, dict[str, Any], Store]:
-    """What a run's targets are made from, by which they are addressed, and where they are."""
-    source = training_source(run)
-    identity = source.identity(
-        stage="targets", teacher=revision(Path(run.teacher)), reading=run.reading, targets=run.targets
-    )
-    return source, identity, place(open_store(run.work), "targets", identity)
+    """What a run's targets are made from, the identity that their index has, and where they are."""
+    source, teacher = training_source(run), Path(run.teacher)
+    depends_on = {"stage": "targets", "teacher": revision(teacher), "reading": run.reading, "targets": run.targets}
+    former = ({"teacher": value} for value in former_revisions(teacher))
+    store, identity = adopted(open_store(run.work), "targets", source, depends_on, former)
+    return source, identity, store
 
 
 def stored_targets(run: Run) -> frozenset[str]:
     """Keys of the shards of targets that there are already."""
-    return frozenset(entry.key for entry in _targets_of(run)[2].list())
+    return _keys(_targets_of(run)[2])
+
+
+def _keys(store: Store) -> frozenset[str]:
+    return frozenset(entry.key for entry in store.list())
 
 
 def computed_since(before: frozenset[str], index: Index) -> int:

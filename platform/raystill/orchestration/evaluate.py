@@ -17,7 +17,7 @@ from raystill.data.shards import unpack
 from raystill.data.store import Store, open_store
 from raystill.evaluation.distances import frechet, kernel_distance
 from raystill.evaluation.pictures import grid
-from raystill.models.pipeline import revision
+from raystill.models.revision import revision
 from raystill.orchestration.launcher import Launcher
 from raystill.orchestration.run import Run
 from raystill.orchestration.samples import Drawn, StudentSamples, TeacherSamples

@@ -26,7 +26,8 @@ from raystill.flow.solvers import ddim
 from raystill.flow.starts import StartLaw
 from raystill.methods.method import STUDENT
 from raystill.models.denoiser import Denoiser, GuidedDenoiser
-from raystill.models.pipeline import Pipeline, load_pipeline, revision
+from raystill.models.pipeline import Pipeline, load_pipeline
+from raystill.models.revision import revision
 from raystill.models.sampling import NORMAL, ODE, Sampling, draw, guided_network, ray_scheduler, solver
 from raystill.models.student import Student
 from raystill.models.weights import load_trained

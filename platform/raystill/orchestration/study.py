@@ -21,7 +21,8 @@ from raystill.data.derive import Source, place
 from raystill.data.store import Store, open_store
 from raystill.engine.protocol import NonFiniteError
 from raystill.methods.rayflow import RayFlow
-from raystill.models.pipeline import revision, teacher_facts
+from raystill.models.pipeline import teacher_facts
+from raystill.models.revision import is_of, revision
 from raystill.models.sampling import Sampling
 from raystill.orchestration.checkpoints import open_ended
 from raystill.orchestration.distill import compute_targets, inputs_of, train_student, trained_student
@@ -188,7 +189,7 @@ def check_revision(base: Run, path: Path, results: dict[str, Any]) -> None:
     """Refuse, with UserError, to add to the results of another teacher."""
     ours = revision(Path(base.teacher))
     found = results.setdefault("teacher_revision", ours)
-    if found != ours:
+    if not is_of(Path(base.teacher), found):
         raise UserError(
             f"{path} holds results of the teacher {found}, and {base.teacher} is {ours}: move it away, "
             "or write elsewhere: --set output=DIRECTORY"
