@@ -19,14 +19,17 @@ from functools import cache, partial
 from pathlib import PurePath
 from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
-from raystill.config.annotations import is_group
-
 T = TypeVar("T")
 FORMAT = 2  # of addresses; those of format 1 are digests of all settings (`config.legacy`)
 KNOB = object()
 Knob: TypeAlias = Annotated[T, KNOB]  # of a setting that changes speed, reports, names or places only
 _INTRODUCED = "introduced"  # in a field's metadata: gives the identity that it had then
 _SAME: Any = object()
+
+
+def is_group(value: Any) -> bool:
+    """Tell whether a value is itself made of settings: an instance of a dataclass."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def introduced(value: T, *, now: T = _SAME) -> T:

@@ -6,11 +6,11 @@ For results that were made before `config.fingerprint`. Nothing else needs this 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
-from raystill.config.annotations import is_group
+from raystill.config.annotations import MisfitError, fit
 from raystill.config.digest import canonical
-from raystill.config.fingerprint import as_introduced, identity, introduced_value, knobs, revision_of
+from raystill.config.fingerprint import as_introduced, identity, introduced_value, is_group, knobs, revision_of
 
 # Every class of settings that addresses depended on, with its fields in that format.
 FIELDS = {
@@ -67,6 +67,8 @@ FIELDS = {
         "VectorHuber": "c",
     }.items()
 }
+# Defaults of those that there are no more, by class and field.
+GONE = {("GridTimes", "power"): 0.5, ("SecondMomentTimes", "power"): 1.0, ("SteinTimes", "power"): 0.5}
 
 
 @dataclass(slots=True)
@@ -101,12 +103,13 @@ def _form(value: Any, path: str, found: Earlier) -> Any:
 
 
 def _group(value: Any, path: str, found: Earlier) -> dict[str, Any]:
-    kind = type(value)
+    kind: type = type(value)
     if kind.__name__ not in FIELDS:
         found.raised.append(f"{kind.__name__} (new)")
     elif (revision := revision_of(kind)) != 1:
         found.raised.append(f"{kind.__name__} (revision {revision})")
-    known, form = FIELDS.get(kind.__name__, ()), {"kind": kind.__name__}
+    known = FIELDS.get(kind.__name__, ())
+    form = {"kind": kind.__name__, **{name: default for (of, name), default in GONE.items() if of == kind.__name__}}
     for declared in dataclasses.fields(value):
         name, inner = declared.name, getattr(value, declared.name)
         if name in known:
@@ -114,3 +117,23 @@ def _group(value: Any, path: str, found: Earlier) -> dict[str, Any]:
         elif name not in knobs(kind) and not as_introduced(declared, identity(inner)):
             found.settings[f"{path}{name}"] = introduced_value(declared)
     return form
+
+
+def revived(form: Any, kinds: Mapping[str, type]) -> Any:
+    """Settings from their canonical JSON of then, by the classes that they may be of; fields that came later are as
+    they were introduced. MisfitError where it is of something else.
+    """
+    if not isinstance(form, Mapping) or "kind" not in form:
+        return form
+    kind = kinds.get(str(form["kind"]))
+    if kind is None or set(form) - {"kind"} != set(FIELDS.get(kind.__name__, ())):
+        raise MisfitError
+    known = {name: revived(value, kinds) for name, value in form.items() if name != "kind"}
+    hints = get_type_hints(kind)
+    return kind(**{name: fit(value, hints[name]) for name, value in {**_later(kind, known), **known}.items()})
+
+
+def _later(kind: type, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that fields were introduced with that count and came later."""
+    later = [f for f in dataclasses.fields(kind) if f.name not in known and f.name not in knobs(kind)]
+    return {field.name: introduced_value(field) for field in later}

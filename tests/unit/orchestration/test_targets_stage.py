@@ -3,8 +3,9 @@
 import json
 import logging
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,8 @@ from raystill.orchestration.launcher import LocalLauncher
 from raystill.orchestration.run import Evaluation, Run, Targets
 from raystill.recipes.resolve import resolve
 
+# At the revision that targets of version 57a9588 are of, where the estimator has others.
+FIRST: dict[str, Any] = {field.name: 1 for field in fields(Generated) if field.name == "revision"}
 CPU = LocalLauncher(device=torch.device("cpu"))
 
 
@@ -44,7 +47,7 @@ def run(tiny_pipeline: Path, tmp_path: Path) -> Run:
         model="tiny",
         reading=Reading(picture_size=16),
         evaluation=Evaluation(shards=1),
-        targets=Targets(estimator=Generated(steps=2, guidance=2.0)),
+        targets=Targets(estimator=Generated(steps=2, guidance=2.0, **FIRST)),
     )
 
 
@@ -127,10 +130,10 @@ def test_targets_of_an_earlier_revision_are_named_and_not_used(
     run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = as_version_1(run, compute_targets(run, CPU)[0])
-    monkeypatch.setattr(Generated, "revision", 2, raising=False)
+    monkeypatch.setattr(Targets, "revision", 2, raising=False)
     store, index = compute_targets(run, CPU)
     assert (store.uri != old.uri, index.count) == (True, 3)
-    assert f"targets of an earlier version are at {old.uri}, but Generated (revision 2) makes other numbers now" in (
+    assert f"targets of an earlier version are at {old.uri}, but Targets (revision 2) makes other numbers now" in (
         caplog.text
     )
     assert f"rm -r {old.uri}" in caplog.text

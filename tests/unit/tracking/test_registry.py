@@ -159,7 +159,8 @@ def test_the_served_model_brings_raystill_s_scheduler_where_the_adapter_needs_it
 
 def test_raystill_s_scheduler_needs_nothing_of_raystill_but_its_mathematics() -> None:
     assert set(needed(MODULE)) == {
-        "raystill.config.errors", "raystill.flow.jumps", "raystill.flow.paths", "raystill.flow.predictions",
+        "raystill.config.errors", "raystill.config.fingerprint", "raystill.flow.jumps", "raystill.flow.paths",
+        "raystill.flow.predictions",
         "raystill.flow.schedules", "raystill.flow.starts", "raystill.models.scheduler", "raystill.models.stepping",
         "raystill.models.stock",
     }  # fmt: skip
