@@ -133,7 +133,7 @@ def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -
     if results.get("teacher", {}).get("of") != study.teacher_key:  # its figures come with the runs, all missing then
         results["teacher"] = {**results.get("teacher", {}), "of": study.teacher_key, **_probe_teacher(study, launcher)}
     _share(study, [one.run for one in missing.values()], launcher)
-    todo = list(_by_training(missing).values())
+    todo = list(by_training(missing).values())
     done = launcher.each(partial(_measure_all, study), todo)
     for _, measured in tqdm(done, study.name, len(todo), unit="training"):
         for key, one in measured.items():
@@ -156,7 +156,7 @@ def _missing(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
     return {key: one for key, one in planned.items() if key not in results["runs"]}
 
 
-def _by_training(planned: Mapping[str, Planned]) -> dict[str, dict[str, Planned]]:
+def by_training(planned: Mapping[str, Planned]) -> dict[str, dict[str, Planned]]:
     """Runs that share a training, or a part of it, together: two processes must not train it at once."""
     groups: dict[str, dict[str, Planned]] = {}
     for key, one in planned.items():

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
@@ -204,6 +204,14 @@ COSMETIC = {
 def test_what_changes_no_number_changes_no_address(path: str) -> None:
     run = resolve("nano")
     assert fingerprint(override(run, {path: COSMETIC[path]})) == fingerprint(run)
+
+
+def test_what_only_a_report_depends_on_changes_no_address() -> None:
+    search, study, comparison = (resolve(name) for name in ("nano_sweep", "rayflow_study", "methods"))
+    assert fingerprint(replace(search, text="x", report="x", name="x")) == fingerprint(search)
+    assert fingerprint(replace(study, text="x", output="x")) == fingerprint(study)
+    assert fingerprint(replace(comparison, text="x", output="x")) == fingerprint(comparison)
+    assert fingerprint(replace(search, trials=99)) != fingerprint(search)
 
 
 @pytest.mark.parametrize(

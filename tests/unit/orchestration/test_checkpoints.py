@@ -26,6 +26,7 @@ from raystill.orchestration.checkpoints import checkpoints_at
 from raystill.orchestration.distill import checkpoints_of, compute_targets, train_student
 from raystill.orchestration.launcher import LocalLauncher
 from raystill.orchestration.run import Evaluation, Run, Targets
+from raystill.orchestration.study import Planned, by_training
 from raystill.training.loop import Training
 from raystill.training.task import averages_after, final_averages, final_key, last_step
 
@@ -161,6 +162,16 @@ def test_more_steps_of_a_cosine_begin_anew_and_say_so(
     caplog.clear()
     trained(fresh, targets)  # it is there
     assert "schedule ends there" not in caplog.text
+
+
+@pytest.mark.parametrize(("changes", "groups"), [({}, [1, 1]), (CONSTANT, [2])])
+def test_processes_of_a_study_do_not_train_in_one_place_at_once(
+    fresh: Run, changes: dict[str, Any], groups: list[int]
+) -> None:
+    four = override(fresh, changes)
+    runs = {"a": four, "b": override(four, {"training.steps": 2})}
+    planned = {key: Planned(run, probes=False, gradients=False) for key, run in runs.items()}
+    assert [len(group) for group in by_training(planned).values()] == groups
 
 
 @pytest.fixture
