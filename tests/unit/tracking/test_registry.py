@@ -21,7 +21,9 @@ from raystill.models.artifact import ArtifactError
 from raystill.models.card import RAYSTILL_SCHEDULERS
 from raystill.models.sampling import ODE, Sampling
 from raystill.models.scheduler import RayFlowScheduler
+from raystill.orchestration.migrate import held_adapters
 from raystill.tracking.companions import needed
+from raystill.tracking.listing import held
 from raystill.tracking.pull import PullError, pull
 from raystill.tracking.registry import DIGEST_TAG, register
 
@@ -136,6 +138,21 @@ def test_the_served_model_draws_with_the_adapters_own_settings(
     assert two != second
     with pytest.raises(ValueError, match=r"draws in \[1, 2, 4\] steps, 3 were asked for"):
         model.predict({"prompt": ["a cat"]}, params={"steps": 3})
+
+
+def test_what_is_registered_is_listed_with_what_becomes_of_it(
+    uri: str, client: MlflowClient, run_id: str, export: Export, experiment: str
+) -> None:
+    directory = export(17.0)
+    place = register(uri, experiment, directory, run_id).uri
+    rows = {at: (what, becomes) for at, what, becomes in held(uri)}
+    assert rows[place] == ("adapter of rayflow by this version", "pulled as it is")
+    client.delete_model_version_tag(experiment, "1", "fingerprint")  # as earlier versions registered it
+    rows = {at: (what, becomes) for at, what, becomes in held(uri)}
+    assert rows[place][0] == "adapter of rayflow by an earlier version"
+    assert "no later one replaces this champion by itself" in rows[place][1]
+    (row,) = (row for row in held_adapters(directory.parent) if row.place == str(directory))
+    assert (row.holds, row.becomes.partition(";")[0]) == ("adapter of rayflow by an earlier version", "read as it is")
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5])
