@@ -49,8 +49,8 @@ def held(path: Path, jump: Jump) -> Path:
 def stops(path: Path, schedule: Schedule, angles: Times) -> Coefficients:
     """Coefficients of the path's points at given angles, scaled to unit length: (cos, sin mean / b, sin noise / b).
 
-    Some stock timesteps lie a little beyond the end of a ray path (its angle at t = 1 is at most the teacher's); there
-    the end's own mixture of mean and noise stands. Costs 60 evaluations of the path (`times_at`).
+    Beyond the end of a path (with `end="own"` a ray path ends below the teacher's last angle) the end's own mixture of
+    mean and noise stands. Costs 60 evaluations of the path (`times_at`).
     """
     c = path.coefficients(schedule, times_at(path, schedule, angles))
     share = angles.sin() / torch.hypot(c.mean, c.noise).clamp(min=1e-300)  # at data there is no noise: 0 / 0 is 0
@@ -86,7 +86,7 @@ def start_mean(start: Latent, prediction: Prediction) -> Latent:
 
 
 def path_noise(prediction: Prediction, mean: Latent, c: Coefficients) -> Latent:
-    """e_hat = (x_t - s_t x0_hat - (1 - s_t) mu) / (sigma n_t), the path's own noise at a point of unit length
+    """e_hat = (x_t - data(t) x0_hat - mean(t) mu) / noise(t), the path's own noise at a point of unit length
     (2503.07699); UserError where its coefficient is 0.
     """
     if bool((c.noise <= 0).any()):  # coefficients are on the CPU: no device sync
@@ -106,8 +106,8 @@ def renewed(noise: Latent, fresh: Latent | None, eta: float) -> Latent:
 def jump(
     prediction: Prediction, mean: Latent, c: Coefficients, c_r: Coefficients, fresh: Latent | None, eta: float
 ) -> Latent:
-    """x_r = s_r x0_hat + (1 - s_r) mu + sigma n_r (sqrt(1 - eta^2) e_hat + eta z) from a stop `c` to the stop `c_r`, at
-    unit length; on a path without noise the last term is absent.
+    """x_r = data(r) x0_hat + mean(r) mu + noise(r) (sqrt(1 - eta^2) e_hat + eta z) from a stop `c` to the stop `c_r`,
+    at unit length; on a path without noise the last term is absent.
     """
     if not bool(c_r.noise.any()):
         return interpolate(c_r, prediction.data, mean, mean)

@@ -1,8 +1,16 @@
-"""Conditional paths x_t = data(t) x_0 + mean(t) mu + noise(t) eps between a clean latent and its instance's target."""
+"""Conditional paths x_t = data(t) x_0 + mean(t) mu + noise(t) eps between a clean latent and its instance's target.
+
+Sampling starts at the teacher's start z = s_1 x_0 + n_1 mu. Where a schedule's terminal signal s_1 is not 0 (Stable
+Diffusion 1.5, SDXL), a path whose formula knows nothing of it ends elsewhere, and its student is first asked at an
+angle that it was not trained at. So the ray and the straight path end where the schedule does; `end="own"` is how they
+ended before, for adapters that were trained so.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from math import sqrt
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,24 +49,63 @@ class Path(Protocol):
         """Coefficients at times in [0, 1], shape (batch,)."""
 
 
+End = Literal["schedule", "own"]  # where a path ends: at the angle at which the teacher's schedule does, or its own
+
+
+class Levels(NamedTuple):
+    """Signal s_1 and noise n_1 of a schedule at the start of sampling."""
+
+    signal: float
+    noise: float
+
+
+@lru_cache(maxsize=64)  # coefficients ask at every call, and a sampler's times take 60 of them
+def terminal(schedule: Schedule) -> Levels:
+    """s_1 and n_1; a schedule is on the CPU: no device sync."""
+    one = torch.ones(1, dtype=torch.float64)
+    return Levels(float(schedule.signal(one)), float(schedule.noise(one)))
+
+
+class RayTarget(NamedTuple):
+    """The Gaussian N(f mu, (c sigma)^2 I) that a ray path pulls a sample to."""
+
+    mean: float  # f, the factor of mu
+    std: float  # c sigma
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayPath:
-    """RayFlow's path to the sample's own Gaussian N(mu, sigma^2 I): x_t = s_t x_0 + (1 - s_t) mu + sigma n_t eps
-    (2503.07699).
+    """RayFlow's path to the sample's own Gaussian, x_t = s_t x_0 + f (1 - s_t) mu + c sigma n_t eps (2503.07699), with
+    mu = (z - s_1 x_0) / n_1 of the teacher's start z.
+
+    The paper has f = c = 1, and its mu is (z - s_1 x_0) / (1 - s_1). Here f = c n_1 / (1 - s_1) turns our mu into the
+    paper's, and c = 1 / sqrt(1 + sigma^2) gives the end the teacher's length: the path's angle at t = 1 is the
+    schedule's for every sigma. At sigma 0 the end is z. At sigma > 0 sampling enters at c z + c sigma eps, which is
+    N(0, I) and differs from the path's end by -(1 - c) s_1 x_0 + c sigma (1 - n_1) eps.
     """
 
     sigma: float = introduced(0.0)  # variance coefficient sigma in [0, 1]; not the schedule's noise level
+    end: End = introduced("own", now="schedule")  # "own" is f = c = 1
 
     def __post_init__(self) -> None:
+        _check_end(self.end)
         if not 0 <= self.sigma <= 1:
             raise UserError(
                 f"sigma is {self.sigma}; the ray path's variance coefficient lies in [0, 1]: write for example 0.1"
             )
 
+    def target(self, schedule: Schedule) -> RayTarget:
+        """Factor f of the target's mean and its standard deviation c sigma."""
+        if self.end == "own":
+            return RayTarget(1.0, self.sigma)
+        s_1, n_1 = terminal(schedule)
+        c = 1 / sqrt(1 + self.sigma**2)
+        return RayTarget(c * n_1 / (1 - s_1), c * self.sigma)
+
     def coefficients(self, schedule: Schedule, t: Times) -> Coefficients:
-        """Coefficients (s_t, 1 - s_t, sigma n_t)."""
-        signal = schedule.signal(t)
-        return Coefficients(signal, 1 - signal, self.sigma * schedule.noise(t))
+        """Coefficients (s_t, f (1 - s_t), c sigma n_t)."""
+        signal, target = schedule.signal(t), self.target(schedule)
+        return Coefficients(signal, target.mean * (1 - signal), target.std * schedule.noise(t))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +119,26 @@ class PairedDiffusionPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StraightPath:
-    """The straight path x_t = (1 - t) x_0 + t mu of rectified flow's pairs, whatever the teacher's schedule
-    (2209.03003).
+    """The straight path x_t = (1 - u) x_0 + u mu of rectified flow's pairs (2209.03003), u = t u_1.
+
+    Its end u_1 = n_1 / (s_1 + n_1) has the angle at which the teacher's schedule ends; where that is pure noise, u is
+    t.
     """
 
+    end: End = introduced("own", now="schedule")  # "own" is u_1 = 1, beyond a schedule that ends with some signal
+
+    def __post_init__(self) -> None:
+        _check_end(self.end)
+
     def coefficients(self, schedule: Schedule, t: Times) -> Coefficients:
-        """Coefficients (1 - t, t, 0)."""
+        """Coefficients (1 - u, u, 0)."""
         check_times(t)
-        return Coefficients(1 - t, t, torch.zeros_like(t))
+        last = 1.0
+        if self.end == "schedule":
+            s_1, n_1 = terminal(schedule)
+            last = n_1 / (s_1 + n_1)
+        u = last * t
+        return Coefficients(1 - u, u, torch.zeros_like(t))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +150,22 @@ class DiffusionPath:
         return Coefficients(schedule.signal(t), torch.zeros_like(t), schedule.noise(t))
 
 
+PATHS: tuple[type[Path], ...] = (RayPath, PairedDiffusionPath, StraightPath, DiffusionPath)
+
+
 def path_of(settings: Mapping[str, Any]) -> Path:
-    """The path that canonical settings describe, {"kind": "RayPath", "sigma": 0.1}; UserError for others."""
-    kinds = {kind.__name__: kind for kind in (RayPath, PairedDiffusionPath, StraightPath, DiffusionPath)}
+    """The path that canonical settings describe, {"kind": "RayPath", "sigma": 0.1, "end": "schedule"}; UserError for
+    others. A path without an end is one of before there were two, and ends at its own.
+    """
+    kinds: dict[Any, Any] = {kind.__name__: kind for kind in PATHS}
     chosen = dict(settings)
     name = chosen.pop("kind", None)
     if name not in kinds:
         raise UserError(f"the path is of kind {name!r}; write one of {', '.join(kinds)}")
-    unknown = set(chosen) - ({"sigma"} if name == "RayPath" else set())
-    if unknown:
+    known = {f.name for f in fields(kinds[name])}
+    if unknown := set(chosen) - known:
         raise UserError(f"a {name} has no {', '.join(sorted(unknown))}: leave it away, or write RayPath")
-    path: Path = kinds[name](**chosen)
+    path: Path = kinds[name](**({"end": "own"} if "end" in known else {}) | chosen)
     return path
 
 
@@ -135,15 +199,16 @@ def derivatives(path: Path, schedule: Schedule, t: Times) -> Coefficients:
 
 
 def ray_kernel(path: RayPath, schedule: Schedule, r: Times, t: Times) -> Coefficients:
-    """RayFlow's forward step from time r to a later t, x_t - mu = k (x_r - mu) + sigma sqrt(n_t^2 - k^2 n_r^2) eps with
-    k = s_t / s_r (2503.07699), as the coefficients (k, 1 - k, ...) of x_r, mu and eps.
+    """RayFlow's forward step from time r to a later t, x_t - f mu = k (x_r - f mu) + c sigma sqrt(n_t^2 - k^2 n_r^2)
+    eps with k = s_t / s_r (2503.07699), as the coefficients (k, f (1 - k), ...) of x_r, mu and eps.
 
     On a variance-preserving schedule k is sqrt(alpha) and the root is sqrt(1 - alpha). UserError where t < r.
     """
     _check_order(r, t)
     k = torch.where(r < t, schedule.signal(t) / schedule.signal(r), 1.0)  # pure noise is 0 / 0 away from itself
     added = (schedule.noise(t) ** 2 - (k * schedule.noise(r)) ** 2).clamp(min=0)
-    return Coefficients(k, 1 - k, path.sigma * added.sqrt())
+    target = path.target(schedule)
+    return Coefficients(k, target.mean * (1 - k), target.std * added.sqrt())
 
 
 def chained(c: Coefficients, kernel: Coefficients) -> Coefficients:
@@ -163,8 +228,8 @@ class Posterior(NamedTuple):
 
 
 def ray_posterior(path: RayPath, schedule: Schedule, t: Times, r: Times) -> Posterior:
-    """The posterior q(x_r | x_t, x_0, mu) of the ray path, r <= t: DDPM's (2006.11239, equation 7) on y = x - mu with
-    sigma times its deviation. UserError where r > t or t = 0.
+    """The posterior q(x_r | x_t, x_0, mu) of the ray path, r <= t: DDPM's (2006.11239, equation 7) on y = x - f mu
+    with c sigma times its deviation. UserError where r > t or t = 0.
     """
     _check_order(r, t)
     if bool((t == 0).any()):  # times are on the CPU: no device sync
@@ -174,7 +239,8 @@ def ray_posterior(path: RayPath, schedule: Schedule, t: Times, r: Times) -> Post
     point = kernel.data * (n_r / n_t) ** 2
     data = schedule.signal(r) - point * schedule.signal(t)
     left = (1 - (kernel.data * n_r / n_t) ** 2).clamp(min=0).sqrt()
-    return Posterior(point, data, 1 - point - data, path.sigma * n_r * left)
+    target = path.target(schedule)
+    return Posterior(point, data, target.mean * (1 - point - data), target.std * n_r * left)
 
 
 def _slope(values: Tensor, t: Times) -> Times:
@@ -188,3 +254,8 @@ def _slope(values: Tensor, t: Times) -> Times:
 def _check_order(r: Times, t: Times) -> None:
     if bool((r > t).any()):  # times are on the CPU: no device sync
         raise UserError(f"the chain goes from r to a later t, found r = {r.tolist()[:4]}, t = {t.tolist()[:4]}")
+
+
+def _check_end(end: str) -> None:
+    if end not in get_args(End):
+        raise UserError(f"the end of a path is {end!r}; write one of {', '.join(get_args(End))}")

@@ -2,14 +2,16 @@
 teacher's own estimate of the student's samples.
 
 Departures: features are the teacher's UNet's, at latents that are noised, where ADD reads DINOv2's of pictures; heads
-are told nothing of caption and picture; the distance of the estimate is one of latents. LADD's text was not available:
-of it come the features only.
+are told nothing of caption and picture; the distance of the estimate is one of latents. Losses and R1 are means over
+heads, where the paper sums, and over logits per place, of which it says nothing (StyleGAN-T, whose adversary it takes
+over, has them). LADD's text was not available: of it come the features only.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.nn.functional import relu
 
@@ -18,7 +20,17 @@ from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Latent, column, point
 from raystill.flow.starts import StartLaw
-from raystill.methods.adversary import ADVERSARY, check_features, features, heads_of, input_gradient, towards
+from raystill.methods.adversary import (
+    ADVERSARY,
+    FeatureMaps,
+    check_features,
+    features,
+    heads_of,
+    input_gradient,
+    mean_over_places,
+    r1,
+    towards,
+)
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import STUDENT, TEACHER, Batch, Distillation, Given, Head, Loss, Networks, check_times
 from raystill.methods.teaching import Guidance, Teaching, any_times, begun, fresh
@@ -35,13 +47,14 @@ class ADD(Distillation):
     guidance: Guidance = introduced_group(Guidance)  # of the teacher's estimate
     distillation: float = introduced(2.5)  # lambda, weight of the teacher's estimate
     adversarial: float = introduced(1.0)  # weight of the adversary in the student's gradient
-    penalty: float = introduced(1e-5)  # gamma of R1, the squared gradient of the heads in their real features
+    penalty: float = introduced(1e-5)  # gamma of R1, the squared gradient of a place's logit in real features
     features: tuple[str, ...] = introduced(("mid_block",))  # of the teacher's UNet, that the adversary reads
     learning_rate: float = introduced(1e-4)  # of the adversary
     immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
 
     name: ClassVar[str] = "add"
     paper: ClassVar[str] = "2311.17042, 2403.12015"
+    revision: ClassVar[int] = 2  # 2: losses and R1 of adversaries are per place
     takes_eta: ClassVar[bool] = False
 
     @property
@@ -87,11 +100,11 @@ class ADD(Distillation):
         distance = column(schedule.signal(at), sample) * (sample - said).square()
         seen, noised = any_times(len(x_0), rng), fresh(x_0, rng)
 
-        def read(x: Latent) -> dict[str, Tensor]:
+        def read(x: Latent) -> FeatureMaps:
             teacher = Denoiser(networks[TEACHER], schedule, given.kind)
             return features(teacher, self.features, point(x, noised, schedule.angle(seen)), seen, condition)
 
-        value, gradient = input_gradient(lambda x: -networks[ADVERSARY](read(x)).mean(), sample)
+        value, gradient = input_gradient(lambda x: mean_over_places(torch.neg, networks[ADVERSARY](read(x))), sample)
         student = self.distillation * distance.mean() + towards(sample, self.adversarial * gradient)
         metrics = {"loss/student_adversarial": value, "loss/student_distillation": distance.detach().mean()}
         with torch.no_grad():
@@ -101,16 +114,13 @@ class ADD(Distillation):
             ADVERSARY: Loss(self._adversary(networks, real, faked), times=seen),
         }
 
-    def _adversary(self, networks: Networks, real: dict[str, Tensor], faked: dict[str, Tensor]) -> Tensor:
-        """mean relu(1 - D(x_0)) + mean relu(1 + D(x)) + gamma R1."""
+    def _adversary(self, networks: Networks, real: FeatureMaps, faked: FeatureMaps) -> Float[Tensor, ""]:
+        """mean relu(1 - D(x_0)) + mean relu(1 + D(x)) + gamma R1, with means over samples, places and heads."""
         leaves = {name: feature.detach().requires_grad_() for name, feature in real.items()}
         said = networks[ADVERSARY](leaves)
-        hinge = relu(1 - said).mean() + relu(1 + networks[ADVERSARY](faked)).mean()
-        if not self.penalty:
-            return hinge
-        slopes = torch.autograd.grad(said.sum(), list(leaves.values()), create_graph=True)
-        squares = torch.stack([slope.flatten(1).square().sum(dim=1).mean() for slope in slopes])
-        return hinge + self.penalty * squares.sum()
+        hinge = mean_over_places(lambda logits: relu(1 - logits), said)
+        hinge = hinge + mean_over_places(lambda logits: relu(1 + logits), networks[ADVERSARY](faked))
+        return hinge + self.penalty * r1(said, leaves) if self.penalty else hinge
 
     def noisy(self, sampling: Sampling) -> bool:
         """It always does."""

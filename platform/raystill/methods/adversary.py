@@ -1,5 +1,9 @@
 """What the adversarial methods share: heads that tell students' samples from others by the frozen teacher's features.
 
+Heads keep one logit per place of a feature map, and losses are taken of each logit before any mean, as in StyleGAN-T
+(2301.09515) and PCM (2405.18407). The mean of the logits would not do: an adversary that is right on average would have
+nothing left to learn, however wrong it is at half of the places.
+
 The teacher is not trained, and heads are small and whole on every rank, so that the student's gradient is taken through
 them to the sample alone (`input_gradient`): nothing lands in a head's parameters, at any stage of ZeRO.
 """
@@ -22,21 +26,22 @@ from raystill.models.denoiser import Condition, Denoiser
 ADVERSARY = "discriminator"  # role
 GROUPS = 32  # of the heads' normalisation, or the largest number below that divides
 
-Logits = Float[Tensor, " batch"]
+FeatureMaps = dict[str, Float[Tensor, "batch _channels _height _width"]]  # by the parts of the teacher's UNet
+Logits = dict[str, Float[Tensor, "batch _places"]]  # of each place of those maps, row by row; high for real samples
 
 
 class Heads(nn.Module):
-    """One convolutional head per feature map; the logit is the mean over maps and places."""
+    """One convolutional head per feature map, which gives one logit per place."""
 
     def __init__(self, widths: dict[str, int]) -> None:
         super().__init__()
         self.names = tuple(widths)
         self.heads = nn.ModuleList(_Head(width) for width in widths.values())
 
-    def forward(self, features: dict[str, Tensor]) -> Logits:
-        """Logits, high for what is not a student's; features by the names of the teacher's parts."""
-        every = [head(features[name]).flatten(1).mean(dim=1) for name, head in zip(self.names, self.heads, strict=True)]
-        return torch.stack(every).mean(dim=0).float()
+    def forward(self, features: FeatureMaps) -> Logits:
+        """Logits of every place of the maps, in float32."""
+        heads = zip(self.names, self.heads, strict=True)
+        return {name: head(features[name]).flatten(1).float() for name, head in heads}
 
 
 class _Head(nn.Module):
@@ -72,7 +77,7 @@ def heads_of(given: Given, names: tuple[str, ...], points: int = 1) -> Heads:
     return Heads({name: points * given.features[name] for name in names})
 
 
-def features(teacher: Denoiser, names: tuple[str, ...], x: Latent, t: Times, condition: Condition) -> dict[str, Tensor]:
+def features(teacher: Denoiser, names: tuple[str, ...], x: Latent, t: Times, condition: Condition) -> FeatureMaps:
     """What named parts of the teacher's UNet give at points of unit length, in float32."""
     found: dict[str, Tensor] = {}
     assert isinstance(teacher.network, nn.Module)
@@ -122,9 +127,42 @@ def towards(sample: Latent, gradient: Latent) -> Tensor:
     return 0.5 * (sample - wanted).square().mean()
 
 
-def told_apart(real: Logits, faked: Logits, times: Times | None = None) -> Loss:
-    """The adversary's loss, mean softplus(-D(x)) of real samples and mean softplus(D(x)) of students', of which the
-    non-saturating one of students is the counterpart (1406.2661).
+def mean_over_places(loss: Callable[[Tensor], Tensor], logits: Logits) -> Float[Tensor, ""]:
+    """The mean of an elementwise loss of logits: over samples and places of each map, then over maps, so that a map
+    does not count more for being larger (as in PCM; StyleGAN-T's maps are of one size).
     """
-    said = {"adversary/real": real.detach().sigmoid().mean(), "adversary/fake": faked.detach().sigmoid().mean()}
-    return Loss(softplus(-real).mean() + softplus(faked).mean(), said, times=times)
+    return torch.stack([loss(each).mean() for each in logits.values()]).mean()
+
+
+def non_saturating(logits: Logits) -> Float[Tensor, ""]:
+    """The mean of softplus(-D) over places: the student's loss (1406.2661, section 3), and the adversary's of real
+    samples.
+    """
+    return mean_over_places(lambda each: softplus(-each), logits)
+
+
+def told_apart(real: Logits, faked: Logits, times: Times | None = None) -> Loss:
+    """The adversary's loss: the mean over places of softplus(-D) of real samples and of softplus(D) of students'."""
+    said = {"adversary/real": real, "adversary/fake": faked}
+    metrics = {name: mean_over_places(torch.sigmoid, logits).detach() for name, logits in said.items()}
+    return Loss(non_saturating(real) + mean_over_places(softplus, faked), metrics, times=times)
+
+
+def r1(logits: Logits, features: FeatureMaps) -> Float[Tensor, ""]:
+    """R1 of the heads in feature maps of real samples (1801.04406, equation 9 without gamma / 2): the mean over maps of
+    |grad_F sum_bp D_bp|^2 / (B P), where logits D, shape (B, P), were computed from leaves F, shape (B, C, height,
+    width) with P = height * width places.
+
+    Logits are summed before the gradient, so that one backward serves all, and squares over samples, channels and
+    places; the result is divided by the number of logits, B P, as the loss beside it is. Where D_bp is f(F_bp), the
+    same f of the C features at every place, that is the mean over b and p of |grad f(F_bp)|^2: R1 of f, whatever P is,
+    so that one gamma keeps its strength beside the loss on maps of any size. Without the division it grows as P; R1 of
+    the mean logit falls as 1 / P. Where a logit depends on other places, too (neighbours, the normalisation's
+    statistics), the slopes of all logits are added at each place before they are squared, as they are in the gradient
+    that a student follows whose loss is the mean of -D.
+    """
+    squares = []
+    for name, feature in features.items():
+        (slope,) = torch.autograd.grad(logits[name].sum(), feature, create_graph=True)
+        squares.append(slope.square().sum() / logits[name].numel())
+    return torch.stack(squares).mean()

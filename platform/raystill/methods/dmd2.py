@@ -1,17 +1,17 @@
 """DMD2 (2405.14867): the student's samples are moved from where a fake score, trained on them, sees them to where the
 teacher does; an adversary looks at both; several steps are simulated backwards.
 
-Departure: the paper's adversary reads the fake score's features and trains its encoder, too; here heads read the frozen
-teacher's, so that every role has one engine. The student's samples are the same for all roles of a step, which is what
-the published alternation computes.
+Departures: the paper's adversary reads the fake score's features and trains its encoder, too; here heads read the
+frozen teacher's, so that every role has one engine; they keep one logit per place, where the paper's pools a map into
+one vector by convolutions of strides 2 and 4 (appendix F.1). The student's samples are the same for all roles of a
+step, which is what the published alternation computes.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Generator, Tensor
-from torch.nn.functional import softplus
+from torch import Generator
 
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import introduced
@@ -21,10 +21,12 @@ from raystill.flow.predictions import Latent, column, point
 from raystill.flow.starts import StartLaw
 from raystill.methods.adversary import (
     ADVERSARY,
+    Logits,
     check_features,
     features,
     heads_of,
     input_gradient,
+    non_saturating,
     told_apart,
     towards,
 )
@@ -63,6 +65,7 @@ class DMD2(Distillation):
 
     name: ClassVar[str] = "dmd2"
     paper: ClassVar[str] = "2405.14867"
+    revision: ClassVar[int] = 2  # 2: losses of adversaries are per place
     takes_eta: ClassVar[bool] = False
     copies: ClassVar[tuple[str, ...]] = (FAKE,)
 
@@ -151,18 +154,18 @@ class DMD2(Distillation):
         metrics = {"distillation/gradient_norm": (gradient * sample.numel()).square().mean().sqrt()}
         if self.adversarial:
             value, own = input_gradient(
-                lambda x: softplus(-self._logits(given, networks, x, condition, rng)).mean(), sample
+                lambda x: non_saturating(self._logits(given, networks, x, condition, rng)), sample
             )
             gradient = gradient + self.adversarial * own
             metrics["loss/student_adversarial"] = value
         return Loss(towards(sample, gradient), metrics, times=t)
 
-    def _logits(self, given: Given, networks: Networks, x: Latent, condition: Condition, rng: Generator) -> Tensor:
+    def _logits(self, given: Given, networks: Networks, x: Latent, condition: Condition, rng: Generator) -> Logits:
         """What the adversary says of latents, each noised to a time of its own."""
         t = any_times(len(x), rng)
         noised = point(x, fresh(x, rng), given.schedule.angle(t))
         teacher = Denoiser(networks[TEACHER], given.schedule, given.kind)
-        logits: Tensor = networks[ADVERSARY](features(teacher, self.features, noised, t, condition))
+        logits: Logits = networks[ADVERSARY](features(teacher, self.features, noised, t, condition))
         return logits
 
     def noisy(self, sampling: Sampling) -> bool:

@@ -1,10 +1,11 @@
 """SDXL-Lightning (2402.13929): progressive distillation, the first stage by a squared error from the guided teacher,
 the later ones by an adversary that knows where a jump began.
 
-Departures: the adversary's backbone is the frozen teacher, where the paper trains a copy of its encoder; phases that
-train all weights, the adversary without the jump's beginning and the switch to a data prediction for one step are left
-out; one adversary and one decay of the learning rate span all stages; where a jump ends at data, the adversary sees it
-noised to one of four times, as the paper's last stage does.
+Departures: the adversary's backbone is the frozen teacher, where the paper trains a copy of its encoder; its heads keep
+one logit per place, where the paper's reduces a map to one value by convolutions of stride 2; phases that train all
+weights, the adversary without the jump's beginning and the switch to a data prediction for one step are left out; one
+adversary and one decay of the learning rate span all stages; where a jump ends at data, the adversary sees it noised to
+one of four times, as the paper's last stage does.
 """
 
 from dataclasses import dataclass
@@ -12,8 +13,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 import torch
-from torch import Generator, Tensor
-from torch.nn.functional import softplus
+from torch import Generator
 
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import introduced, introduced_group
@@ -22,10 +22,12 @@ from raystill.flow.premetrics import Premetric, Squared
 from raystill.flow.schedules import Times
 from raystill.methods.adversary import (
     ADVERSARY,
+    Logits,
     check_features,
     features,
     heads_of,
     input_gradient,
+    non_saturating,
     told_apart,
     towards,
 )
@@ -66,6 +68,7 @@ class Lightning(Distillation):
 
     name: ClassVar[str] = "lightning"
     paper: ClassVar[str] = "2402.13929"
+    revision: ClassVar[int] = 2  # 2: losses of adversaries are per place
 
     @property
     def learners(self) -> tuple[str, ...]:
@@ -152,7 +155,7 @@ class Lightning(Distillation):
         if not stage:
             return {STUDENT: Loss(self.premetric.per_sample(jumped - end).mean(), times=t)}
         seen = _Seen(self, given, networks, batch, start, t, r, rng)
-        value, gradient = input_gradient(lambda x: softplus(-seen(x)).mean(), jumped)
+        value, gradient = input_gradient(lambda x: non_saturating(seen(x)), jumped)
         error = {"loss/student_data_mse": (jumped.detach() - end).square().mean()}
         student = Loss(towards(jumped, gradient), {"loss/student_adversarial": value, **error}, times=t)
         real, faked = seen(end), seen(jumped.detach())
@@ -174,9 +177,9 @@ class _Seen:
         self.clean = r == 0
         self.r, self.noise = torch.where(self.clean, times, r), fresh(start, rng)
 
-    def __call__(self, end: Latent) -> Tensor:
+    def __call__(self, end: Latent) -> Logits:
         noised = point(end, self.noise, self.teacher.schedule.angle(self.r))
         shown = torch.where(self.clean.to(end.device, non_blocking=True)[:, None, None, None], noised, end)
         ended = features(self.teacher, self.names, shown, self.r, self.condition)
-        logits: Tensor = self.adversary({name: torch.cat([ended[name], self.begun[name]], 1) for name in self.names})
+        logits: Logits = self.adversary({name: torch.cat([ended[name], self.begun[name]], 1) for name in self.names})
         return logits

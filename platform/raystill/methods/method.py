@@ -87,6 +87,7 @@ class Distillation(ABC):
     __slots__ = ()
     name: ClassVar[str]  # in cards and tables
     paper: ClassVar[str]  # arXiv numbers
+    revision: ClassVar[int] = 1  # raised whenever its numbers change
     needs: ClassVar[tuple[str, ...]] = ("x_0", "condition")  # fields of the targets
     asks_teacher: ClassVar[bool] = True  # whether training steps call the frozen teacher
     copies: ClassVar[tuple[str, ...]] = ()  # learners that begin as the student does

@@ -11,7 +11,6 @@ steps of the straight path at the stock timesteps, which are stock DDIM's.
 """
 
 from dataclasses import dataclass
-from math import cos, sin
 from typing import ClassVar
 
 import torch
@@ -21,7 +20,6 @@ from raystill.config.errors import UserError
 from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.paths import StraightPath, interpolate
 from raystill.flow.premetrics import Premetric, Squared
-from raystill.flow.schedules import Schedule
 from raystill.flow.times import AnyTimes, UniformTimes
 from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
 from raystill.methods.teaching import weighted
@@ -62,22 +60,15 @@ class Reflow(Distillation):
             raise UserError(f"method.one_step_from is {self.one_step_from}; write a step, 0 or later")
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: Generator, step: int) -> dict[str, Loss]:
-        """|v - (e - x_0)|^2 at x_t = (1 - t) x_0 + t e with t uniform up to the sampler's start (2209.03003, equation
+        """|v - (e - x_0)|^2 at x_t = (1 - u) x_0 + u e with u uniform up to the sampler's start (2209.03003, equation
         1); in the last stage |x_0(z) - x_0|^2 at the start itself (2309.06380, equation 6).
         """
         x_0, noise = batch["x_0"], batch["target_mean"]
         last = self.one_step_from is not None and step >= self.one_step_from
         draw = self.times.draw(len(x_0), StraightPath(), given.schedule, rng)
-        share, weight = (torch.ones_like(draw.t),) * 2 if last else draw[:2]
-        t = share * _end(given.schedule)
+        t, weight = (torch.ones_like(draw.t),) * 2 if last else draw[:2]
         c = StraightPath().coefficients(given.schedule, t)
         student = Denoiser(networks[STUDENT], given.schedule, given.kind)
         found = student.on_path(interpolate(c, x_0, noise, noise), c, batch["condition"])
         error = found.data - x_0 if last else found.flow - (noise - x_0)
         return {STUDENT: Loss(weighted(self.premetric.per_sample(error), weight), times=t)}
-
-
-def _end(schedule: Schedule) -> float:
-    """Time of the straight path at which the teacher's own schedule starts sampling."""
-    angle = float(schedule.angle(torch.ones(1, dtype=torch.float64)))
-    return sin(angle) / (sin(angle) + cos(angle))

@@ -91,8 +91,8 @@ def ray_scheduler(pipeline: Pipeline, path: paths.Path, sampling: Sampling, star
         return pipeline.scheduler
     settings = canonical(path)
     return RayFlowScheduler.from_config(
-        pipeline.scheduler.config, path=settings["kind"], sigma=settings.get("sigma", 0.0), jump=sampling.jump,
-        eta=sampling.eta, start=start.to_json(),
+        pipeline.scheduler.config, path=settings["kind"], sigma=settings.get("sigma", 0.0),
+        end=settings.get("end", "schedule"), jump=sampling.jump, eta=sampling.eta, start=start.to_json(),
     )  # fmt: skip
 
 

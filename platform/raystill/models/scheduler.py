@@ -23,12 +23,14 @@ from torch import Generator, Tensor
 
 from raystill.config.errors import UserError
 from raystill.flow.jumps import Jump, Walk, check_eta, check_jump, has_mean, held, own_noise, own_seeds, stop, stops
-from raystill.flow.paths import Coefficients, interpolate, path_of
+from raystill.flow.paths import Coefficients, End, interpolate, path_of
 from raystill.flow.predictions import Latent, Prediction, check_data, column
 from raystill.flow.schedules import FlowSchedule
 from raystill.flow.starts import StartLaw
 from raystill.models.stepping import step_of, times_of, working
 from raystill.models.stock import check_settings, kind_of, schedule_of
+
+ENDED = ("RayPath", "StraightPath")  # paths with a choice of their end
 
 
 class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is Any to mypy
@@ -57,12 +59,14 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         prediction_type: str = "epsilon",
         path: str = "RayPath",
         sigma: float = 0.0,  # of the ray path
+        end: End = "schedule",  # of the ray and the straight path
         jump: Jump = "ode",
         eta: float = 0.0,  # share of fresh noise in every jump
         start: dict[str, Any] | None = None,  # law of the start as StartLaw.to_json gives it; None is N(0, I)
     ) -> None:
         check_jump(jump, eta)
-        ridden = path_of({"kind": path, **({"sigma": sigma} if path == "RayPath" or sigma else {})})
+        settings = {"sigma": sigma if path == "RayPath" or sigma else None, "end": end if path in ENDED else None}
+        ridden = path_of({"kind": path, **{name: value for name, value in settings.items() if value is not None}})
         check_eta(ridden, jump, eta)
         self._held, self._eta = held(ridden, jump), eta
         self._law = StartLaw.from_json(start or {"law": "normal"})
@@ -87,6 +91,8 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
                 '{"use_dynamic_shifting": False, "shift": 3.0})'
             )
         check_settings(config, "scheduler")
+        if "path" in config and "end" not in config:  # one of before there was a choice
+            changes = {"end": "own"} | changes
         if "shift" in config and "beta_start" not in config:
             straight = {"use_flow_sigmas": True, "flow_shift": config["shift"], "prediction_type": "flow_prediction"}
             changes = straight | changes

@@ -45,7 +45,7 @@ ALPHAS = stable_diffusion_scheduler("epsilon").alphas_cumprod.double()
 SCHEDULE = DiffusionSchedule.from_alphas(ALPHAS)
 SCHEDULES: list[Schedule] = [SCHEDULE, FlowSchedule(shift=3.0)]
 NOISY: list[Path] = [RayPath(sigma=0.02), RayPath(sigma=0.5), RayPath(sigma=1.0)]
-STILL: list[Path] = [RayPath(), PairedDiffusionPath(), StraightPath()]
+STILL: list[Path] = [RayPath(), PairedDiffusionPath(), StraightPath(), RayPath(end="own")]
 SHAPES = [(3, 2, 5, 7), (4, 4, 4, 4)]
 
 
@@ -73,7 +73,7 @@ def test_stops_have_unit_length_the_asked_angles_and_the_path_s_mixture(path: Pa
     for value, expected in zip(found, c, strict=True):
         torch.testing.assert_close(value, expected / c.norm, rtol=0, atol=1e-9)
     angles = schedule.angle(schedule.sampling_times(8))
-    asked = stops(path, schedule, angles)  # the ray path ends a little before the teacher's first angle
+    asked = stops(path, schedule, angles)
     torch.testing.assert_close(asked.angle, angles)
     assert [float(v[-1]) for v in asked] == [1, 0, 0]
 

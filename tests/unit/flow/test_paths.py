@@ -14,6 +14,7 @@ from raystill.config.errors import UserError
 from raystill.flow.paths import (
     Coefficients,
     DiffusionPath,
+    End,
     PairedDiffusionPath,
     Path,
     RayPath,
@@ -34,7 +35,9 @@ ALPHAS = stable_diffusion_scheduler("epsilon").alphas_cumprod.double()
 SCHEDULE = DiffusionSchedule.from_alphas(ALPHAS)
 PATHS: list[Path] = [
     RayPath(), RayPath(sigma=0.3), RayPath(sigma=1.0), PairedDiffusionPath(), StraightPath(), DiffusionPath(),
+    RayPath(sigma=0.3, end="own"), StraightPath(end="own"),
 ]  # fmt: skip
+ENDS: tuple[End, ...] = ("schedule", "own")
 SCHEDULES: list[Schedule] = [SCHEDULE, DiffusionSchedule.from_alphas(zero_terminal_snr(ALPHAS)), FlowSchedule()]
 SHAPES = [(3, 2, 5, 7), (4, 4, 4, 4)]
 
@@ -48,28 +51,38 @@ def grid(count: int) -> Tensor:
     return torch.linspace(0, 1, count, dtype=torch.float64)
 
 
+def ray_target(sigma: float, end: End) -> tuple[float, float]:
+    """f and c sigma on SD's schedule, from the last of its alphas."""
+    s_1, n_1 = float(ALPHAS[-1]) ** 0.5, (1 - float(ALPHAS[-1])) ** 0.5
+    c = 1 / (1 + sigma**2) ** 0.5
+    return (1.0, sigma) if end == "own" else (c * n_1 / (1 - s_1), c * sigma)
+
+
+@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 1.0])
-def test_ray_path_is_the_composition_of_the_one_step_kernel(sigma: float) -> None:
-    # x_t - mu = sqrt(alpha_t) (x_{t-1} - mu) + sqrt(1 - alpha_t) sigma eps_t, followed through mean and variance
-    data, mean, variance = 1.0, 0.0, 0.0
-    found = RayPath(sigma=sigma).coefficients(SCHEDULE, torch.arange(1, 1001, dtype=torch.float64) / 1000)
+def test_ray_path_is_the_composition_of_the_one_step_kernel(sigma: float, end: End) -> None:
+    # x_t - f mu = sqrt(alpha_t) (x_{t-1} - f mu) + sqrt(1 - alpha_t) c sigma eps_t, through mean and variance
+    data, mean, variance, (f, spread) = 1.0, 0.0, 0.0, ray_target(sigma, end)
+    found = RayPath(sigma=sigma, end=end).coefficients(SCHEDULE, torch.arange(1, 1001, dtype=torch.float64) / 1000)
     before = 1.0
     for k, cumulative in enumerate(ALPHAS.tolist()):
         alpha, before = cumulative / before, cumulative
-        data, mean = alpha**0.5 * data, alpha**0.5 * mean + 1 - alpha**0.5
-        variance = alpha * variance + (1 - alpha) * sigma**2
+        data, mean = alpha**0.5 * data, alpha**0.5 * mean + f * (1 - alpha**0.5)
+        variance = alpha * variance + (1 - alpha) * spread**2
         expected = pytest.approx([data, mean, variance**0.5], abs=1e-9)
         assert [float(c[k]) for c in found] == expected
 
 
 def test_ray_chain_of_drawn_noise_has_the_mean_and_variance_of_the_closed_form() -> None:
     sigma, x_0, mu, count = 0.7, 1.5, -0.4, 200_000
+    f, spread = ray_target(sigma, "schedule")
     rng = torch.Generator().manual_seed(0)
     coarse = DiffusionSchedule.from_alphas(ALPHAS[99::100])
     alphas = torch.cat([ALPHAS[99:100], ALPHAS[199::100] / ALPHAS[99:-100:100]])
     x = torch.full((count,), x_0, dtype=torch.float64)
     for alpha in alphas:
-        x = mu + alpha.sqrt() * (x - mu) + (1 - alpha).sqrt() * sigma * torch.randn(count, generator=rng).double()
+        eps = torch.randn(count, generator=rng).double()
+        x = f * mu + alpha.sqrt() * (x - f * mu) + (1 - alpha).sqrt() * spread * eps
     c = RayPath(sigma=sigma).coefficients(coarse, torch.ones(1, dtype=torch.float64))
     assert float(x.mean()) == pytest.approx(float(c.data) * x_0 + float(c.mean) * mu, abs=0.01)
     assert float(x.std()) == pytest.approx(float(c.noise), rel=0.01)
@@ -80,7 +93,8 @@ def test_ray_chain_of_drawn_noise_has_the_mean_and_variance_of_the_closed_form()
 def test_ray_path_with_zero_mean_is_vp_with_its_noise_scaled(sigma: float, shape: tuple[int, ...]) -> None:
     x_0, _, eps = latents(shape)
     t = torch.linspace(0.1, 1, shape[0], dtype=torch.float64)
-    found = interpolate(RayPath(sigma=sigma).coefficients(SCHEDULE, t), x_0, torch.zeros_like(x_0), eps)
+    path = RayPath(sigma=sigma, end="own")
+    found = interpolate(path.coefficients(SCHEDULE, t), x_0, torch.zeros_like(x_0), eps)
     for i in range(shape[0]):
         s, n = float(SCHEDULE.signal(t)[i]), float(SCHEDULE.noise(t)[i])
         torch.testing.assert_close(found[i], s * x_0[i] + sigma * n * eps[i])
@@ -146,7 +160,8 @@ def test_a_sigma_outside_the_unit_interval_is_refused(sigma: float) -> None:
 
 def test_a_ray_path_with_zero_mean_and_sigma_one_is_the_diffusion_path() -> None:
     x_0, _, eps = latents((40, 1, 2, 3))
-    ray, diffusion = (p.coefficients(SCHEDULE, grid(40)) for p in (RayPath(sigma=1.0), DiffusionPath()))
+    own = RayPath(sigma=1.0, end="own")
+    ray, diffusion = (p.coefficients(SCHEDULE, grid(40)) for p in (own, DiffusionPath()))
     zero = torch.zeros_like(x_0)
     torch.testing.assert_close(interpolate(ray, x_0, zero, eps), interpolate(diffusion, x_0, zero, eps))
     torch.testing.assert_close(diffusion.angle, SCHEDULE.angle(grid(40)))
@@ -165,19 +180,23 @@ def test_derivatives_are_those_of_central_differences(path: Path, schedule: Sche
 def test_derivatives_are_there_for_a_sampler_too() -> None:
     with torch.inference_mode():
         found = derivatives(RayPath(sigma=0.5), FlowSchedule(), grid(3))
-    assert [v.tolist() for v in found] == [[-1.0] * 3, [1.0] * 3, [0.5] * 3]
+    c = 1 / 1.25**0.5
+    torch.testing.assert_close(torch.stack(found), torch.tensor([[-1.0], [c], [c / 2]]).double().expand(3, 3))
     assert not any(v.requires_grad for v in found)
 
 
 def test_the_derivative_of_the_straight_path_is_the_velocity_from_data_to_mean() -> None:
-    found = derivatives(StraightPath(), SCHEDULE, grid(5)[1:])
+    found = derivatives(StraightPath(), FlowSchedule(), grid(5)[1:])
     assert [v.tolist() for v in found] == [[-1.0] * 4, [1.0] * 4, [0.0] * 4]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=["sd", "zero-snr", "flow"])
+@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 1.0])
-def test_the_forward_chain_composed_over_all_steps_is_the_closed_form(sigma: float, schedule: Schedule) -> None:
-    path, times = RayPath(sigma=sigma), grid(1001)[:, None]
+def test_the_forward_chain_composed_over_all_steps_is_the_closed_form(
+    sigma: float, end: End, schedule: Schedule
+) -> None:
+    path, times = RayPath(sigma=sigma, end=end), grid(1001)[:, None]
     c = path.coefficients(schedule, times[0])
     composed = []
     for r, t in pairwise(times):
@@ -187,10 +206,13 @@ def test_the_forward_chain_composed_over_all_steps_is_the_closed_form(sigma: flo
     torch.testing.assert_close(torch.stack(composed)[..., 0], expected, rtol=0, atol=1e-7)
 
 
-@given(t=st.floats(0.01, 1.0), share=st.floats(0.0, 1.0), sigma=st.floats(0.0, 1.0), which=st.integers(0, 2))
-def test_the_posterior_after_the_path_is_the_path(t: float, share: float, sigma: float, which: int) -> None:
+@given(
+    t=st.floats(0.01, 1.0), share=st.floats(0.0, 1.0), sigma=st.floats(0.0, 1.0), which=st.integers(0, 2),
+    end=st.sampled_from(ENDS),
+)  # fmt: skip
+def test_the_posterior_after_the_path_is_the_path(t: float, share: float, sigma: float, which: int, end: End) -> None:
     # x_t | x_0, mu and then x_r | x_t, x_0, mu is x_r | x_0, mu
-    path, schedule = RayPath(sigma=sigma), SCHEDULES[which]
+    path, schedule = RayPath(sigma=sigma, end=end), SCHEDULES[which]
     late, early = (torch.tensor([v], dtype=torch.float64) for v in (t, t * share))
     q, c = ray_posterior(path, schedule, late, early), path.coefficients(schedule, late)
     found = (q.point * c.data + q.data, q.point * c.mean + q.mean, torch.hypot(q.point * c.noise, q.noise))
@@ -215,7 +237,7 @@ def test_the_posterior_is_the_one_by_bayes_on_a_grid() -> None:
 def test_the_posterior_with_zero_mean_is_ddpm_s() -> None:
     k = 600
     t, r = (torch.tensor([(i + 1) / 1000], dtype=torch.float64) for i in (k, k - 1))
-    q = ray_posterior(RayPath(sigma=1.0), SCHEDULE, t, r)
+    q = ray_posterior(RayPath(sigma=1.0, end="own"), SCHEDULE, t, r)
     now, before = ALPHAS[k], ALPHAS[k - 1]
     beta = 1 - now / before
     assert float(q.point) == pytest.approx(float((1 - beta).sqrt() * (1 - before) / (1 - now)))
@@ -244,6 +266,7 @@ def test_a_path_is_read_back_from_its_canonical_form(path: Path) -> None:
         ({"kind": "Spiral"}, "'Spiral'; write one of RayPath, PairedDiffusionPath"),
         ({}, "kind None"),
         ({"kind": "StraightPath", "sigma": 0.1}, "a StraightPath has no sigma"),
+        ({"kind": "DiffusionPath", "end": "own"}, "a DiffusionPath has no end"),
         ({"kind": "RayPath", "sigma": 1.5}, r"sigma is 1.5; .*lies in \[0, 1\]"),
     ],
 )

@@ -73,9 +73,11 @@ def one_sample(
     """Squared errors (data, velocity) of sample i, written out with numbers from the paper's formulas."""
     time = torch.tensor([t], dtype=torch.float64)
     s_t, n_t = float(SCHEDULE.signal(time)), float(SCHEDULE.noise(time))
-    ray = isinstance(method.path, RayPath)
-    mean, noise = (1 - s_t, method.path.sigma * n_t) if isinstance(method.path, RayPath) else (n_t, 0.0)
-    assert ray or noise == 0
+    mean, noise = n_t, 0.0
+    if isinstance(method.path, RayPath):
+        c = 1 / math.sqrt(1 + method.path.sigma**2)
+        s_1, n_1 = math.cos(float(SCHEDULE.angles[-1])), math.sin(float(SCHEDULE.angles[-1]))
+        mean, noise = c * n_1 * (1 - s_t) / (1 - s_1), c * method.path.sigma * n_t
     x = s_t * batch["x_0"][i] + mean * batch["target_mean"][i] + noise * eps[i]
     b = math.hypot(mean, noise)
     c = math.hypot(s_t, b)

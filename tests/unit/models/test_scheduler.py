@@ -38,7 +38,7 @@ from raystill.flow.predictions import column, guided
 from raystill.flow.starts import StartLaw
 from raystill.models.denoiser import Denoiser
 from raystill.models.sampling import Sampling
-from raystill.models.scheduler import RayFlowScheduler
+from raystill.models.scheduler import ENDED, RayFlowScheduler
 from raystill.models.stock import kind_of, schedule_of
 
 SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -82,10 +82,11 @@ def by_raystill(stock: StableDiffusionPipeline, scheduler: RayFlowScheduler, ste
         return (alone if scale == 1 else guided(stock.unet(x, t, empty, return_dict=False)[0], alone, scale),)
 
     ray = {"sigma": config.sigma} if config.path == "RayPath" else {}
+    ends = {"end": config.end} if config.path in ENDED else {}
     start = StartLaw.from_json(config.start or {"law": "normal"}).apply(draws())
     denoiser = Denoiser(network, schedule_of(scheduler), kind_of(scheduler))
     sampling = Sampling(jump=config.jump, eta=config.eta)
-    return sample_student(denoiser, path_of({"kind": config.path, **ray}), start, condition, steps, sampling)
+    return sample_student(denoiser, path_of({"kind": config.path, **ray, **ends}), start, condition, steps, sampling)
 
 
 @pytest.mark.parametrize("teacher", ["epsilon", "v", "flow"])
