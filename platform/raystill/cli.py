@@ -8,10 +8,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from raystill.config.errors import UserError
 from raystill.orchestration.command import guarded
 
+MIGRATE = """
+List what a work prefix, a folder of adapters and the registry hold, and what becomes of each in this version:
+found as it is, used by which runs, gone on with, computed anew, or not understood (and left alone).
+
+  raystill migrate s3://raystill/work --dry-run     the demo's, in the embedded store
+  raystill migrate s3://raystill/work               the same, and notes old targets at their addresses of today, so
+                                                    that runs find them whatever batch sizes and limits they have
+
+Nothing is deleted or moved, and no file is unpickled. Runs find old targets of the very same settings by themselves.
+"""
 DEFAULT_MODEL = "models:/nano-rayflow@champion"
 
 
@@ -52,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="list the registry's adapters with their figures")
     models.add_argument("name", nargs="?", help="one model, with all its versions; default: every model's newest")
     models.set_defaults(run=_models)
+    _add_migrate(commands)
     job = commands.add_parser("submit", help="send a job to a running Ray cluster and follow its log")
     job.add_argument("--address", help="of the dashboard, such as http://HEAD:8265 (default: RAY_ADDRESS)")
     job.add_argument(
@@ -79,6 +91,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     child.set_defaults(run=_exec)
     return parser
+
+
+def _add_migrate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "migrate",
+        help="list what earlier versions left, and what becomes of it",
+        description=MIGRATE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("work", nargs="?", help="a recipe's `work`: s3://BUCKET/PREFIX or a folder")
+    parser.add_argument("--adapters", type=Path, help="a folder of adapters (default: that of runs typed here)")
+    parser.add_argument("--dry-run", action="store_true", help="list only; without it, old targets are noted, too")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.set_defaults(run=_migrate)
 
 
 def _pull(arguments: argparse.Namespace) -> None:
@@ -122,6 +148,24 @@ def _models(arguments: argparse.Namespace) -> None:
     from raystill.tracking.listing import listing
 
     print(listing(_registry(DIRECTORY), arguments.name))
+
+
+def _migrate(arguments: argparse.Namespace) -> None:
+    from raystill.data.store import check, open_store
+    from raystill.orchestration.migrate import Held, as_json, held, held_adapters, table
+    from raystill.orchestration.services import DIRECTORY
+    from raystill.tracking import listing
+    from raystill.tracking.runs import tracking_uri
+
+    rows = list(held_adapters(arguments.adapters or DIRECTORY / "adapters"))
+    if "MLFLOW_TRACKING_URI" in os.environ or (DIRECTORY / "mlflow.db").exists():
+        rows += [Held(*row) for row in listing.held(tracking_uri(DIRECTORY))]
+    if arguments.work is not None:
+        with _store(DIRECTORY):
+            work = open_store(arguments.work)
+            check(work)
+            rows += held(work, write=not arguments.dry_run)
+    print(as_json(rows) if arguments.json else table(rows) if rows else "there is nothing: name a work prefix")
 
 
 def _submit(arguments: argparse.Namespace) -> None:

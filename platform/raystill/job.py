@@ -5,8 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, get_type_hints
 
-from raystill.config.digest import digest
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import fingerprint
 from raystill.config.overrides import override, parse_assignments, paths
 from raystill.orchestration.command import guarded
 from raystill.orchestration.comparison import Comparison
@@ -76,5 +76,5 @@ def _check_kind(recipe: str, usual: str, wanted: type, found: object) -> None:
 
 
 def shown(run: Any) -> str:
-    """Every setting as `--set` takes it, and the digest of all."""
-    return "\n".join([*(f"{path}={value}" for path, value in paths(run).items()), f"# digest {digest(run)}"])
+    """Every setting as `--set` takes it, and the fingerprint of those that results depend on."""
+    return "\n".join([*(f"{path}={value}" for path, value in paths(run).items()), f"# fingerprint {fingerprint(run)}"])

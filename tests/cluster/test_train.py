@@ -91,7 +91,7 @@ def uninterrupted(
     directory = tmp_path_factory.mktemp("uninterrupted")
     checkpoints = LocalStore(uri=str(directory / "checkpoints"))
     RayLauncher(session, directory).train(task, *targets, checkpoints, None)
-    averages = final_averages(checkpoints)
+    averages = final_averages(checkpoints, task.training.steps)
     assert averages is not None
     return checkpoints, averages
 
@@ -135,7 +135,7 @@ def test_a_killed_worker_is_restarted_from_the_last_checkpoint_and_nothing_is_di
     assert (tmp_path / "killed").exists()
     lines = [line.split() for line in (tmp_path / "steps").read_text().splitlines()]
     assert [int(step) for step, _ in lines] == [2, 4, 4, 6]
-    averages = final_averages(checkpoints)
+    averages = final_averages(checkpoints, task.training.steps)
     assert averages is not None
     close(averages, uninterrupted[1])
 

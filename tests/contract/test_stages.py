@@ -63,7 +63,7 @@ def trained(task: DistillTask, directory: Path, stage: int | None) -> dict[str, 
     engine = LocalEngine if stage is None else partial(ZeroEngine, stage=stage)
     checkpoints = LocalStore(uri=str(directory / str(stage)))
     run_task(task, Place(checkpoints, engine, batches))
-    found = final_averages(checkpoints)
+    found = final_averages(checkpoints, task.training.steps)
     assert found is not None
     return found
 

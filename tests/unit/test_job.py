@@ -19,5 +19,5 @@ def test_every_job_shows_its_settings(
         runpy.run_path(str(script), run_name="__main__")
     assert ended.value.code == 0
     *settings, last = capsys.readouterr().out.splitlines()
-    assert last.startswith("# digest ")
+    assert last.startswith("# fingerprint ")
     assert sum("=" in line for line in settings) > 20  # texts of a study have several lines

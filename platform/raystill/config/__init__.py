@@ -1,1 +1,1 @@
-"""Settings: overrides by dotted path, digests and user-facing errors."""
+"""Settings: overrides by dotted path, fingerprints that address results, and user-facing errors."""

@@ -8,14 +8,11 @@ from numbers import Integral, Real
 from pathlib import Path, PurePath
 from typing import Any, Literal, Protocol, Union, get_args, get_origin
 
+from raystill.config.fingerprint import is_group
+
 
 class MisfitError(Exception):
     """A value does not fit an annotation; `override` turns it into a message."""
-
-
-def is_group(value: Any) -> bool:
-    """Tell whether a value is itself made of settings: an instance of a dataclass."""
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def fit(value: Any, hint: Any) -> Any:

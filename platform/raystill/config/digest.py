@@ -1,4 +1,4 @@
-"""Canonical JSON of settings, and digests that address what depends on them."""
+"""Canonical JSON of settings, for people and cards, and its checksum; addresses are `config.fingerprint`'s."""
 
 import dataclasses
 import hashlib
@@ -31,5 +31,5 @@ def canonical_json(value: Any) -> str:
 
 
 def digest(value: Any) -> str:
-    """Give the first 16 hex digits of the SHA-256 of the canonical JSON of `value`."""
+    """Give a checksum of `value` as it is, all of it: the first 16 hex digits of the SHA-256 of its canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]

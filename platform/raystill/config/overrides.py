@@ -11,8 +11,9 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_type_hints
 
-from raystill.config.annotations import MisfitError, described, example, fit, group_names, is_group
+from raystill.config.annotations import MisfitError, described, example, fit, group_names
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import is_group
 
 Settings = TypeVar("Settings")
 

@@ -1,5 +1,6 @@
 """An S3 bucket, or a prefix in one, as a store."""
 
+import builtins
 import dataclasses
 import io
 import re
@@ -52,6 +53,14 @@ class S3Store:
                     if key and not key.endswith("/"):  # a name ending in "/" is how some tools mark a folder
                         entries.append(Entry(key=key, size=item["Size"], etag=item["ETag"].strip('"')))
         return sorted(entries, key=lambda entry: entry.key)
+
+    def folders(self) -> builtins.list[str]:
+        """List the names of the folders directly below, sorted, over as many pages as it takes."""
+        with s3.translated(self._where("")):
+            pages = s3.client().get_paginator("list_objects_v2")
+            found = pages.paginate(Bucket=self.bucket, Prefix=self.prefix, Delimiter="/")
+            names = [item["Prefix"] for page in found for item in page.get("CommonPrefixes", [])]
+        return sorted(name.removeprefix(self.prefix).rstrip("/") for name in names)
 
     def read(self, key: str) -> bytes:
         """Read one object whole; s3transfer fetches again what breaks off."""

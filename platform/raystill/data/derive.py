@@ -1,5 +1,5 @@
-"""Shards computed from shards: one output shard an input shard, addressed by a digest of all that it depends on, found
-again instead of computed.
+"""Shards computed from shards: one output shard an input shard, addressed by what it depends on, found again instead of
+computed.
 """
 
 import json
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import fingerprint, identity
 from raystill.data.records import RejectedSampleError, Row, pack_row
 from raystill.data.shards import Sample, list_shards, pack, plain_name, unpack
 from raystill.data.store import Entry, Store
@@ -88,26 +89,30 @@ class Source:
         """Everything that shards derived from these depend on: their names, sizes and entity tags, and the given
         settings.
         """
+        return {**self.contents, **{name: identity(value) for name, value in depends_on.items()}}
+
+    @property
+    def contents(self) -> dict[str, Any]:
+        """What says which shards these are, wherever they lie: a checksum of their names, sizes and entity tags."""
         shards = [[e.key, e.size, e.etag] for e in self.entries]
-        return {
-            "source_digest": digest(shards),
-            "source_shards": len(shards),
-            **{k: canonical(v) for k, v in depends_on.items()},
-        }
+        return {"source_digest": digest(shards), "source_shards": len(shards)}
 
 
 def place(work: Store, stage: str, identity: Mapping[str, Any]) -> Store:
-    """Where the shards of this identity live: `<work>/<stage>/<digest>`."""
-    return work.join(f"{stage}/{digest(identity)}")
+    """Where the shards of this identity live: `<work>/<stage>/<fingerprint>`."""
+    return work.join(f"{stage}/{fingerprint(identity)}")
 
 
-def find(target: Store) -> Index | None:
-    """Read the index of finished derived shards, and warn of what was left out; None where not all are there."""
+def find(target: Store, max_bad_fraction: float = 1.0) -> Index | None:
+    """Read the index of finished derived shards, and warn of what was left out; None where not all are there. UserError
+    where more samples were rejected than are allowed now.
+    """
     if not target.exists(INDEX):
         return None
     found = json.loads(target.read(INDEX))
     shards = tuple(Shard(key=s["key"], count=s["count"], rejected=tuple(s["rejected"])) for s in found["shards"])
     index = Index(identity=found["identity"], shards=shards)
+    _check(index, max_bad_fraction)
     _warn(index)
     return index
 
@@ -136,6 +141,14 @@ def derive_shard(source: Store, key: str, target: Store, transform: Transform) -
 def finish(target: Store, identity: Mapping[str, Any], shards: list[Shard], max_bad_fraction: float) -> Index:
     """Write the index once every shard is there; UserError where nothing is left or too many samples were rejected."""
     index = Index(identity=identity, shards=tuple(sorted(shards, key=lambda s: s.key)))
+    _check(index, max_bad_fraction)
+    _warn(index)
+    body = {"identity": identity, "shards": [canonical(s) for s in index.shards]}
+    target.write(INDEX, json.dumps(body, indent=1).encode())
+    return index
+
+
+def _check(index: Index, max_bad_fraction: float) -> None:
     bad, good = len(index.rejected), index.count
     if good == 0 or bad > max_bad_fraction * (good + bad):
         shown = "\n  ".join(index.rejected[:10])
@@ -143,10 +156,6 @@ def finish(target: Store, identity: Mapping[str, Any], shards: list[Shard], max_
             f"{bad} of {good + bad} samples cannot be used, and a fraction of {max_bad_fraction} is allowed:\n"
             f"  {shown}\nMend or remove them, or raise the limit: --set reading.max_bad_fraction=0.2"
         )
-    _warn(index)
-    body = {"identity": identity, "shards": [canonical(s) for s in index.shards]}
-    target.write(INDEX, json.dumps(body, indent=1).encode())
-    return index
 
 
 def _warn(index: Index) -> None:
@@ -158,7 +167,7 @@ def derive(
     source: Source, target: Store, make: Callable[[], Transform], identity: Mapping[str, Any], max_bad_fraction: float
 ) -> Index:
     """Derive every shard in this process, or find the finished ones; the path of a machine without Ray."""
-    found = find(target)
+    found = find(target, max_bad_fraction)
     if found is not None:
         return found
     transform = make()

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 from raystill.data.records import Row
 from raystill.flow.predictions import Kind, Latent
 from raystill.flow.schedules import Schedule
@@ -95,7 +96,7 @@ class Independent(Estimator):
     Targets are stored, so a sample keeps its one draw; new ones every time a sample is seen would need no store.
     """
 
-    revision: int = 2  # of the starts: 1 are those of torch's generator, which keeps 32 bits of a seed
+    revision: int = introduced(1, now=2)  # of the starts: 1 are those of torch's generator, of 32-bit seeds
 
     reads_picture: ClassVar[bool] = True
 
@@ -119,8 +120,8 @@ class Assigned(Estimator):
     samples share a shard, but not on their order in it, on the teacher's batch size or on the number of workers.
     """
 
-    group: int = 256  # samples per assignment, whose time grows with the cube
-    revision: int = 2  # of the starts: 1 are those of torch's generator, which keeps 32 bits of a seed
+    group: int = introduced(256)  # samples per assignment, whose time grows with the cube
+    revision: int = introduced(1, now=2)  # of the starts: 1 are those of torch's generator, of 32-bit seeds
 
     reads_picture: ClassVar[bool] = True
 

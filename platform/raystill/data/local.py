@@ -1,5 +1,6 @@
 """A local folder as a store: writes are atomic, and the system's errors come in plain words."""
 
+import builtins
 import dataclasses
 import errno
 import functools
@@ -66,6 +67,11 @@ class LocalStore:
                         Entry(key=key, size=found.st_size, etag=_md5(path, found.st_size, found.st_mtime_ns))
                     )
         return sorted(entries, key=lambda entry: entry.key)
+
+    def folders(self) -> builtins.list[str]:
+        """List the names of the folders directly below, sorted; there are none in a folder that does not exist."""
+        with translated(self.root):
+            return sorted(path.name for path in self.root.iterdir() if path.is_dir()) if self.root.is_dir() else []
 
     def read(self, key: str) -> bytes:
         """Read one file whole."""

@@ -1,5 +1,6 @@
 """What a store of bytes under keys is: its operations, its entries, its errors and the keys it takes."""
 
+import builtins
 import dataclasses
 from typing import Protocol, runtime_checkable
 
@@ -30,6 +31,10 @@ class Store(Protocol):
 
     def list(self, prefix: str = "") -> list[Entry]:
         """List all objects whose key begins with `prefix`, sorted by key."""
+        ...
+
+    def folders(self) -> builtins.list[str]:
+        """List the names of the folders directly below, sorted; what is in them is not looked at."""
         ...
 
     def read(self, key: str) -> bytes:

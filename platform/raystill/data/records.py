@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import Knob, introduced
 from raystill.data.pictures import DAMAGE, square_on_white
 from raystill.data.shards import Sample
 
@@ -24,11 +25,13 @@ class RejectedSampleError(Exception):
 class Reading:
     """How anybody's source samples become rows."""
 
-    picture_size: int = 32  # pixels; pictures are laid whole on a white square of this side
-    channels: int = 3  # 3 for colour, 1 for grey
-    allow_empty_caption: bool = False  # else a sample without a caption is rejected, counted and named
-    drop_captions: float = 0.0  # share of samples, chosen by key, whose caption is read as empty; 1 reads none
-    max_bad_fraction: float = 0.05  # of rejected samples (no caption, no picture or a bad one), over which a run stops
+    picture_size: int = introduced(32)  # pixels; pictures are laid whole on a white square of this side
+    channels: int = introduced(3)  # 3 for colour, 1 for grey
+    allow_empty_caption: bool = introduced(False)  # else a sample without a caption is rejected, counted and named
+    # share of samples, chosen by key, whose caption is read as empty; 1 reads none
+    drop_captions: float = introduced(0.0)
+    # of rejected samples (no caption, no picture or a bad one), over which a run stops
+    max_bad_fraction: Knob[float] = 0.05
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_captions <= 1:

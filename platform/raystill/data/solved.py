@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 from raystill.data.estimators import Estimator, Teacher, check_revision
 from raystill.flow.predictions import Kind, Latent
 from raystill.flow.schedules import Grid, Schedule
@@ -23,10 +24,11 @@ SOLVERS: dict[SolverName, Solver] = {"ddim": ddim, "euler": euler, "heun": heun,
 class Solved(Estimator):
     """What estimators share that solve the teacher's ODE."""
 
-    steps: int = 12  # of the solver
-    guidance: float = 1.0  # w; 1 is none
-    solver: SolverName = "dpm_solver_2m"
-    rho: float | None = 3.0  # the solver's angles are even u to this power; None: at the stock sampler's times
+    steps: int = introduced(12)  # of the solver
+    guidance: float = introduced(1.0)  # w; 1 is none
+    solver: SolverName = introduced("dpm_solver_2m")
+    # the solver's angles are even u to this power; None: at the stock sampler's times
+    rho: float | None = introduced(3.0)
 
     rising: ClassVar[bool]  # from data to noise
 
@@ -83,9 +85,9 @@ class Generated(Solved):
     from N(0, I).
     """
 
-    guidance: float = 3.0  # w; 1 is none
-    rho: float | None = None
-    revision: int = 2  # of the starts: 1 are those of torch's generator, which keeps 32 bits of a seed
+    guidance: float = introduced(3.0)  # w; 1 is none
+    rho: float | None = introduced(None)
+    revision: int = introduced(1, now=2)  # of the starts: 1 are those of torch's generator, of 32-bit seeds
 
     reads_picture: ClassVar[bool] = False
     rising: ClassVar[bool] = False

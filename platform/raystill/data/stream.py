@@ -39,7 +39,7 @@ def derive_stream(
     """Derive shards in a pool of actors, or find the finished ones; samples go from store to store, the driver sees
     counts only.
     """
-    found = find(target)
+    found = find(target, max_bad_fraction)
     if found is not None:
         return found
     keys = source.keys

@@ -24,6 +24,11 @@ def learning_rate(optimizer: Optimizer, step: int, steps: int) -> float:
     return optimizer.learning_rate * (optimizer.final_fraction + (1.0 - optimizer.final_fraction) * fraction)
 
 
+def depends_on_total(optimizer: Optimizer) -> bool:
+    """Whether the rate of a step depends on how many come after it, so that a longer run is another one."""
+    return optimizer.decay != "constant"
+
+
 def check_decay(path: str, optimizer: Optimizer) -> None:
     """Refuse, with UserError, a decay that `learning_rate` does not know; `path` is the setting's."""
     if optimizer.decay not in DECAYS:

@@ -9,20 +9,21 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimizer:
     """AdamW and what surrounds it."""
 
-    learning_rate: float = 1e-3  # peak
-    warmup_steps: int = 50  # linear from 0
-    decay: str = "cosine"  # after the warm-up: "cosine" to final_fraction of the peak, or "constant"
-    final_fraction: float = 0.05  # of the peak, reached at the last step
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0  # of the global gradient; the norm before clipping is reported
+    learning_rate: float = introduced(1e-3)  # peak
+    warmup_steps: int = introduced(50)  # linear from 0
+    decay: str = introduced("cosine")  # after the warm-up: "cosine" to final_fraction of the peak, or "constant"
+    final_fraction: float = introduced(0.05)  # of the peak, reached at the last step
+    beta_1: float = introduced(0.9)
+    beta_2: float = introduced(0.99)
+    weight_decay: float = introduced(0.0)
+    clip_norm: float = introduced(1.0)  # of the global gradient; the norm before clipping is reported
 
 
 @runtime_checkable  # so that tests can check annotations

@@ -15,7 +15,7 @@ Times stay on the network's device: drawing and learning wait for nothing.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.efficiency import midpoints
 from raystill.flow.paths import Path
 from raystill.flow.predictions import Latent
@@ -87,13 +88,14 @@ class BinLaw:
 class LearnedTimes(ABC):
     """What learned laws have in common; an implementation is its own settings."""
 
-    base: UniformTimes | LogitNormalTimes | UShapedTimes | SamplingTimes = field(default_factory=UniformTimes)  # p
-    delta: float = 0.1  # share of draws from p itself; it bounds the weights by 1 / delta
-    power: float = 0.5  # xi^2 = E[loss^(2 power)]; 0.5 where ||gradient||^2 goes with the loss, as for squared errors
-    warmup_steps: int = 20  # first steps, whose times are drawn from p while the law is learned
-    learning_rate: float = 0.05  # of the law's own AdamW
-    instance: bool = True  # whether the law depends on the sample's (x_0, mu) or on time alone
-    hidden: int = 32  # width of the network of the instance
+    base: UniformTimes | LogitNormalTimes | UShapedTimes | SamplingTimes = introduced_group(UniformTimes)  # p
+    delta: float = introduced(0.1)  # share of draws from p itself; it bounds the weights by 1 / delta
+    # xi^2 = E[loss^(2 power)]; 0.5 where ||gradient||^2 goes with the loss, as for squared errors
+    power: float = introduced(0.5)
+    warmup_steps: int = introduced(20)  # first steps, whose times are drawn from p while the law is learned
+    learning_rate: float = introduced(0.05)  # of the law's own AdamW
+    instance: bool = introduced(True)  # whether the law depends on the sample's (x_0, mu) or on time alone
+    hidden: int = introduced(32)  # width of the network of the instance
 
     def __post_init__(self) -> None:
         check_share("delta", self.delta)
@@ -187,9 +189,9 @@ class SecondMomentTimes(LearnedTimes):
     the last ten losses of every timestep; the share of uniform times is `delta` rather than 0.1 %.
     """
 
-    power: float = 1.0
-    instance: bool = False
-    bins: int = 20
+    power: float = introduced(1.0)
+    instance: bool = introduced(False)
+    bins: int = introduced(20)
 
     def __post_init__(self) -> None:
         LearnedTimes.__post_init__(self)
@@ -217,8 +219,8 @@ class GridTimes(LearnedTimes):
     whatever the grid.
     """
 
-    knots: int = 10  # coefficients of the spline
-    cells: int = 64
+    knots: int = introduced(10)  # coefficients of the spline
+    cells: int = introduced(64)
 
     def __post_init__(self) -> None:
         LearnedTimes.__post_init__(self)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 from raystill.flow.paths import Coefficients
 from raystill.flow.predictions import Kind, Latent, Prediction, column
 from raystill.flow.schedules import Times, at_hand
@@ -38,10 +39,11 @@ class Objective:
     The default, the squared error of v, is the squared error of x_0 over sin^2: it weighs data by SNR + 1.
     """
 
-    target: Target = "velocity"  # x_0, v = cos e - sin x_0 (2202.00512), or the effective noise e
-    distance: Distance = "squared"  # "pseudo_huber" is sqrt(d^2 + huber^2) - huber for each number of the latent
-    huber: float = 1e-3  # c of pseudo-Huber, in units of the latent; 2310.04378's
-    weighting: Weighting = "uniform"  # factor on this target's loss, see `snr_weight`
+    target: Target = introduced("velocity")  # x_0, v = cos e - sin x_0 (2202.00512), or the effective noise e
+    # "pseudo_huber" is sqrt(d^2 + huber^2) - huber for each number of the latent
+    distance: Distance = introduced("squared")
+    huber: float = introduced(1e-3)  # c of pseudo-Huber, in units of the latent; 2310.04378's
+    weighting: Weighting = introduced("uniform")  # factor on this target's loss, see `snr_weight`
 
     def __post_init__(self) -> None:
         for name, value, choices in (

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 from raystill.flow.predictions import Latent, column
 from raystill.flow.schedules import Schedule, Times, check_times
 
@@ -83,8 +84,8 @@ class RayPath:
     N(0, I) and differs from the path's end by -(1 - c) s_1 x_0 + c sigma (1 - n_1) eps.
     """
 
-    sigma: float = 0.0  # variance coefficient sigma in [0, 1]; not the schedule's noise level
-    end: End = "schedule"  # "own" is f = c = 1
+    sigma: float = introduced(0.0)  # variance coefficient sigma in [0, 1]; not the schedule's noise level
+    end: End = introduced("own", now="schedule")  # "own" is f = c = 1
 
     def __post_init__(self) -> None:
         _check_end(self.end)
@@ -124,7 +125,7 @@ class StraightPath:
     t.
     """
 
-    end: End = "schedule"  # "own" is u_1 = 1, beyond a schedule that ends with some signal
+    end: End = introduced("own", now="schedule")  # "own" is u_1 = 1, beyond a schedule that ends with some signal
 
     def __post_init__(self) -> None:
         _check_end(self.end)

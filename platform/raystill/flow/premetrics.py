@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 from raystill.flow.objectives import pseudo_huber
 from raystill.flow.predictions import Latent
 
@@ -24,7 +25,7 @@ class Squared:
 class PseudoHuber:
     """Mean of sqrt(d^2 + c^2) - c over an error's numbers: nearly their absolute value (2310.04378)."""
 
-    c: float = 1e-3  # in units of the latent
+    c: float = introduced(1e-3)  # in units of the latent
 
     def __post_init__(self) -> None:
         _check(self.c)
@@ -40,7 +41,7 @@ class VectorHuber:
     (rf++, 2405.20320; the constant as in its published code, where others write c sqrt(n)).
     """
 
-    c: float = 0.00054  # per number of the latent
+    c: float = introduced(0.00054)  # per number of the latent
 
     def __post_init__(self) -> None:
         _check(self.c)

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 from raystill.flow.predictions import Latent
 
 Law = Literal["normal", "channel_normal"]
@@ -17,9 +18,9 @@ Law = Literal["normal", "channel_normal"]
 class StartLaw:
     """N(0, I), or an independent normal law for every number of a latent with a mean and spread per channel."""
 
-    law: Law = "normal"
-    mean: tuple[float, ...] = ()  # per channel, of "channel_normal" only
-    std: tuple[float, ...] = ()  # likewise, greater than 0
+    law: Law = introduced("normal")
+    mean: tuple[float, ...] = introduced(())  # per channel, of "channel_normal" only
+    std: tuple[float, ...] = introduced(())  # likewise, greater than 0
 
     def __post_init__(self) -> None:
         if self.law not in get_args(Law):

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 from raystill.flow.efficiency import midpoints
 from raystill.flow.importance import Law, LearnedTimes, Outputs
 from raystill.flow.randomness import RandomStream
@@ -93,11 +94,11 @@ class SteinTimes(LearnedTimes):
     Stochastic: a step evaluates the scores of a random subset of its instances only.
     """
 
-    knots: int = 10  # coefficients of the spline of log xi^2
-    components: int = 8  # K
-    bandwidth: float = 1.0  # c of the kernel, in u
-    subset: int = 8  # instances of a batch whose scores are evaluated
-    draws: int = 4  # per component and instance
+    knots: int = introduced(10)  # coefficients of the spline of log xi^2
+    components: int = introduced(8)  # K
+    bandwidth: float = introduced(1.0)  # c of the kernel, in u
+    subset: int = introduced(8)  # instances of a batch whose scores are evaluated
+    draws: int = introduced(4)  # per component and instance
 
     def __post_init__(self) -> None:
         LearnedTimes.__post_init__(self)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 from raystill.flow.paths import Path, times_at
 from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Schedule, Times
@@ -111,9 +112,9 @@ class DensityTimes(FixedTimes):
 class LogitNormalTimes(DensityTimes):
     """logit(t) ~ N(mean, std^2): the middle of the path, as Stable Diffusion 3 is trained (Esser et al. 2403.03206)."""
 
-    mean: float = 0.0
-    std: float = 1.0
-    importance: float | None = None  # see DensityTimes
+    mean: float = introduced(0.0)
+    std: float = introduced(1.0)
+    importance: float | None = introduced(None)  # see DensityTimes
 
     def __post_init__(self) -> None:
         check_share("importance", self.importance)
@@ -138,8 +139,8 @@ class UShapedTimes(DensityTimes):
     The paper squeezes its times into [1e-5, 1 - 1e-5]; the loss here is finite at both ends, and nothing is squeezed.
     """
 
-    steepness: float = 4.0  # a
-    importance: float | None = None  # see DensityTimes
+    steepness: float = introduced(4.0)  # a
+    importance: float | None = introduced(None)  # see DensityTimes
 
     def __post_init__(self) -> None:
         check_share("importance", self.importance)
@@ -166,10 +167,9 @@ class SamplingTimes(FixedTimes):
     is the one-step variant, whose student learns nothing but the jump from the start to data.
     """
 
-    steps: int = 8
-    start_share: float = (
-        0.3  # share of draws at the start of sampling, the only point that a one-step sample depends on
-    )
+    steps: int = introduced(8)
+    # share of draws at the start of sampling, the only point that a one-step sample depends on
+    start_share: float = introduced(0.3)
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.start_share <= 1:

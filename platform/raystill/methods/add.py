@@ -7,7 +7,7 @@ heads, where the paper sums, and over logits per place, of which it says nothing
 over, has them). LADD's text was not available: of it come the features only.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Latent, column, point
 from raystill.flow.randomness import RandomStream
@@ -44,14 +45,14 @@ from raystill.models.stock import StockSampler
 class ADD(Distillation):
     """Settings of the method."""
 
-    steps: int = 4  # N: the student learns at the times of the stock sampler in N steps
-    guidance: Guidance = field(default_factory=Guidance)  # of the teacher's estimate
-    distillation: float = 2.5  # lambda, weight of the teacher's estimate
-    adversarial: float = 1.0  # weight of the adversary in the student's gradient
-    penalty: float = 1e-5  # gamma of R1, the squared gradient of a place's logit in real features
-    features: tuple[str, ...] = ("mid_block",)  # of the teacher's UNet, that the adversary reads
-    learning_rate: float = 1e-4  # of the adversary
-    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
+    steps: int = introduced(4)  # N: the student learns at the times of the stock sampler in N steps
+    guidance: Guidance = introduced_group(Guidance)  # of the teacher's estimate
+    distillation: float = introduced(2.5)  # lambda, weight of the teacher's estimate
+    adversarial: float = introduced(1.0)  # weight of the adversary in the student's gradient
+    penalty: float = introduced(1e-5)  # gamma of R1, the squared gradient of a place's logit in real features
+    features: tuple[str, ...] = introduced(("mid_block",))  # of the teacher's UNet, that the adversary reads
+    learning_rate: float = introduced(1e-4)  # of the adversary
+    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
 
     name: ClassVar[str] = "add"
     paper: ClassVar[str] = "2311.17042, 2403.12015"

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from raystill.config.fingerprint import introduced
 from raystill.flow.randomness import RandomStream
 from raystill.methods.method import Batch, Loss, Networks
 
@@ -15,10 +16,11 @@ from raystill.methods.method import Batch, Loss, Networks
 class Autoencoder:
     """Reconstruction of pictures in [-1, 1] through a latent that is pulled to N(0, I)."""
 
-    kl_weight: float = 1e-6  # of the Kullback-Leibler term, summed over the latent, per picture element
-    edge_weight: float = 1.0  # of the absolute error of horizontal and vertical differences, which keeps outlines sharp
-    learners: tuple[str, ...] = ("autoencoder",)
-    needs: tuple[str, ...] = ("image",)
+    kl_weight: float = introduced(1e-6)  # of the Kullback-Leibler term, summed over the latent, per picture element
+    # of the absolute error of horizontal and vertical differences, which keeps outlines sharp
+    edge_weight: float = introduced(1.0)
+    learners: tuple[str, ...] = introduced(("autoencoder",))
+    needs: tuple[str, ...] = introduced(("image",))
 
     revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
 

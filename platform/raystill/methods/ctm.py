@@ -9,13 +9,14 @@ told by one layer that begins as zero, so that the student begins as the teacher
 of the paper's quality at one step, is left out. Only gamma 0 is sampled, the paper's choice for several steps.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.objectives import true_value
 from raystill.flow.predictions import Latent, Prediction, point
 from raystill.flow.premetrics import Premetric, PseudoHuber
@@ -52,13 +53,15 @@ MOST_WEIGHT = 1e4  # of the denoising term
 class CTM(Distillation):
     """Settings of the method; the paper has N = 18 and M = 17 for CIFAR-10, a grid that few samplers' steps are on."""
 
-    intervals: int = 16  # N: times are those of the stock sampler in N steps
-    most: int = 15  # M: the teacher leads m = 1 to M steps, equal in time, down the grid, with a probability as m
-    denoising: float = 1.0  # of the denoising term, whose gradient is as large as the other one's at 1; 0 leaves it out
-    guidance: Guidance = field(default_factory=Guidance)
-    premetric: Premetric = field(default_factory=PseudoHuber)
-    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
-    target_decay: float = 0.999  # of the target network's average
+    intervals: int = introduced(16)  # N: times are those of the stock sampler in N steps
+    # M: the teacher leads m = 1 to M steps, equal in time, down the grid, with a probability as m
+    most: int = introduced(15)
+    # of the denoising term, whose gradient is as large as the other one's at 1; 0 leaves it out
+    denoising: float = introduced(1.0)
+    guidance: Guidance = introduced_group(Guidance)
+    premetric: Premetric = introduced_group(PseudoHuber)
+    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
+    target_decay: float = introduced(0.999)  # of the target network's average
 
     name: ClassVar[str] = "ctm"
     paper: ClassVar[str] = "2310.02279"

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 from raystill.flow.objectives import true_value
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Latent, column, point
@@ -55,13 +56,13 @@ FAKE = "fake_score"  # role
 class DMD2(Distillation):
     """Settings of the method."""
 
-    steps: int = 4  # N, of the student
-    ratio: int = 5  # R: the student is updated every so many steps, the other roles at each
-    guidance: float = 3.0  # w of the real score
-    lowest: float = 0.02  # of the times at which scores are compared; the highest is 1 less this
-    adversarial: float = 5e-3  # weight of the adversary in the student's gradient; 0 trains none
-    features: tuple[str, ...] = ("mid_block",)  # of the teacher's UNet, that the adversary reads
-    learning_rate: float = 1e-4  # of the adversary
+    steps: int = introduced(4)  # N, of the student
+    ratio: int = introduced(5)  # R: the student is updated every so many steps, the other roles at each
+    guidance: float = introduced(3.0)  # w of the real score
+    lowest: float = introduced(0.02)  # of the times at which scores are compared; the highest is 1 less this
+    adversarial: float = introduced(5e-3)  # weight of the adversary in the student's gradient; 0 trains none
+    features: tuple[str, ...] = introduced(("mid_block",))  # of the teacher's UNet, that the adversary reads
+    learning_rate: float = introduced(1e-4)  # of the adversary
 
     name: ClassVar[str] = "dmd2"
     paper: ClassVar[str] = "2405.14867"

@@ -8,11 +8,12 @@ An error that all times share is seen by the lowest interval alone, and without 
 and pictures get worse the longer or faster the training is (docs/results/methods.md).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.premetrics import Premetric, PseudoHuber
 from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Schedule, Times
@@ -37,11 +38,12 @@ from raystill.models.stock import StockSampler
 class LCM(Distillation):
     """Settings of the method; the published LoRA training has w of 8.5, or 6 to 16, in this convention."""
 
-    intervals: int = 50  # N: t' is one of N equal steps of the teacher's DDIM below t
-    guidance: Guidance = field(default_factory=Guidance)
-    premetric: Premetric = field(default_factory=PseudoHuber)
-    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
-    target_decay: float | None = None  # of the target network's average; None: the student itself, as for adapters
+    intervals: int = introduced(50)  # N: t' is one of N equal steps of the teacher's DDIM below t
+    guidance: Guidance = introduced_group(Guidance)
+    premetric: Premetric = introduced_group(PseudoHuber)
+    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
+    # of the target network's average; None: the student itself, as for adapters
+    target_decay: float | None = introduced(None)
 
     name: ClassVar[str] = "lcm"
     paper: ClassVar[str] = "2310.04378"

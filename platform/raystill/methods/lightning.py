@@ -8,13 +8,14 @@ adversary and one decay of the learning rate span all stages; where a jump ends 
 one of four times, as the paper's last stage does.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
 import torch
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.predictions import Latent, point
 from raystill.flow.premetrics import Premetric, Squared
 from raystill.flow.randomness import RandomStream
@@ -56,14 +57,14 @@ NOISED = (0.01, 0.25, 0.5, 0.75)  # times at which clean ends of jumps are judge
 class Lightning(Distillation):
     """Settings of the method."""
 
-    stages: tuple[int, ...] = (32, 8, 4, 2, 1)  # steps of the student in each; each divides the one before
-    first: int = 128  # steps of the guided teacher, from which the first stage learns
-    stage_steps: int = 100  # of training in each stage; the last one goes on to the end
-    guidance: Guidance = field(default_factory=Guidance)  # of the first stage, which later students hold
-    features: tuple[str, ...] = ("mid_block",)  # of the teacher's UNet, that the adversary reads
-    learning_rate: float = 1e-4  # of the adversary
-    premetric: Premetric = field(default_factory=Squared)  # of the first stage
-    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
+    stages: tuple[int, ...] = introduced((32, 8, 4, 2, 1))  # steps of the student in each; each divides the one before
+    first: int = introduced(128)  # steps of the guided teacher, from which the first stage learns
+    stage_steps: int = introduced(100)  # of training in each stage; the last one goes on to the end
+    guidance: Guidance = introduced_group(Guidance)  # of the first stage, which later students hold
+    features: tuple[str, ...] = introduced(("mid_block",))  # of the teacher's UNet, that the adversary reads
+    learning_rate: float = introduced(1e-4)  # of the adversary
+    premetric: Premetric = introduced_group(Squared)  # of the first stage
+    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
 
     name: ClassVar[str] = "lightning"
     paper: ClassVar[str] = "2402.13929"

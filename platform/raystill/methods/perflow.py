@@ -6,12 +6,13 @@ told the teacher's own time of a point, where the published code tells the stude
 teacher's knots at t = i / K, the last at clean data.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import VANISHING, point
 from raystill.flow.premetrics import Premetric, Squared
@@ -34,15 +35,16 @@ from raystill.models.stock import StockSampler
 class PeRFlow(Distillation):
     """Settings of the method."""
 
-    windows: int = 4  # K
-    substeps: int = 8  # K', of the teacher's DDIM in a window
-    target: Piece = "ddim_eps"  # "velocity" for flow-matching teachers
-    guidance: float = 3.0  # w of the teacher where the student is not to be guided any more
-    synchronised: bool = False  # the teacher is not guided and loses the same captions: guide the student in sampling
-    times: AnyTimes = field(default_factory=UniformTimes)
-    premetric: Premetric = field(default_factory=Squared)
-    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
-    caption_dropout: float = 0.1  # share of samples whose student sees no caption
+    windows: int = introduced(4)  # K
+    substeps: int = introduced(8)  # K', of the teacher's DDIM in a window
+    target: Piece = introduced("ddim_eps")  # "velocity" for flow-matching teachers
+    guidance: float = introduced(3.0)  # w of the teacher where the student is not to be guided any more
+    # the teacher is not guided and loses the same captions: guide the student in sampling
+    synchronised: bool = introduced(False)
+    times: AnyTimes = introduced_group(UniformTimes)
+    premetric: Premetric = introduced_group(Squared)
+    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
+    caption_dropout: float = introduced(0.1)  # share of samples whose student sees no caption
 
     name: ClassVar[str] = "perflow"
     paper: ClassVar[str] = "2405.07510"

@@ -5,12 +5,13 @@ The published code has five phases and a sampler of four steps; here phases are 
 sampler.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import column, point
 from raystill.flow.premetrics import Premetric, PseudoHuber
@@ -41,12 +42,12 @@ from raystill.models.sampling import Sampling
 class PhasedRectified(Distillation):
     """Settings of the method."""
 
-    windows: int = 4  # K, the phases
-    substeps: int = 8  # K', of the teacher's DDIM in a phase
-    times: AnyTimes = field(default_factory=UniformTimes)
-    guidance: Guidance = field(default_factory=Guidance)
-    premetric: Premetric = field(default_factory=PseudoHuber)
-    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
+    windows: int = introduced(4)  # K, the phases
+    substeps: int = introduced(8)  # K', of the teacher's DDIM in a phase
+    times: AnyTimes = introduced_group(UniformTimes)
+    guidance: Guidance = introduced_group(Guidance)
+    premetric: Premetric = introduced_group(PseudoHuber)
+    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
 
     name: ClassVar[str] = "phased"
     paper: ClassVar[str] = "2410.07303"

@@ -5,13 +5,15 @@ Departures from the paper, whose code is not public: targets are stored pairs ma
 equals the teacher whatever the path.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raystill.config.fingerprint import introduced_group
 from raystill.flow.importance import BatchLaw, GridTimes, LearnedTimes, SecondMomentTimes
 from raystill.flow.jumps import has_mean, held
 from raystill.flow.objectives import Objective, effective_noise
@@ -39,11 +41,11 @@ class RayFlow(Distillation):
     needs: ClassVar[tuple[str, ...]] = ("x_0", "target_mean", "condition")
     asks_teacher: ClassVar[bool] = False  # its targets are stored
 
-    path: RayPath | PairedDiffusionPath | StraightPath | DiffusionPath = field(default_factory=RayPath)
+    path: RayPath | PairedDiffusionPath | StraightPath | DiffusionPath = introduced_group(RayPath)
     times: (
         SamplingTimes | UniformTimes | LogitNormalTimes | UShapedTimes | SecondMomentTimes | GridTimes | SteinTimes
-    ) = field(default_factory=lambda: GridTimes(base=SamplingTimes()))
-    objective: Objective = field(default_factory=lambda: Objective(target="data", distance="pseudo_huber"))
+    ) = introduced_group(partial(GridTimes, base=SamplingTimes()))
+    objective: Objective = introduced_group(partial(Objective, target="data", distance="pseudo_huber"))
 
     @property
     def learners(self) -> tuple[str, ...]:

@@ -1,12 +1,13 @@
 """Rectified Diffusion (2410.07303): the teacher's own pairs on its own path, then consistency along it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import torch
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Latent, point
 from raystill.flow.premetrics import Premetric, PseudoHuber
@@ -30,10 +31,11 @@ class Rectified(Distillation):
     on the pair's own path.
     """
 
-    times: AnyTimes = field(default_factory=UniformTimes)
-    premetric: Premetric = field(default_factory=PseudoHuber)
-    consistency_from: int | None = None  # step of training from which neighbours on a pair's path are to agree
-    intervals: int = 40  # of the path, between which neighbours lie
+    times: AnyTimes = introduced_group(UniformTimes)
+    premetric: Premetric = introduced_group(PseudoHuber)
+    # step of training from which neighbours on a pair's path are to agree
+    consistency_from: int | None = introduced(None)
+    intervals: int = introduced(40)  # of the path, between which neighbours lie
 
     name: ClassVar[str] = "rectified"
     paper: ClassVar[str] = "2410.07303"

@@ -10,12 +10,13 @@ with `one_step_from=0` whose teacher is the merged student, and there is no LPIP
 steps of the straight path at the stock timesteps, which are stock DDIM's.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.paths import StraightPath, interpolate
 from raystill.flow.premetrics import Premetric, Squared
 from raystill.flow.randomness import RandomStream
@@ -31,10 +32,11 @@ class Reflow(Distillation):
     """Settings of the method; with `UShapedTimes` and `VectorHuber` it is rf++'s (2405.20320) without its LPIPS
     and the factor 1 - t of its loss."""
 
-    times: AnyTimes = field(default_factory=UniformTimes)
-    premetric: Premetric = field(default_factory=Squared)
+    times: AnyTimes = introduced_group(UniformTimes)
+    premetric: Premetric = introduced_group(Squared)
 
-    one_step_from: int | None = None  # step of training from which one step is distilled: InstaFlow's last stage
+    # step of training from which one step is distilled: InstaFlow's last stage
+    one_step_from: int | None = introduced(None)
 
     name: ClassVar[str] = "reflow"
     paper: ClassVar[str] = "2209.03003, 2309.06380"

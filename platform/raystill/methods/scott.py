@@ -6,13 +6,14 @@ the optimum would be the mean of x_0 given the point, which is blurred: the nois
 left out.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import torch
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.premetrics import Premetric, PseudoHuber
 from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Schedule, Times
@@ -37,13 +38,14 @@ from raystill.models.stock import StockSampler
 class SCott(Distillation):
     """Settings of the method."""
 
-    intervals: int = 40  # N: t' is one of N equal intervals below t
-    substeps: int = 3  # h, of the teacher's solver from t to t'
-    eta: float = 0.2  # of its noise: 0 is DDIM, 1 the whole reverse SDE (DDPM)
-    guidance: Guidance = field(default_factory=Guidance)
-    premetric: Premetric = field(default_factory=PseudoHuber)
-    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
-    target_decay: float | None = None  # of the target network's average; None: the student itself, as for adapters
+    intervals: int = introduced(40)  # N: t' is one of N equal intervals below t
+    substeps: int = introduced(3)  # h, of the teacher's solver from t to t'
+    eta: float = introduced(0.2)  # of its noise: 0 is DDIM, 1 the whole reverse SDE (DDPM)
+    guidance: Guidance = introduced_group(Guidance)
+    premetric: Premetric = introduced_group(PseudoHuber)
+    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
+    # of the target network's average; None: the student itself, as for adapters
+    target_decay: float | None = introduced(None)
 
     name: ClassVar[str] = "scott"
     paper: ClassVar[str] = "2403.01505"

@@ -12,11 +12,12 @@ timesteps. `sampling.eta` is the share of fresh noise after each jump; TCD's sch
 r, whose share sqrt((1 - A_r / A_u) / (1 - A_r)) is another one at each step.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import lcm
 from typing import ClassVar
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.premetrics import Premetric, PseudoHuber
 from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Schedule, Times
@@ -42,13 +43,14 @@ from raystill.models.sampling import Sampling
 class TCD(Distillation):
     """Settings of TCD, which is one segment, and of TSCD: `segments=(8, 4, 2, 1)`."""
 
-    intervals: int = 40  # N: t' is one of N equal steps of the teacher's DDIM below t
-    segments: tuple[int, ...] = (1,)  # of [0, 1], one number per stage
-    stage_steps: int = 250  # of training in each stage; the last one goes on to the end
-    guidance: Guidance = field(default_factory=Guidance)
-    premetric: Premetric = field(default_factory=PseudoHuber)
-    immiscible: bool = False  # noise is dealt out within a batch to the latents that it is near
-    target_decay: float | None = None  # of the target network's average; None: the student itself, as for adapters
+    intervals: int = introduced(40)  # N: t' is one of N equal steps of the teacher's DDIM below t
+    segments: tuple[int, ...] = introduced((1,))  # of [0, 1], one number per stage
+    stage_steps: int = introduced(250)  # of training in each stage; the last one goes on to the end
+    guidance: Guidance = introduced_group(Guidance)
+    premetric: Premetric = introduced_group(PseudoHuber)
+    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
+    # of the target network's average; None: the student itself, as for adapters
+    target_decay: float | None = introduced(None)
 
     name: ClassVar[str] = "tcd"
     paper: ClassVar[str] = "2402.19159, 2404.13686"

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 from raystill.flow.predictions import Latent, Prediction, column, point
 from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Schedule, Times
@@ -21,8 +22,8 @@ class Guidance:
     cond + w' (cond - uncond) have w' = w - 1.
     """
 
-    low: float = 3.0
-    high: float = 3.0
+    low: float = introduced(3.0)
+    high: float = introduced(3.0)
 
     def __post_init__(self) -> None:
         if self.low > self.high:

@@ -16,6 +16,7 @@ from raystill.models.card import AdapterCard
 from raystill.models.counts import wrong_counts
 from raystill.models.ctm import CTMScheduler
 from raystill.models.pipeline import Pipeline, load_pipeline
+from raystill.models.revision import is_of
 from raystill.models.sampling import draw, guided_network, load_scheduler
 from raystill.models.weights import add_delta
 
@@ -70,7 +71,7 @@ def _on_base(directory: Path, card: AdapterCard, base: Path) -> Pipeline:
             "give its directory: --base DIRECTORY"
         )
     pipeline = load_pipeline(base)
-    if pipeline.revision != card.base.revision:
+    if not is_of(base, card.base.revision):
         raise UserError(
             f"the adapter is for {card.base.id} at revision {card.base.revision}, "
             f"and {base} is at {pipeline.revision}; give the directory of the right base: --base DIRECTORY"

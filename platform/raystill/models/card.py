@@ -10,7 +10,7 @@ from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
 
 CARD_NAME = "adapter.json"
-FORMAT = 2
+FORMAT = 3  # 2 had no fingerprint; 1 repeated what the scheduler's own settings say
 RAYSTILL_SCHEDULERS = {
     "RayFlowScheduler": "raystill.models.scheduler",
     "PeRFlowScheduler": "raystill.models.perflow",
@@ -42,7 +42,8 @@ class AdapterCard:
     sigmas: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # step count -> a flow pipeline's `sigmas`
     guidance_scale: float  # diffusers' convention: 1 is no guidance
     recipe: Mapping[str, Any]  # canonical form
-    recipe_digest: str
+    recipe_digest: str  # checksum of the recipe
+    fingerprint: str | None = None  # of the recipe (`config.fingerprint`); None: made before there were any
     commit: str
     start: Mapping[str, Any] = field(default_factory=lambda: {"law": "normal"})  # law of the start
     evaluation: Mapping[str, Any] = field(default_factory=dict)  # {} or {"digest", "frechet": {"4": ...}, ...}
@@ -75,6 +76,11 @@ class AdapterCard:
         """The digest of the protocol that measured the figures, None where nothing was measured."""
         return str(self.evaluation["digest"]) if self.evaluation else None
 
+    @property
+    def recipe_name(self) -> str:
+        """What tells its recipe from others, for people: its fingerprint, or else its checksum."""
+        return self.fingerprint or self.recipe_digest
+
     def frechet(self, steps: int) -> float | None:
         """The Frechet distance at `steps` steps (smaller is better), None where it was not measured."""
         value = self.evaluation.get("frechet", {}).get(str(steps))
@@ -100,9 +106,11 @@ def from_json(text: str, source: str) -> AdapterCard:
         found = json.loads(text)
     except json.JSONDecodeError as error:
         raise CardError(f"{source} is not JSON ({error}); fetch the adapter again") from error
-    if isinstance(found, dict) and found.get("format") == 1:  # the scheduler's own settings say these, too
-        found = {name: value for name, value in found.items() if name != "path"} | {"format": FORMAT}
+    if isinstance(found, dict) and found.get("format") == 1:
+        found = {name: value for name, value in found.items() if name != "path"} | {"format": 2}
         found["start"] = {name: value for name, value in found["start"].items() if name not in ("jump", "eta")}
+    if isinstance(found, dict) and found.get("format") == 2:
+        found = {**found, "fingerprint": None, "format": FORMAT}
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         version = found.get("format") if isinstance(found, dict) else None
         raise CardError(
@@ -164,7 +172,7 @@ def model_card(card: AdapterCard, *, scheduler: str, licence: str, delta: bool =
         measured if evaluation else "Not evaluated.",
         "",
         f"- base: `{card.base.id}`" + (f" at `{card.base.revision}`" if card.base.revision else ""),
-        f"- recipe digest `{card.recipe_digest}`, code commit `{card.commit}` (the recipe is in `{CARD_NAME}`)",
+        f"- recipe `{card.recipe_name}`, code commit `{card.commit}` (the recipe is in `{CARD_NAME}`)",
         f"- start: {json.dumps(canonical(card.start))}",
         f"- licence: {licence}",
     ]

@@ -17,6 +17,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from raystill.config.fingerprint import introduced
 from raystill.flow.predictions import Kind
 
 
@@ -34,11 +35,11 @@ class Tokens:
 class AutoencoderShape:
     """Widths of an AutoencoderKL; every entry after the first halves the picture's side once."""
 
-    channels: int = 3
-    widths: tuple[int, ...] = (32, 64, 96)
-    layers: int = 1
-    latent_channels: int = 4
-    groups: int = 16  # of group normalisation
+    channels: int = introduced(3)
+    widths: tuple[int, ...] = introduced((32, 64, 96))
+    layers: int = introduced(1)
+    latent_channels: int = introduced(4)
+    groups: int = introduced(16)  # of group normalisation
 
     @property
     def factor(self) -> int:
@@ -64,15 +65,15 @@ class AutoencoderShape:
 class DenoiserShape:
     """Sizes of the text encoder and the UNet; attention to the text happens at the lower resolutions only."""
 
-    widths: tuple[int, ...] = (96, 144)
-    layers: int = 1
-    heads: int = 4
-    groups: int = 16
-    text_width: int = 128
-    text_layers: int = 2
-    text_heads: int = 4
-    text_length: int = 24  # tokens per caption
-    vocabulary: int = 2600  # upper bound
+    widths: tuple[int, ...] = introduced((96, 144))
+    layers: int = introduced(1)
+    heads: int = introduced(4)
+    groups: int = introduced(16)
+    text_width: int = introduced(128)
+    text_layers: int = introduced(2)
+    text_heads: int = introduced(4)
+    text_length: int = introduced(24)  # tokens per caption
+    vocabulary: int = introduced(2600)  # upper bound
 
     def unet(self, latent_channels: int, latent_size: int) -> UNet2DConditionModel:
         """A fresh UNet."""

@@ -12,7 +12,8 @@ from raystill.config.errors import UserError
 from raystill.models.adapter import add_trained
 from raystill.models.artifact import LANDING_NAME, verify
 from raystill.models.card import RAYSTILL_SCHEDULERS
-from raystill.models.pipeline import check_pipeline, licence_of, quiet, revision
+from raystill.models.pipeline import check_pipeline, licence_of, quiet
+from raystill.models.revision import is_of, revision
 from raystill.models.sampling import load_scheduler
 from raystill.models.stock import kind_of, read_scheduler, same_schedule
 
@@ -26,7 +27,7 @@ def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
     base = onto or Path(card.base.id)
     check_pipeline(base)
     found = revision(base)
-    if onto is None and found != card.base.revision:
+    if onto is None and not is_of(base, card.base.revision):
         raise UserError(
             f"the adapter is for {card.base.id} at revision {card.base.revision}, and it is at {found} now; "
             "name what to merge into: --onto DIRECTORY"
@@ -61,10 +62,10 @@ def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         draft = Path(scratch) / "pipeline"
         pipeline.save_pretrained(draft)
-        of = f"`{base}` at `{found}` with an adapter of the method `{card.method}`, recipe {card.recipe_digest}"
+        of = f"`{base}` at `{found}` with an adapter of the method `{card.method}`, recipe {card.recipe_name}"
         (draft / "README.md").write_text(f"---\nlicense: {licence_of(base)}\n---\n\n{of}; {said}.\n")
         if out.exists():
             shutil.rmtree(out)
         draft.rename(out)
-    fits = "its base" if found == card.base.revision else "another pipeline than its base"
+    fits = "its base" if is_of(base, card.base.revision) else "another pipeline than its base"
     return f"{out}: the adapter on {fits}, {base}; {said}"

@@ -1,6 +1,5 @@
 """Stable Diffusion pipelines in diffusers' format: loading with checks, identity, encoding and decoding."""
 
-import hashlib
 import json
 import re
 import warnings
@@ -20,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from raystill.config.errors import UserError
 from raystill.flow.predictions import Kind, Latent
 from raystill.flow.schedules import Schedule
+from raystill.models.revision import revision
 from raystill.models.stock import StockSampler, kind_of, read_scheduler, schedule_of, stock_sampler
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
@@ -98,15 +98,6 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Int[Tensor, "batc
         captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
     ).input_ids
     return ids
-
-
-def revision(directory: Path) -> str:
-    """Digest of the names and contents of a pipeline's weights and settings, 16 hex digits."""
-    sha = hashlib.sha256()
-    for file in sorted(f for part in PARTS for f in (directory / part).glob("*") if f.is_file()):
-        sha.update(str(file.relative_to(directory)).encode())
-        sha.update(hashlib.sha256(file.read_bytes()).digest())
-    return sha.hexdigest()[:16]
 
 
 def picture_shape(directory: Path) -> tuple[int, int]:

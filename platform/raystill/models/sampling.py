@@ -14,6 +14,7 @@ from torch import Tensor
 
 from raystill.config.digest import canonical
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 from raystill.flow import paths
 from raystill.flow.jumps import Jump, check_eta, check_jump, own_seeds
 from raystill.flow.predictions import Latent, guided
@@ -36,8 +37,8 @@ FILE = "scheduler/scheduler_config.json"
 class Sampling:
     """How a student gets from one time to the next."""
 
-    jump: Jump = "ode"  # "ode" re-estimates all noise, as stock DDIM does; "anchored" keeps the target mean
-    eta: float = 0.0  # share of fresh noise in every jump, 0 (deterministic) to 1
+    jump: Jump = introduced("ode")  # "ode" re-estimates all noise, as stock DDIM does; "anchored" keeps the target mean
+    eta: float = introduced(0.0)  # share of fresh noise in every jump, 0 (deterministic) to 1
 
     def __post_init__(self) -> None:
         check_jump(self.jump, self.eta)

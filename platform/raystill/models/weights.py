@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import introduced
 
 ADAPTER = "default"
 
@@ -18,12 +19,12 @@ ADAPTER = "default"
 class Lora:
     """Shape of an adapter; it starts as the identity, so a student starts as its teacher."""
 
-    rank: int = 32
-    alpha: float = 32.0  # the update is scaled by alpha / rank
-    targets: tuple[str, ...] = (  # names of the layers that get an adapter, in every block
+    rank: int = introduced(32)
+    alpha: float = introduced(32.0)  # the update is scaled by alpha / rank
+    targets: tuple[str, ...] = introduced((  # names of the layers that get an adapter, in every block
         "conv1", "conv2", "conv_shortcut", "conv", "conv_in", "conv_out", "time_emb_proj", "linear_1", "linear_2",
         "proj_in", "proj_out", "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2",
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

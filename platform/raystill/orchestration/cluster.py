@@ -115,11 +115,6 @@ class RayLauncher:
         """The actors' own GPU where they have one."""
         return "cuda" if self.cluster.actor.gpus else "cpu"
 
-    @property
-    def world_size(self) -> int:
-        """The training workers."""
-        return self.cluster.workers
-
     def derive(
         self,
         source: Source,

@@ -9,14 +9,14 @@ from typing import Any
 from PIL.Image import Image
 from tqdm import tqdm
 
-from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import fingerprint
 from raystill.data.records import Row
 from raystill.evaluation.pictures import grid
 from raystill.orchestration.compare_report import chart, chart_path, report
 from raystill.orchestration.comparison import UPDATES, Comparison, Entrant
 from raystill.orchestration.costs import Cost, comparable, machine, mean, timed
-from raystill.orchestration.distill import checkpoints_of, compute_targets, trained_student
+from raystill.orchestration.distill import compute_targets, inputs_of, train_student, trained_student
 from raystill.orchestration.evaluate import draw_student, draw_teacher, evaluate, read_rows
 from raystill.orchestration.launch import surroundings
 from raystill.orchestration.launcher import Launcher, LocalLauncher
@@ -70,7 +70,7 @@ def _prepare(comparison: Comparison, results: dict[str, Any], launcher: Launcher
     """Reference rows, tuned settings by label, and costs; each is measured again where what it depends on changed."""
 
     def keep(part: str, label: str, depends_on: Any, measure: Callable[[], dict[str, Any]]) -> None:
-        of = digest(canonical(depends_on))
+        of = fingerprint(depends_on)
         found = results.setdefault(part, {}).get(label, {})
         if found.get("of") != of or "failed" in found:
             results[part][label] = {"of": of, **measure(), "commit": code_commit()}
@@ -86,7 +86,7 @@ def _prepare(comparison: Comparison, results: dict[str, Any], launcher: Launcher
         )
     for entrant in comparison.entrants:
         search = comparison.search(entrant)
-        keep("tuned", entrant.label, search.measured, partial(_tuned, comparison, entrant, launcher))
+        keep("tuned", entrant.label, search, partial(_tuned, comparison, entrant, launcher))
     tuned = {label: found["config"] for label, found in results["tuned"].items() if "config" in found}
     runs = {
         e.label: comparison.run_of(e, comparison.steps(e), tuned[e.label])
@@ -106,7 +106,7 @@ def _time(comparison: Comparison, runs: Mapping[str, Run], results: dict[str, An
     threads, rounds = threads_of(comparison.base.cluster.worker), comparison.rounds
     counts = {label: compute_targets(run, launcher)[1].count for label, run in runs.items()}
     of = {
-        label: digest(canonical([replace(run.task, picture_captions=()), run.targets, threads, rounds]))
+        label: fingerprint([run.task, run.targets, run.targets.batch_size, threads, rounds])
         for label, run in runs.items()
     }
     known = comparable(results.get("costs", {}), of, rounds, machine())
@@ -141,11 +141,11 @@ def _tuned(comparison: Comparison, entrant: Entrant, launcher: Launcher) -> dict
     compute_targets(search.base, launcher)
     draw_teacher(search.base, launcher)
     tracking = Tracking(
-        uri=tracking_uri(DIRECTORY), experiment=base.experiment, name=search.name, artifact_root=base.artifacts,
-        spool=(DIRECTORY / "spool").resolve(),
+        uri=tracking_uri(DIRECTORY), experiment=base.experiment, name=search.name, inputs=inputs_of(base),
+        artifact_root=base.artifacts, spool=(DIRECTORY / "spool").resolve(),
     )  # fmt: skip
     log.info("%d trials of %s ...", search.trials, entrant.label)
-    with TrackedRun(tracking, search.measured) as parent:
+    with TrackedRun(tracking, search) as parent:
         child = replace(tracking, tags={"mlflow.parentRunId": parent.run_id})
         try:
             trials = run_trials(search, child, min(AT_ONCE, concurrent_trials(search)))
@@ -193,8 +193,7 @@ def draw_comparison(
         if "failed" in results["runs"][key]:
             continue
         targets, index = compute_targets(run, launcher)
-        checkpoints = checkpoints_of(run, targets, local)
-        local.train(run.task, targets, index, checkpoints, None)  # nothing, where its checkpoints are still there
+        checkpoints = train_student(run, targets, index, local, None)  # nothing, where its checkpoints are still there
         rows = draw_student(run, launcher, trained_student(run, checkpoints, targets, index))
         for steps in (n for n in SHOWN if n in run.evaluation.student_steps):
             columns.append(_pictures(rows, settings.captions, steps))

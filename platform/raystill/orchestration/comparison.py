@@ -1,11 +1,12 @@
 """The settings of a comparison of methods: entrants, budgets and what each of them may tune."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import Knob, introduced, introduced_group
 from raystill.config.overrides import override, setting
 from raystill.methods.method import STUDENT
 from raystill.methods.table import Distilling
@@ -33,37 +34,40 @@ UPDATES, SECONDS = "equal updates of the student", "equal wall seconds"  # the b
 class Entrant:
     """A method as it is compared."""
 
-    label: str
+    label: Knob[str]
     method: Distilling
     targets: Targets  # of as many shards as the base has
     space: Space  # what its trials search
-    shares: Mapping[str, float] = field(default_factory=dict)  # of a training's steps, for settings that count steps
-    sampled: tuple[int, ...] | None = None  # steps of its sampler; None takes the base's
-    searched: tuple[int, ...] | None = None  # of these, those at which its trials are compared; None: the comparison's
-    paper: str | None = None  # arXiv number, where it is not the method's
+    shares: Mapping[str, float] = introduced_group(dict)  # of a training's steps, for settings that count steps
+    sampled: tuple[int, ...] | None = introduced(None)  # steps of its sampler; None takes the base's
+    # of these, those at which its trials are compared; None: the comparison's
+    searched: tuple[int, ...] | None = introduced(None)
+    paper: Knob[str | None] = None  # arXiv number, where it is not the method's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Settings of a comparison."""
 
-    name: str
+    name: Knob[str]
     base: Run
     entrants: tuple[Entrant, ...]  # the first one is what the others are compared with
-    trials: int = 5  # of the sweep tool, for each entrant
-    first: tuple[Mapping[str, Any], ...] = ({},)  # changes of an entrant's own settings, of which its first trials are
-    searched: tuple[int, ...] = (1, 2, 4)  # steps of sampling at which trials are compared, of those that there are
-    updates: int = 100  # of the student, in the first budget
-    seconds: float = 300.0  # of one process, teacher calls included, in the second
-    seeds: tuple[int, ...] = (0, 1, 2)
-    tuning_seed: int = 3  # of the trials, none of those that are compared
-    rounds: int = 2  # of timing every training in turn
-    solvers: tuple[str, ...] = (  # classes of diffusers
+    trials: int = introduced(5)  # of the sweep tool, for each entrant
+    # changes of an entrant's own settings, of which its first trials are
+    first: tuple[Mapping[str, Any], ...] = introduced(({},))
+    # steps of sampling at which trials are compared, of those that there are
+    searched: tuple[int, ...] = introduced((1, 2, 4))
+    updates: int = introduced(100)  # of the student, in the first budget
+    seconds: float = introduced(300.0)  # of one process, teacher calls included, in the second
+    seeds: tuple[int, ...] = introduced((0, 1, 2))
+    tuning_seed: int = introduced(3)  # of the trials, none of those that are compared
+    rounds: int = introduced(2)  # of timing every training in turn
+    solvers: tuple[str, ...] = introduced((  # classes of diffusers
         "DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
-    )  # fmt: skip
-    probe: Probe = field(default_factory=Probe)
-    text: str = ""  # of the report: what it says, written by people who have seen it
-    output: str = "docs/results"  # NAME.json with every measurement, NAME.md and a picture
+    ))  # fmt: skip
+    probe: Probe = introduced_group(Probe)
+    text: Knob[str] = ""  # of the report: what it says, written by people who have seen it
+    output: Knob[str] = "docs/results"  # NAME.json with every measurement, NAME.md and a picture
 
     @property
     def results(self) -> Path:

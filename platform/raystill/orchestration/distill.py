@@ -12,7 +12,8 @@ from typing import Any
 
 from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
-from raystill.data.derive import Index, Source, place
+from raystill.config.fingerprint import fingerprint
+from raystill.data.derive import Index, Source
 from raystill.data.store import Store, check, open_store
 from raystill.data.targets import TargetTransform, check_identity, start_law_of
 from raystill.evaluation.alexnet import find_checkpoint
@@ -21,18 +22,21 @@ from raystill.models import artifact
 from raystill.models.card import AdapterCard, Base, model_card
 from raystill.models.counts import sigmas_of, timesteps_of
 from raystill.models.ctm import WEIGHT
-from raystill.models.pipeline import licence_of, load_pipeline, revision
+from raystill.models.pipeline import licence_of, load_pipeline
+from raystill.models.revision import former_revisions, revision
 from raystill.models.sampling import NORMAL
 from raystill.models.stock import kind_of, read_scheduler, schedule_of
 from raystill.models.weights import Lora, delta, load_trained, lora_state, peft_config, prepare
+from raystill.orchestration.adoption import adopted
+from raystill.orchestration.checkpoints import checkpoints_at, open_ended, train_at
 from raystill.orchestration.evaluate import Evaluated, as_card, evaluate, table
-from raystill.orchestration.launcher import Launcher
+from raystill.orchestration.launcher import Launcher, MakeRecorder
 from raystill.orchestration.run import Run
 from raystill.orchestration.samples import Trained
 from raystill.tracking.commit import code_commit
 from raystill.tracking.registry import Registered, register
 from raystill.tracking.runs import TrackedRun, Tracking, open_experiment, tracking_uri
-from raystill.training.task import final_averages
+from raystill.training.task import averages_after, read_averages
 
 log = logging.getLogger(__name__)
 
@@ -85,19 +89,20 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
     """
     uri = tracking_uri(directory)
     tracking = Tracking(
-        uri=uri, experiment=run.experiment, name=run.name, artifact_root=run.artifacts, spool=directory / "spool"
-    )
+        uri=uri, experiment=run.experiment, name=run.name, inputs=inputs_of(run), without=open_ended(run.task),
+        artifact_root=run.artifacts, spool=directory / "spool",
+    )  # fmt: skip
     open_experiment(uri, run.experiment, run.artifacts)
     with seconds.stage("targets"):
         targets, index = compute_targets(run, launcher)
     with seconds.stage("distillation"):
-        checkpoints = checkpoints_of(run, targets, launcher)
-        launcher.train(run.task, targets, index, checkpoints, partial(TrackedRun, tracking, run))
+        checkpoints = train_student(run, targets, index, launcher, partial(TrackedRun, tracking, run))
     with seconds.stage("evaluation"):
         trained = trained_student(run, checkpoints, targets, index)
         evaluated = evaluate(run, launcher, trained)
     with seconds.stage("registry"), TrackedRun(tracking, run) as tracked:
-        adapter = export(run, trained, evaluated, directory / "adapters" / digest(run))
+        depends_on = {"run": run, "trained": trained.identity(), "evaluation": evaluated.digest}
+        adapter = export(run, trained, evaluated, directory / "adapters" / fingerprint(depends_on))
         tracked.metrics(0, {"cost/teacher_calls_per_image": float(run.targets.estimator.calls)})
         tracked.metrics(0, {"cost/teacher_calls_per_sample": run.method.calls(run.training.steps)})
         for steps, figures in evaluated.student.items():
@@ -110,10 +115,29 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
     return Distilled(registered, evaluated, adapter, adapter / artifact.PICTURE_NAME, left_out)
 
 
-def checkpoints_of(run: Run, targets: Store, launcher: Launcher) -> Store:
-    """Where this run's training keeps its state; ZeRO's stage does not matter to it, the number of workers does."""
-    identity = Source.of(targets).identity(task=run.task, workers=launcher.world_size)
-    return place(open_store(run.work), "checkpoints", identity)
+def inputs_of(run: Run) -> str:
+    """Fingerprint of what a run's settings name by its place: the source shards and the teacher."""
+    return fingerprint(Source.of(open_store(run.shards)).identity(teacher=revision(Path(run.teacher))))
+
+
+def checkpoints_of(run: Run, targets: Store) -> Store:
+    """Where this run's training keeps its state."""
+    return checkpoints_at(open_store(run.work), run.task, targets, teacher=revision(Path(run.teacher)))
+
+
+def train_student(
+    run: Run,
+    targets: Store,
+    index: Index,
+    launcher: Launcher,
+    recorder: MakeRecorder | None,
+    until: int | None = None,
+) -> Store:
+    """Train a run's student to the end, or until a step, from where an earlier run stopped; returns its checkpoints."""
+    return train_at(
+        open_store(run.work), run.task, targets, index, launcher, recorder, until=until,
+        teacher=revision(Path(run.teacher)),
+    )  # fmt: skip
 
 
 def training_source(run: Run) -> Source:
@@ -137,7 +161,7 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
     settings, scheduler = run.targets, read_scheduler(Path(run.teacher))
     settings.estimator.check(schedule_of(scheduler), kind_of(scheduler))
     source, identity, store = _targets_of(run)
-    make, before, began = target_maker(run, launcher), stored_targets(run), time.monotonic()
+    make, before, began = target_maker(run, launcher), _keys(store), time.monotonic()
     index = launcher.derive(source, store, make, identity, run.reading.max_bad_fraction)
     check_identity(index, identity, store.uri)
     _log_targets(store, index, settings.estimator.calls, computed_since(before, index), time.monotonic() - began)
@@ -145,17 +169,21 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
 
 
 def _targets_of(run: Run) -> tuple[Source, dict[str, Any], Store]:
-    """What a run's targets are made from, by which they are addressed, and where they are."""
-    source = training_source(run)
-    identity = source.identity(
-        stage="targets", teacher=revision(Path(run.teacher)), reading=run.reading, targets=run.targets
-    )
-    return source, identity, place(open_store(run.work), "targets", identity)
+    """What a run's targets are made from, the identity that their index has, and where they are."""
+    source, teacher = training_source(run), Path(run.teacher)
+    depends_on = {"stage": "targets", "teacher": revision(teacher), "reading": run.reading, "targets": run.targets}
+    former = ({"teacher": value} for value in former_revisions(teacher))
+    store, identity = adopted(open_store(run.work), "targets", source, depends_on, former)
+    return source, identity, store
 
 
 def stored_targets(run: Run) -> frozenset[str]:
     """Keys of the shards of targets that there are already."""
-    return frozenset(entry.key for entry in _targets_of(run)[2].list())
+    return _keys(_targets_of(run)[2])
+
+
+def _keys(store: Store) -> frozenset[str]:
+    return frozenset(entry.key for entry in store.list())
 
 
 def computed_since(before: frozenset[str], index: Index) -> int:
@@ -186,21 +214,22 @@ def _log_targets(store: Store, index: Index, calls: int, computed: int, seconds:
         log.info("computed %d of them at %.1f images/s, %.0f teacher calls/s", computed, rate, rate * calls)
 
 
-def trained_student(run: Run, checkpoints: Store, targets: Store, index: Index) -> Trained:
-    """The run's student, once its training is finished, with the law that its targets' starts have, where it begins at
-    them.
+def trained_student(run: Run, checkpoints: Store, targets: Store, index: Index, steps: int | None = None) -> Trained:
+    """The run's student, once its training has come to its end, or so many steps, with the law that its targets' starts
+    have, where it begins at them.
     """
+    averages = averages_after(checkpoints, steps or run.training.steps)
+    assert averages is not None
     start = NORMAL
     if "target_mean" in run.method.needs:
         schedule = schedule_of(read_scheduler(Path(run.teacher)))
         start = start_law_of(run.targets.estimator, schedule, targets, index)
-    return Trained(run.task, checkpoints, run.sampling, start)
+    return Trained(run.task, checkpoints, run.sampling, start, averages)
 
 
 def export(run: Run, trained: Trained, evaluated: Evaluated, directory: Path) -> Path:
     """Write the adapter's directory: weights, scheduler, card, picture and readme."""
-    averages = final_averages(trained.checkpoints)
-    assert averages is not None
+    averages = read_averages(trained.checkpoints, trained.averages)
     teacher = load_pipeline(run.teacher)
     lora = run.weights if isinstance(run.weights, Lora) else None
     trained_tensors = averages[STUDENT]
@@ -223,6 +252,7 @@ def export(run: Run, trained: Trained, evaluated: Evaluated, directory: Path) ->
         start=trained.start.to_json(),
         recipe=canonical(run),
         recipe_digest=digest(canonical(run)),
+        fingerprint=fingerprint(run),
         commit=code_commit(),
         evaluation=as_card(evaluated),
     )

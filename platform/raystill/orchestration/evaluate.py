@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from raystill.config.digest import canonical, digest
+from raystill.config.digest import canonical
+from raystill.config.fingerprint import fingerprint
 from raystill.data.derive import Index, Source, place
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import unpack
 from raystill.data.store import Store, open_store
 from raystill.evaluation.distances import frechet, kernel_distance
 from raystill.evaluation.pictures import grid
-from raystill.models.pipeline import revision
+from raystill.models.revision import revision
 from raystill.orchestration.launcher import Launcher
 from raystill.orchestration.run import Run
 from raystill.orchestration.samples import Drawn, StudentSamples, TeacherSamples
@@ -28,7 +29,7 @@ Figures = dict[str, dict[str, float]]  # step count -> name -> value
 class Evaluated:
     """The outcome of one evaluation."""
 
-    digest: str  # of everything that the figures depend on but the student
+    digest: str  # fingerprint of everything that the figures depend on but the student
     features: str
     teacher: Figures
     student: Figures
@@ -42,7 +43,7 @@ def evaluate(run: Run, launcher: Launcher, drawn: Drawn) -> Evaluated:
     """
     by_teacher, teacher = draw_teacher(run, launcher)
     rows = read_rows(by_teacher, teacher), draw_student(run, launcher, drawn)
-    return _measure(run, digest(teacher.identity), *rows, teacher.left_out)
+    return _measure(run, fingerprint(teacher.identity), *rows, teacher.left_out)
 
 
 def draw_student(run: Run, launcher: Launcher, drawn: Drawn) -> list[Row]:

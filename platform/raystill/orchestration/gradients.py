@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from raystill.config.fingerprint import introduced
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import Sample
 from raystill.engine.replicated import ReplicatedEngine
@@ -31,13 +32,12 @@ TENSORS = ("x_0", "target_mean", "condition")
 class GradientProbe:
     """Where gradients are measured."""
 
-    shards: int = 2  # of the targets
-    instances: int = 16  # of each shard
-    points: int = (
-        40  # of time, in the middles of equal shares of the objective's law: whole tenths, as the stock law has
-    )
-    seed: int = 7000  # of the path's noise
-    timed: int = 3  # steps of the student, and ten times as many of the law
+    shards: int = introduced(2)  # of the targets
+    instances: int = introduced(16)  # of each shard
+    # of time, in the middles of equal shares of the objective's law: whole tenths, as the stock law has
+    points: int = introduced(40)
+    seed: int = introduced(7000)  # of the path's noise
+    timed: int = introduced(3)  # steps of the student, and ten times as many of the law
 
     revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
 

@@ -26,7 +26,7 @@ from raystill.orchestration.search import Search
 from raystill.orchestration.services import DIRECTORY, HOME, object_store, upload_sample
 from raystill.tracking.runs import Tracking, tracking_uri
 from raystill.training.lanes import advice, check_lanes
-from raystill.training.task import final_averages
+from raystill.training.task import averages_after
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +89,8 @@ def launch_evaluation(run: Run, *, local: bool = False) -> str:
     """
     with surroundings(run, local=local) as launcher:
         targets, index = compute_targets(run, launcher)
-        checkpoints = checkpoints_of(run, targets, launcher)
-        if final_averages(checkpoints) is None:
+        checkpoints = checkpoints_of(run, targets)
+        if averages_after(checkpoints, run.training.steps) is None:
             raise UserError(
                 f"{run.name} has not been trained to its end yet; run jobs/distill.py with the same settings first"
             )

@@ -29,10 +29,6 @@ class Launcher(Protocol):
     def stage_device(self) -> str:
         """Device of the networks that compute derived shards."""
 
-    @property
-    def world_size(self) -> int:
-        """Number of ranks of a training."""
-
     def derive(
         self,
         source: Source,
@@ -73,11 +69,6 @@ class LocalLauncher:
     def stage_device(self) -> str:
         """This process's device."""
         return str(self.device)
-
-    @property
-    def world_size(self) -> int:
-        """One."""
-        return 1
 
     def derive(
         self,

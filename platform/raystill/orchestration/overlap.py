@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from raystill.config.fingerprint import introduced
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import Sample
 from raystill.flow.paths import times_at
@@ -21,10 +22,11 @@ from raystill.training.task import Assembly
 class OverlapProbe:
     """Where the error of x_0 is measured."""
 
-    shards: int = 2  # of the targets
-    instances: int = 64  # of each shard
-    points: int = 8  # the angles of the stock sampler's timesteps in so many steps: the same ones for every path
-    seed: int = 6000  # of the path's noise
+    shards: int = introduced(2)  # of the targets
+    instances: int = introduced(64)  # of each shard
+    # the angles of the stock sampler's timesteps in so many steps: the same ones for every path
+    points: int = introduced(8)
+    seed: int = introduced(6000)  # of the path's noise
 
     revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
 

@@ -4,7 +4,7 @@ format.
 
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 
 from raystill.config.digest import canonical
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import Knob, fingerprint, introduced_group
 from raystill.data.batches import local_batches
 from raystill.data.derive import Index, Source, place
 from raystill.data.encode import LatentTransform, PictureTransform
@@ -22,26 +23,28 @@ from raystill.data.store import Store, open_store
 from raystill.methods.autoencoder import to_pictures
 from raystill.models.fresh import Tokens, load_tokenizer, save_autoencoder, save_pipeline, tokens_of
 from raystill.models.text import train_tokenizer
+from raystill.orchestration.checkpoints import train_at
 from raystill.orchestration.launcher import Launcher, MakeRecorder
 from raystill.orchestration.run import Cluster, check_cluster, check_training
 from raystill.tracking.runs import TrackedRun, Tracking, open_experiment
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask
-from raystill.training.task import Task, final_averages
+from raystill.training.task import Task, averages_after, final_averages, read_averages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretraining:
     """Settings of one pipeline's training."""
 
-    name: str
-    shards: str  # where the source shards are: s3://bucket/prefix or a local path
-    work: str  # where derived shards and checkpoints go
-    output: str  # local directory of the finished pipeline
-    reading: Reading = field(default_factory=Reading)
+    name: Knob[str]
+    shards: Knob[str]  # where the source shards are: s3://bucket/prefix or a local path
+    work: Knob[str]  # where derived shards and checkpoints go
+    output: Knob[str]  # local directory of the finished pipeline
+    reading: Reading = introduced_group(Reading)
     autoencoder: AutoencoderTask
     denoiser: DenoiserTask  # its tokens and latent sizes are filled in from the stages before
-    experiment: str = "pretraining"  # in MLflow; not the one of distillations, whose files may lie on an embedded store
-    cluster: Cluster = field(default_factory=Cluster)
+    # in MLflow; not the one of distillations, whose files may lie on an embedded store
+    experiment: Knob[str] = "pretraining"
+    cluster: Cluster = introduced_group(Cluster)
 
     def check(self) -> None:
         """Refuse, with UserError, settings that do not fit together."""
@@ -67,15 +70,17 @@ def pretrain(run: Pretraining, launcher: Launcher, tracking: Tracking) -> Path:
     source, work, output = open_store(run.shards), open_store(run.work), Path(run.output)
     started = time.monotonic()
     identity = Source.of(source).identity(reading=run.reading)
+    tracking = replace(tracking, inputs=fingerprint(Source.of(source).identity()))
     pictures = place(work, "pictures", identity)
     decode = partial(PictureTransform, run.reading)
     index = launcher.derive(Source.of(source), pictures, decode, identity, run.reading.max_bad_fraction)
     tokens = _tokenizer(run, source, output / "tokenizer")
     open_experiment(tracking.uri, tracking.experiment, tracking.artifact_root)
-    _train_autoencoder(run, launcher, _recorder(run, tracking, run.autoencoder), pictures, index, work, output / "vae")
+    recorder = _recorder(run, tracking, run.autoencoder)
+    trained = _train_autoencoder(run, launcher, recorder, pictures, index, work, output / "vae")
     seconds = {"autoencoder": time.monotonic() - started}
     identity = Source.of(pictures).identity(
-        stage="latents", run=run.name, autoencoder=run.autoencoder, shape=run.denoiser.shape
+        stage="latents", autoencoder=run.autoencoder, trained=trained, shape=run.denoiser.shape
     )
     latents = place(work, "latents", identity)
     encode = partial(LatentTransform, output / "vae", output / "tokenizer", device=launcher.stage_device)
@@ -108,14 +113,14 @@ def _train_autoencoder(
     index: Index,
     work: Store,
     directory: Path,
-) -> None:
-    """Train the autoencoder and write it with the scale that gives its latents unit variance."""
-    checkpoints = place(
-        work, "checkpoints", Source.of(pictures).identity(task=run.autoencoder, workers=launcher.world_size)
-    )
-    launcher.train(run.autoencoder, pictures, index, checkpoints, recorder)
-    averages = final_averages(checkpoints)
-    assert averages is not None
+) -> str:
+    """Train the autoencoder and write it with the scale that gives its latents unit variance; returns what changes with
+    its weights.
+    """
+    checkpoints = train_at(work, run.autoencoder, pictures, index, launcher, recorder)
+    key = averages_after(checkpoints, run.autoencoder.training.steps)
+    assert key is not None
+    averages = read_averages(checkpoints, key)
     vae = save_autoencoder(run.autoencoder.shape, averages["autoencoder"], 1.0, directory)
     batch = next(
         local_batches(pictures, Plan(shards=index.shards, seed=0), min(512, index.count), 0, 1, torch.device("cpu"))
@@ -123,6 +128,7 @@ def _train_autoencoder(
     with torch.inference_mode():
         latents = vae.encode(to_pictures(batch["image"])).latent_dist.mean
     save_autoencoder(run.autoencoder.shape, averages["autoencoder"], float(1 / latents.std()), directory)
+    return checkpoints.list(key)[0].etag
 
 
 def _train_denoiser(
@@ -139,9 +145,8 @@ def _train_denoiser(
     shape = run.autoencoder.shape
     size = run.reading.picture_size // shape.factor
     task = replace(run.denoiser, tokens=tokens, latent_channels=shape.latent_channels, latent_size=size)
-    checkpoints = place(work, "checkpoints", Source.of(latents).identity(task=task, workers=launcher.world_size))
-    launcher.train(task, latents, index, checkpoints, recorder)
-    averages = final_averages(checkpoints)
+    checkpoints = train_at(work, task, latents, index, launcher, recorder)
+    averages = final_averages(checkpoints, task.training.steps)
     assert averages is not None
     networks = task.networks()
     networks.load_state_dict(averages["denoiser"], strict=False)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from raystill.config.fingerprint import introduced
 from raystill.data.records import Reading, Row, caption_of
 from raystill.data.shards import Sample
 from raystill.data.targets import start_of
@@ -26,11 +27,11 @@ MakeDraw = Callable[[], tuple[Pipeline, Draw]]  # picklable: it is called where 
 class Probe:
     """What is probed."""
 
-    shards: int = 1  # of the source
-    captions: int = 64  # of each shard
-    starts: int = 4  # per caption, for the diversity
-    distance: float = 0.05  # of the moved start: z' = sqrt(1 - d^2) z + d xi keeps the start's law
-    seed: int = 5000
+    shards: int = introduced(1)  # of the source
+    captions: int = introduced(64)  # of each shard
+    starts: int = introduced(4)  # per caption, for the diversity
+    distance: float = introduced(0.05)  # of the moved start: z' = sqrt(1 - d^2) z + d xi keeps the start's law
+    seed: int = introduced(5000)
 
     revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
 

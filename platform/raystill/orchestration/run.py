@@ -6,6 +6,7 @@ from math import lcm
 from typing import ClassVar
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import Knob, introduced, introduced_group
 from raystill.data.ports import check_port
 from raystill.data.records import Reading
 from raystill.data.targets import Assigned, Encoded, Expectation, Generated, Independent, Inverted
@@ -49,42 +50,42 @@ class Share:
 class Cluster:
     """What a run asks of a Ray cluster."""
 
-    workers: int = 1  # training workers, one rank each, that share out a step's lanes
-    worker: Share = field(default_factory=lambda: Share(cpus=0.8))  # readers need a little beside it
-    actors: int = 2  # of the pool that computes derived shards: the teacher's and the encoders' work
-    actor: Share = field(default_factory=Share)
-    reader_labels: Mapping[str, str] = field(default_factory=dict)  # of the nodes that read for the workers
-    grows: bool = False  # nodes are added on demand: what is missing is waited for, not refused
-    zero_stage: int = 2  # 0 to 3
-    max_failures: int = 1  # restarts of the worker group from the last checkpoint
+    workers: Knob[int] = 1  # training workers, one rank each, that share out a step's lanes
+    worker: Knob[Share] = field(default_factory=lambda: Share(cpus=0.8))  # readers need a little beside it
+    actors: Knob[int] = 2  # of the pool that computes derived shards: the teacher's and the encoders' work
+    actor: Knob[Share] = field(default_factory=Share)
+    reader_labels: Knob[Mapping[str, str]] = field(default_factory=dict)  # of the nodes that read for the workers
+    grows: Knob[bool] = False  # nodes are added on demand: what is missing is waited for, not refused
+    zero_stage: Knob[int] = 2  # 0 to 3
+    max_failures: Knob[int] = 1  # restarts of the worker group from the last checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
     """How the frozen teacher's targets are computed."""
 
-    estimator: Generated | Inverted | Expectation | Independent | Assigned | Encoded = field(default_factory=Generated)
-    shards: int | None = None  # of the source, after those that are evaluated; None takes all
-    seed: int = 0  # of the samples' starts
-    batch_size: int = 64  # samples per call of the teacher
-    precision: str = "float32"  # of the teacher's activations: "float32" or "bfloat16"
+    estimator: Generated | Inverted | Expectation | Independent | Assigned | Encoded = introduced_group(Generated)
+    shards: int | None = introduced(None)  # of the source, after those that are evaluated; None takes all
+    seed: int = introduced(0)  # of the samples' starts
+    batch_size: Knob[int] = 64  # samples per call of the teacher
+    precision: str = introduced("float32")  # of the teacher's activations: "float32" or "bfloat16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """What is drawn and compared."""
 
-    shards: int = 4  # of the source: their captions are drawn and their pictures are the real ones
-    pictures: int | None = None  # of each shard; None takes all
-    seed: int = 1000  # of the starts, none of which was trained on
-    teacher_steps: tuple[int, ...] = (1, 2, 4, 8, 25)
-    reference_steps: int = 50  # of the teacher, whose samples students are also compared with
-    student_steps: tuple[int, ...] = (1, 2, 4, 8)
-    guidance: float = 3.0  # of the teacher
-    features: str = "alexnet"  # the feature network; figures are called after it
-    batch_size: int = 64
-    precision: str = "float32"
-    captions: tuple[str, ...] = ()  # rows of the picture
+    shards: int = introduced(4)  # of the source: their captions are drawn and their pictures are the real ones
+    pictures: int | None = introduced(None)  # of each shard; None takes all
+    seed: int = introduced(1000)  # of the starts, none of which was trained on
+    teacher_steps: tuple[int, ...] = introduced((1, 2, 4, 8, 25))
+    reference_steps: int = introduced(50)  # of the teacher, whose samples students are also compared with
+    student_steps: tuple[int, ...] = introduced((1, 2, 4, 8))
+    guidance: float = introduced(3.0)  # of the teacher
+    features: str = introduced("alexnet")  # the feature network; figures are called after it
+    batch_size: Knob[int] = 64
+    precision: str = introduced("float32")
+    captions: Knob[tuple[str, ...]] = ()  # rows of the picture
 
     revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: starts of 128-bit keys
 
@@ -93,27 +94,26 @@ class Evaluation:
 class Run:
     """Settings of one distillation, all of them; `override` changes any by its dotted path."""
 
-    name: str
-    store: str = (
-        "environment"  # of s3:// addresses: "environment" (AWS_*), or "embedded": a server of our own on loopback
-    )
-    port: int | None = None  # of the embedded store; None takes a free one
-    sample: str | None = None  # local shards that are copied to `shards` first
-    shards: str  # source shards: s3://bucket/prefix or a local path
-    work: str  # where targets, samples and checkpoints go: s3://bucket/prefix or a local path
-    teacher: str  # directory of a Stable Diffusion pipeline
-    model: str  # name in the registry
-    experiment: str = "raystill"  # in MLflow
-    artifacts: str | None = None  # s3://bucket/mlflow, where MLflow keeps files; None leaves it to MLflow
-    reading: Reading = field(default_factory=Reading)
-    targets: Targets = field(default_factory=Targets)
-    method: Distilling = field(default_factory=RayFlow)
-    sampling: Sampling = field(default_factory=Sampling)
-    weights: Lora | Full = field(default_factory=Lora)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    training: Training = field(default_factory=Training)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    cluster: Cluster = field(default_factory=Cluster)
+    name: Knob[str]
+    # of s3:// addresses: "environment" (AWS_*), or "embedded": a server of our own on loopback
+    store: Knob[str] = "environment"
+    port: Knob[int | None] = None  # of the embedded store; None takes a free one
+    sample: Knob[str | None] = None  # local shards that are copied to `shards` first
+    shards: Knob[str]  # source shards: s3://bucket/prefix or a local path
+    work: Knob[str]  # where targets, samples and checkpoints go: s3://bucket/prefix or a local path
+    teacher: Knob[str]  # directory of a Stable Diffusion pipeline
+    model: Knob[str]  # name in the registry
+    experiment: Knob[str] = "raystill"  # in MLflow
+    artifacts: Knob[str | None] = None  # s3://bucket/mlflow, where MLflow keeps files; None leaves it to MLflow
+    reading: Reading = introduced_group(Reading)
+    targets: Targets = introduced_group(Targets)
+    method: Distilling = introduced_group(RayFlow)
+    sampling: Sampling = introduced_group(Sampling)
+    weights: Lora | Full = introduced_group(Lora)
+    optimizer: Optimizer = introduced_group(Optimizer)
+    training: Training = introduced_group(Training)
+    evaluation: Evaluation = introduced_group(Evaluation)
+    cluster: Cluster = introduced_group(Cluster)
 
     @property
     def task(self) -> DistillTask:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raystill.config.fingerprint import Knob
 from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
 from raystill.data.shards import Sample
 from raystill.data.store import Store
@@ -25,13 +26,14 @@ from raystill.flow.solvers import ddim
 from raystill.flow.starts import StartLaw
 from raystill.methods.method import STUDENT
 from raystill.models.denoiser import Denoiser, GuidedDenoiser
-from raystill.models.pipeline import Pipeline, load_pipeline, revision
+from raystill.models.pipeline import Pipeline, load_pipeline
+from raystill.models.revision import revision
 from raystill.models.sampling import NORMAL, ODE, Sampling, draw, guided_network, ray_scheduler, solver
 from raystill.models.student import Student
 from raystill.models.weights import load_trained
 from raystill.orchestration.run import Evaluation
 from raystill.training.distillation import DistillTask
-from raystill.training.task import FINAL, Assembly, read_averages
+from raystill.training.task import Assembly, read_averages
 
 Draw = Callable[[Latent, Tensor, int], Latent]  # (start, condition, steps) -> clean latents
 
@@ -93,7 +95,7 @@ class Drawn(Protocol):
 class Solver:
     """A teacher with one of diffusers' solvers: nothing is trained."""
 
-    teacher: Path
+    teacher: Knob[Path]
     scheduler: str | None  # class of diffusers, which is told the teacher's schedule; None takes a student's
     guidance: float
 
@@ -120,7 +122,7 @@ class Trained:
     checkpoints: Store
     sampling: Sampling
     start: StartLaw
-    averages: str = FINAL  # key of the checkpoints
+    averages: str  # key of the checkpoints
 
     def draw(self, device: str) -> tuple[Pipeline, Draw]:
         """Load it on a device."""

@@ -1,10 +1,11 @@
 """The settings of a sweep."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import Knob, introduced
 from raystill.config.overrides import override
 from raystill.orchestration.run import Run, at_least
 from raystill.orchestration.space import Space, check_points, check_space
@@ -14,28 +15,24 @@ from raystill.orchestration.space import Space, check_points, check_space
 class Search:
     """Settings of a sweep."""
 
-    name: str
+    name: Knob[str]
     base: Run
     space: Space
-    trials: int = 16
-    first: tuple[Mapping[str, Any], ...] = ()  # settings of the first trials; what one of them leaves out is drawn
-    random: int = 6  # first trials, drawn at random for the search algorithm to learn from
-    seed: int = 0
-    steps: tuple[int, ...] = (4,)  # of sampling, at which quality counts
-    rungs: tuple[int, ...] = (30, 60)  # steps of training at which the worse trials are stopped
-    keep: int = 2  # one of so many trials goes on from a rung
-    max_failures: int = 1  # of a trial, after which it is given up; the sweep goes on
-    report: str = "docs/results/sweep.md"  # its pictures lie beside it
-    text: str = ""  # of the report: what it says, written by people who have seen it
+    trials: int = introduced(16)
+    # settings of the first trials; what one of them leaves out is drawn
+    first: tuple[Mapping[str, Any], ...] = introduced(())
+    random: int = introduced(6)  # first trials, drawn at random for the search algorithm to learn from
+    seed: int = introduced(0)
+    steps: tuple[int, ...] = introduced((4,))  # of sampling, at which quality counts
+    rungs: tuple[int, ...] = introduced((30, 60))  # steps of training at which the worse trials are stopped
+    keep: int = introduced(2)  # one of so many trials goes on from a rung
+    max_failures: Knob[int] = 1  # of a trial, after which it is given up; the sweep goes on
+    report: Knob[str] = "docs/results/sweep.md"  # its pictures lie beside it
+    text: Knob[str] = ""  # of the report: what it says, written by people who have seen it
 
     def run_of(self, config: Mapping[str, Any]) -> Run:
         """The run of a trial."""
         return override(self.base, config)
-
-    @property
-    def measured(self) -> "Search":
-        """The same sweep without what only its report depends on."""
-        return replace(self, report="", text="")
 
     def check(self) -> None:
         """Refuse, with UserError, a sweep that cannot run as it is written; nothing has been started yet."""

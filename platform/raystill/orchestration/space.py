@@ -7,8 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from raystill.config.digest import digest
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import fingerprint, introduced, introduced_group
 from raystill.config.overrides import override
 from raystill.models.pipeline import teacher_facts
 from raystill.orchestration.run import Run, check_teacher
@@ -41,7 +41,7 @@ class Choice:
 
     path: str
     values: tuple[Any, ...]
-    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # path -> values of it that this one needs
+    when: Mapping[str, tuple[Any, ...]] = introduced_group(dict)  # path -> values of it that this one needs
 
     @property
     def extremes(self) -> tuple[Any, ...]:
@@ -64,8 +64,8 @@ class Range:
     path: str
     low: int | float
     high: int | float
-    log: bool = False
-    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    log: bool = introduced(False)
+    when: Mapping[str, tuple[Any, ...]] = introduced_group(dict)
 
     def __post_init__(self) -> None:
         if not self.low < self.high or (self.log and self.low <= 0):
@@ -98,7 +98,7 @@ class Draw:
 
     space: Space
     base: Run
-    drawn: Counter[str] = field(default_factory=Counter)  # of every training, by its digest
+    drawn: Counter[str] = field(default_factory=Counter)  # of every training, by its fingerprint
 
     def __call__(self, trial: Suggests) -> dict[str, Any]:
         """Settings by their paths."""
@@ -106,7 +106,7 @@ class Draw:
         for domain in self.space:
             if _wanted(domain, chosen):
                 chosen[domain.path] = domain.suggested(trial)
-        key = digest(override(self.base, chosen).task)
+        key = fingerprint(override(self.base, chosen).task)
         self.drawn[key] += 1
         return chosen if self.drawn[key] == 1 else {**chosen, SEED: self.base.training.seed + self.drawn[key] - 1}
 

@@ -6,7 +6,7 @@ Every run is a training of one process; as many of them run at once as the clust
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -14,16 +14,18 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import Knob, fingerprint, identity, introduced, introduced_group
 from raystill.config.overrides import override
 from raystill.data.derive import Source, place
 from raystill.data.store import Store, open_store
 from raystill.engine.protocol import NonFiniteError
 from raystill.methods.rayflow import RayFlow
-from raystill.models.pipeline import revision, teacher_facts
+from raystill.models.pipeline import teacher_facts
+from raystill.models.revision import is_of, revision
 from raystill.models.sampling import Sampling
-from raystill.orchestration.distill import checkpoints_of, compute_targets, trained_student
+from raystill.orchestration.checkpoints import open_ended
+from raystill.orchestration.distill import compute_targets, inputs_of, train_student, trained_student
 from raystill.orchestration.evaluate import draw_teacher, evaluate, read_rows
 from raystill.orchestration.gradients import GradientProbe, GradientTransform, efficiency
 from raystill.orchestration.launch import surroundings
@@ -44,20 +46,22 @@ LOSS = "loss/student"
 class Variant:
     """One row of a table: the base run with changes."""
 
-    label: str
-    changes: Mapping[str, Any] = field(default_factory=dict)  # as `override` takes them
-    x: float | None = None  # its place on the horizontal axis, where the question is drawn as a curve
+    label: Knob[str]
+    changes: Mapping[str, Any] = introduced_group(dict)  # as `override` takes them
+    x: Knob[float | None] = None  # its place on the horizontal axis, where the question is drawn as a curve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """One table of the report, and a curve where its variants have an x."""
 
-    title: str
-    text: str = ""
-    conclusion: str = ""  # what its figures say, written by people who have seen them
-    probes: bool = False  # also measured: stability, diversity and what is left of doubt, beside the teacher's
-    gradients: bool = False  # also measured: how well the law of times serves the gradient, and what it costs
+    title: Knob[str]
+    text: Knob[str] = ""
+    conclusion: Knob[str] = ""  # what its figures say, written by people who have seen them
+    # also measured: stability, diversity and what is left of doubt, beside the teacher's
+    probes: bool = introduced(False)
+    # also measured: how well the law of times serves the gradient, and what it costs
+    gradients: bool = introduced(False)
     variants: tuple[Variant, ...]
 
 
@@ -73,15 +77,15 @@ class Planned(NamedTuple):
 class Study:
     """Settings of a study."""
 
-    name: str
+    name: Knob[str]
     base: Run
     questions: tuple[Question, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)  # of the training; targets and evaluation are shared
-    probe: Probe = field(default_factory=Probe)
-    gradients: GradientProbe = field(default_factory=GradientProbe)
-    overlap: OverlapProbe = field(default_factory=OverlapProbe)
-    text: str = ""  # of the report: its command, and what it found
-    output: str = "docs/results"  # NAME.json with every measurement, NAME.md and pictures
+    seeds: tuple[int, ...] = introduced((0, 1, 2))  # of the training; targets and evaluation are shared
+    probe: Probe = introduced_group(Probe)
+    gradients: GradientProbe = introduced_group(GradientProbe)
+    overlap: OverlapProbe = introduced_group(OverlapProbe)
+    text: Knob[str] = ""  # of the report: its command, and what it found
+    output: Knob[str] = "docs/results"  # NAME.json with every measurement, NAME.md and pictures
 
     @property
     def results(self) -> Path:
@@ -100,11 +104,9 @@ class Study:
 
     @property
     def teacher_key(self) -> str:
-        """What the teacher's own row depends on, as a digest."""
+        """What the teacher's own row depends on, as a fingerprint."""
         run = self.base
-        return digest(
-            [canonical(part) for part in (run.targets, run.reading, run.evaluation, self.probe, self.overlap)]
-        )
+        return fingerprint([run.targets, run.reading, run.evaluation, self.probe, self.overlap])
 
     def run_of(self, variant: Variant, seed: int) -> tuple[str, Run]:
         """A variant's run with a seed. Its key is of what the figures depend on, not of names and places: equal runs
@@ -112,7 +114,7 @@ class Study:
         """
         run = override(self.base, {**variant.changes, "training.seed": seed})
         measured = (run.task, run.targets, run.reading, run.sampling, run.evaluation)
-        return digest([canonical(part) for part in (*measured, self.probe, self.gradients, self.overlap)]), run
+        return fingerprint([*measured, self.probe, self.gradients, self.overlap]), run
 
 
 def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -
     if results.get("teacher", {}).get("of") != study.teacher_key:  # its figures come with the runs, all missing then
         results["teacher"] = {**results.get("teacher", {}), "of": study.teacher_key, **_probe_teacher(study, launcher)}
     _share(study, [one.run for one in missing.values()], launcher)
-    todo = list(_by_training(missing).values())
+    todo = list(by_training(missing).values())
     done = launcher.each(partial(_measure_all, study), todo)
     for _, measured in tqdm(done, study.name, len(todo), unit="training"):
         for key, one in measured.items():
@@ -154,12 +156,17 @@ def _missing(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
     return {key: one for key, one in planned.items() if key not in results["runs"]}
 
 
-def _by_training(planned: Mapping[str, Planned]) -> dict[str, dict[str, Planned]]:
-    """Runs that share a training, together: two processes must not train it at once."""
+def by_training(planned: Mapping[str, Planned]) -> dict[str, dict[str, Planned]]:
+    """Runs that share a training, or a part of it, together: two processes must not train it at once."""
     groups: dict[str, dict[str, Planned]] = {}
     for key, one in planned.items():
-        groups.setdefault(digest(_trained_as(one.run)), {})[key] = one
+        groups.setdefault(_training(one.run), {})[key] = one
     return groups
+
+
+def _training(run: Run) -> str:
+    """What runs have in common that are trained in the same place."""
+    return fingerprint(identity(_trained_as(run), open_ended(run.task)))
 
 
 def _trained_as(run: Run) -> Run:
@@ -173,15 +180,16 @@ def _trained_as(run: Run) -> Run:
 def _tracking(study: Study, run: Run) -> Tracking:
     """Where a run's training is tracked."""
     return Tracking(
-        uri=tracking_uri(DIRECTORY), experiment=study.name, name=digest(_trained_as(run)), artifact_root=run.artifacts
-    )
+        uri=tracking_uri(DIRECTORY), experiment=study.name, name=_training(run), inputs=inputs_of(run),
+        without=open_ended(run.task), artifact_root=run.artifacts,
+    )  # fmt: skip
 
 
 def check_revision(base: Run, path: Path, results: dict[str, Any]) -> None:
     """Refuse, with UserError, to add to the results of another teacher."""
     ours = revision(Path(base.teacher))
     found = results.setdefault("teacher_revision", ours)
-    if found != ours:
+    if not is_of(Path(base.teacher), found):
         raise UserError(
             f"{path} holds results of the teacher {found}, and {base.teacher} is {ours}: move it away, "
             "or write elsewhere: --set output=DIRECTORY"
@@ -191,7 +199,7 @@ def check_revision(base: Run, path: Path, results: dict[str, Any]) -> None:
 def _share(study: Study, runs: Sequence[Run], launcher: Launcher) -> None:
     """Compute what runs have in common, on the whole cluster: their targets and the teacher's samples."""
     open_experiment(tracking_uri(DIRECTORY), study.name, study.base.artifacts)
-    for run in {digest(run.targets): run for run in runs}.values():
+    for run in {fingerprint(run.targets): run for run in runs}.values():
         compute_targets(run, launcher)
     draw_teacher(study.base, launcher)
 
@@ -213,8 +221,9 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def _measure_all(study: Study, planned: Mapping[str, Planned]) -> dict[str, dict[str, Any]]:
-    """Measure runs one after the other in this process."""
-    return {key: _measure(study, one) for key, one in planned.items()}
+    """Measure runs one after the other in this process, shorter trainings first: longer ones may go on from them."""
+    ordered = sorted(planned.items(), key=lambda item: item[1].run.training.steps)
+    return {key: _measure(study, one) for key, one in ordered}
 
 
 def _measure(study: Study, planned: Planned) -> dict[str, Any]:
@@ -222,9 +231,8 @@ def _measure(study: Study, planned: Planned) -> dict[str, Any]:
     run, launcher = planned.run, LocalLauncher()
     tracking, trained_as = _tracking(study, run), _trained_as(run)
     targets, index = compute_targets(run, launcher)
-    checkpoints = checkpoints_of(run, targets, launcher)
     try:
-        launcher.train(run.task, targets, index, checkpoints, partial(TrackedRun, tracking, trained_as))
+        checkpoints = train_student(run, targets, index, launcher, partial(TrackedRun, tracking, trained_as))
     except NonFiniteError as error:
         log.warning("%s", error)
         return {"failed": str(error)}

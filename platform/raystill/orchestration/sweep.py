@@ -22,7 +22,7 @@ from raystill.flow.efficiency import midpoints
 from raystill.flow.importance import LearnedTimes
 from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
 from raystill.models.pipeline import load_pipeline
-from raystill.orchestration.distill import Seconds, checkpoints_of, compute_targets, distil
+from raystill.orchestration.distill import Seconds, checkpoints_of, compute_targets, distil, inputs_of
 from raystill.orchestration.evaluate import draw_teacher
 from raystill.orchestration.launch import surroundings
 from raystill.orchestration.launcher import LocalLauncher
@@ -70,10 +70,10 @@ def sweep(search: Search) -> str:
         _, index = compute_targets(base, launcher)
         draw_teacher(base, launcher)
         tracking = Tracking(
-            uri=uri, experiment=base.experiment, name=search.name, artifact_root=base.artifacts,
+            uri=uri, experiment=base.experiment, name=search.name, inputs=inputs_of(base), artifact_root=base.artifacts,
             spool=(DIRECTORY / "spool").resolve(),
         )  # fmt: skip
-        with TrackedRun(tracking, search.measured) as parent:
+        with TrackedRun(tracking, search) as parent:
             trials = run_trials(search, replace(tracking, tags={"mlflow.parentRunId": parent.run_id}), concurrent)
             first = best_trial(trials)
             pictures = draw_sweep(search, trials)
@@ -203,7 +203,7 @@ def _laws(search: Search, trials: Sequence[Trial]) -> Image.Image | None:
         times = run.method.times if run is not None and isinstance(run.method, RayFlow) else None
         if run is None or not isinstance(times, LearnedTimes):
             continue
-        checkpoints = checkpoints_of(run, compute_targets(run, launcher)[0], launcher)
+        checkpoints = checkpoints_of(run, compute_targets(run, launcher)[0])
         tensors = read_averages(checkpoints, newest_averages(checkpoints))[TIME_SAMPLER]
         channels = load_pipeline(run.teacher).latent_shape[0]
         curve = typical_density(times, tensors, channels, v)

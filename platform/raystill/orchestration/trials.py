@@ -6,7 +6,7 @@ import os
 import statistics
 import warnings
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from tqdm import tqdm
 
-from raystill.config.digest import digest
+from raystill.config.fingerprint import fingerprint
 from raystill.orchestration.cluster import settle
 from raystill.orchestration.command import quiet_libraries
 from raystill.orchestration.distill import (
     checkpoints_of,
     compute_targets,
     computed_since,
+    inputs_of,
     stored_targets,
+    train_student,
     trained_student,
 )
 from raystill.orchestration.evaluate import evaluate
@@ -34,7 +36,7 @@ from raystill.orchestration.search import Search
 from raystill.orchestration.services import DIRECTORY
 from raystill.orchestration.space import Draw
 from raystill.tracking.runs import TrackedRun, Tracking
-from raystill.training.task import last_step, newest_averages
+from raystill.training.task import last_step
 
 log = logging.getLogger(__name__)
 METRIC = "quality"  # mean log Frechet distance over the step counts that are searched for; smaller is better
@@ -57,14 +59,14 @@ def trial(config: dict[str, Any], settings: TrialSettings) -> None:
     launcher = LocalLauncher(torch.device("cuda" if run.cluster.worker.gpus else "cpu"))
     before = stored_targets(run)
     targets, index = compute_targets(run, launcher)
-    checkpoints = checkpoints_of(run, targets, launcher)
+    checkpoints = checkpoints_of(run, targets)
     reached = last_step(checkpoints)  # by a trial that was killed: rungs below were reported then
     # One run for all rungs, since MLflow may go away in between. Ray Tune ends a trial by SystemExit where it reports:
     # that is no kill.
     with TrackedRun(settings.tracking, run) as recorder, suppress(SystemExit):
         for rung in (rung for rung in (*search.rungs, run.training.steps) if rung >= reached):
-            launcher.train(run.task, targets, index, checkpoints, lambda: nullcontext(recorder), until=rung)
-            trained = replace(trained_student(run, checkpoints, targets, index), averages=newest_averages(checkpoints))
+            train_student(run, targets, index, launcher, lambda: nullcontext(recorder), until=rung)
+            trained = trained_student(run, checkpoints, targets, index, rung)
             figures = evaluate(run, launcher, trained).student
             quality = statistics.fmean(math.log(figures[str(n)]["frechet"]) for n in search.steps)
             distances = {f"evaluation/frechet_{n}": f["frechet"] for n, f in figures.items()}
@@ -117,7 +119,7 @@ def last_line(error: object) -> str:
 
 def state_of(search: Search) -> Path:
     """Where Ray Tune keeps what it knows of a sweep's trials."""
-    return (DIRECTORY / "sweeps" / f"{search.name}-{digest(search.measured)}").resolve()
+    return (DIRECTORY / "sweeps" / f"{search.name}-{fingerprint([search, inputs_of(search.base)])}").resolve()
 
 
 def tuned(search: Search, tracking: Tracking, concurrent: int) -> tune.ResultGrid:

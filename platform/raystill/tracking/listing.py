@@ -6,7 +6,7 @@ from mlflow.exceptions import MlflowException
 
 from raystill.tracking.delivery import AWAY
 from raystill.tracking.pull import PullError
-from raystill.tracking.registry import DIGEST_TAG, registry_client
+from raystill.tracking.registry import CHAMPION, DIGEST_TAG, registry_client
 from raystill.tracking.runs import unreachable
 
 COLUMNS = ("model", "aliases", "method", "base", "evaluation")
@@ -34,6 +34,23 @@ def listing(tracking_uri: str, name: str | None = None) -> str:
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
     )
+
+
+def held(tracking_uri: str) -> list[tuple[str, str, str]]:
+    """Every version of raystill's models: its place, what it is, and what becomes of it, for people."""
+    client, found = registry_client(tracking_uri), []
+    try:
+        for model in _models(client, None):
+            champion = str(model.aliases.get(CHAMPION))
+            for version in _versions(client, model, every=True):
+                old = "fingerprint" not in version.tags
+                what = f"adapter of {version.tags.get('method', '?')} by {'an earlier' if old else 'this'} version"
+                stays = "; no later one replaces this champion by itself, as it was measured otherwise"
+                becomes = "pulled as it is" + (stays if old and str(version.version) == champion else "")
+                found.append((f"models:/{model.name}/{version.version}", what, becomes))
+    except AWAY as error:
+        raise unreachable(tracking_uri, error) from error
+    return found
 
 
 def _models(client: MlflowClient, name: str | None) -> list[RegisteredModel]:

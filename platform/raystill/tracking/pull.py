@@ -1,6 +1,5 @@
 """Fetching a registered adapter: by name and alias or version, checked, and from a cache the second time."""
 
-import os
 import re
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from raystill.config.cache import cache_directory
 from raystill.config.errors import UserError
 from raystill.models import artifact
 from raystill.models.card import CARD_NAME
@@ -23,12 +23,6 @@ _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[\w\-]+)|/(?P<version>\d
 
 class PullError(UserError):
     """An adapter cannot be fetched; the message says what there is."""
-
-
-def cache_directory() -> Path:
-    """Give where fetched adapters are kept: RAYSTILL_CACHE, or ~/.cache/raystill."""
-    chosen = os.environ.get("RAYSTILL_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "raystill"
 
 
 def pull(model_uri: str, destination: Path | None = None, *, tracking_uri: str) -> Path:

@@ -106,7 +106,7 @@ def tags(card: AdapterCard, digest: str) -> dict[str, str]:
         "base_revision": card.base.revision,
         "method": card.method,
         "default_steps": str(card.default_steps),
-        "recipe_digest": card.recipe_digest,
+        "fingerprint": card.recipe_name,
         "evaluation_digest": card.evaluation_digest,
         **{f"frechet_{steps}": None if found is None else repr(found) for steps, found in distances.items()},
     }

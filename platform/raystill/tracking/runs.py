@@ -20,8 +20,9 @@ from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from raystill.config.digest import canonical, digest
+from raystill.config.digest import canonical
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import fingerprint, identity
 from raystill.tracking.commit import code_commit
 from raystill.tracking.delivery import AWAY, Delivery, Pace, Picture, Row, without_password
 
@@ -43,7 +44,9 @@ class Tracking:
 
     uri: str  # see `tracking_uri`
     experiment: str
-    name: str  # of the training run; with the recipe it identifies the MLflow run
+    name: str  # of the training run; with the recipe and its inputs it identifies the MLflow run
+    inputs: str = ""  # fingerprint of what the recipe names by its place, such as the teacher
+    without: tuple[str, ...] = ()  # settings of the recipe that may be raised: the same run goes on
     artifact_root: str | None = None  # s3://bucket/mlflow; None: the server's own, or beside the SQLite file
     spool: Path | None = None  # directory for metrics that could not be delivered at the end; a resumed run sends them
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -55,9 +58,10 @@ def tracking_uri(workdir: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workdir.resolve() / 'mlflow.db'}"
 
 
-def run_key(recipe: object, name: str) -> str:
-    """Give what identifies a training run: the digest of its recipe and its name."""
-    return digest({"recipe": digest(recipe), "name": name})
+def run_key(recipe: object, tracking: Tracking) -> str:
+    """Give what identifies a training run: the fingerprint of its recipe, its inputs and its name."""
+    known = identity(recipe, tracking.without)
+    return fingerprint({"recipe": known, "inputs": tracking.inputs, "name": tracking.name})
 
 
 def open_experiment(uri: str, name: str, artifact_root: str | None = None) -> str:
@@ -91,10 +95,12 @@ class TrackedRun:
 
     def __init__(self, tracking: Tracking, recipe: object) -> None:
         self._tracking = tracking
-        self._recipe = canonical(recipe)
+        self._recipe, self._fingerprint = canonical(recipe), fingerprint(recipe)
+        self._key = run_key(recipe, tracking)
         self.resumed = False
         self.run_id = ""
         self._known: dict[str, int] = {}  # metric name -> last step that MLflow has
+        self._params: dict[str, str] = {}  # that MLflow has: it keeps the first value of each
 
     def __enter__(self) -> "TrackedRun":
         tracking = self._tracking
@@ -144,13 +150,12 @@ class TrackedRun:
             raise unreachable(self._tracking.uri, error) from error
 
     def _start_or_resume(self, experiment_id: str) -> None:
-        key = run_key(self._recipe, self._tracking.name)
-        wanted = f"tags.`raystill.run_key` = '{key}'"
+        wanted = f"tags.`raystill.run_key` = '{self._key}'"
         found = self._client.search_runs([experiment_id], wanted, max_results=1, order_by=["attributes.start_time ASC"])
         tags = {
             **self._tracking.tags,
-            "raystill.run_key": key,
-            "raystill.recipe_digest": digest(self._recipe),
+            "raystill.run_key": self._key,
+            "raystill.fingerprint": self._fingerprint,
             "raystill.commit": code_commit(),
         }
         if not found:
@@ -160,12 +165,14 @@ class TrackedRun:
         self.resumed, self.run_id = True, found[0].info.run_id
         self._client.update_run(self.run_id, status="RUNNING")
         self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()], synchronous=True)
+        self._params = dict(found[0].data.params)
         for name in found[0].data.metrics:
             self._known[name] = max(m.step for m in self._client.get_metric_history(self.run_id, name))
 
     def _log_recipe(self) -> None:
-        values = {"recipe_digest": digest(self._recipe), **flatten(self._recipe)}
-        params = [Param(name, value) for name, value in values.items()]
+        """Log the settings; of a resumed run, what MLflow has not: `recipe.json` has the newest of knobs."""
+        values = {"fingerprint": self._fingerprint, **flatten(self._recipe)}
+        params = [Param(name, value) for name, value in values.items() if name not in self._params]
         for start in range(0, len(params), _PARAMS_PER_CALL):
             self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_PER_CALL], synchronous=True)
         self._client.log_dict(self.run_id, self._recipe, "recipe.json")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from raystill.config.fingerprint import Knob, introduced_group
 from raystill.data.targets import start_of
 from raystill.engine.protocol import Optimizer
 from raystill.evaluation.pictures import curves, grid
@@ -35,13 +36,13 @@ POINTS = 64  # of a law's curve
 class DistillTask:
     """Settings of the student's training on stored targets, by any method."""
 
-    teacher: str  # directory of the pipeline
-    method: Distilling = field(default_factory=RayFlow)
-    weights: Lora | Full = field(default_factory=Lora)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    training: Training = field(default_factory=Training)
-    picture_captions: tuple[str, ...] = ()  # drawn during training, in the steps that the method shows
-    name: str = "student"
+    teacher: Knob[str]  # directory of the pipeline
+    method: Distilling = introduced_group(RayFlow)
+    weights: Lora | Full = introduced_group(Lora)
+    optimizer: Optimizer = introduced_group(Optimizer)
+    training: Training = introduced_group(Training)
+    picture_captions: Knob[tuple[str, ...]] = ()  # drawn during training, in the steps that the method shows
+    name: Knob[str] = "student"
 
     def build(self, device: torch.device) -> Assembly:
         """The teacher's UNet with fresh weights to train, and what else the method asks for."""

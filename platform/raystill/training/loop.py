@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import Knob, introduced
 from raystill.engine.learning_rate import learning_rate
 from raystill.engine.protocol import Engine, NonFiniteError, Optimizer
 from raystill.methods.method import Batch, Method, Networks, generator
@@ -26,16 +27,17 @@ from raystill.training.lanes import Lane, share
 class Training:
     """How long and how a role is trained; progress is counted in steps of `lanes` times `lane_size` samples."""
 
-    steps: int = 1000
-    lanes: int = 1  # forwards and backwards of a step, shared out among the workers
-    lane_size: int = 32  # samples of each of them
-    seed: int = 0
-    average_decay: float = 0.999  # of the exponential moving average of the trained tensors
-    precision: str = "float32"  # of activations: "float32" or "bfloat16" (autocast)
-    checkpointing: bool = False  # computes activations anew in the backward: less memory, more time, the same numbers
-    log_every: int = 10  # steps
-    checkpoint_every: int = 200  # steps; the last step is always saved
-    picture_every: int = 200  # steps; 0 draws none
+    steps: int = introduced(1000)
+    lanes: int = introduced(1)  # forwards and backwards of a step, shared out among the workers
+    lane_size: int = introduced(32)  # samples of each of them
+    seed: int = introduced(0)
+    average_decay: float = introduced(0.999)  # of the exponential moving average of the trained tensors
+    precision: str = introduced("float32")  # of activations: "float32" or "bfloat16" (autocast)
+    # computes activations anew in the backward: less memory, more time, the same numbers
+    checkpointing: Knob[bool] = False
+    log_every: Knob[int] = 10  # steps
+    checkpoint_every: Knob[int] = 200  # steps; the last step is always saved
+    picture_every: Knob[int] = 200  # steps; 0 draws none
 
     @property
     def step_size(self) -> int:

@@ -1,10 +1,11 @@
 """The two trainings of a pipeline from scratch: its autoencoder, then its UNet together with its text encoder."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from raystill.config.fingerprint import Knob, introduced, introduced_group
 from raystill.engine.protocol import Optimizer
 from raystill.flow.predictions import Kind
 from raystill.methods.autoencoder import Autoencoder, AutoencoderPass
@@ -19,11 +20,11 @@ from raystill.training.task import Assembly
 class AutoencoderTask:
     """Training of the autoencoder on stored pictures."""
 
-    shape: AutoencoderShape = field(default_factory=AutoencoderShape)
-    method: Autoencoder = field(default_factory=Autoencoder)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    training: Training = field(default_factory=Training)
-    name: str = "autoencoder"
+    shape: AutoencoderShape = introduced_group(AutoencoderShape)
+    method: Autoencoder = introduced_group(Autoencoder)
+    optimizer: Optimizer = introduced_group(Optimizer)
+    training: Training = introduced_group(Training)
+    name: Knob[str] = "autoencoder"
 
     def build(self, device: torch.device) -> Assembly:
         """The autoencoder as one forward; the seed was set by the runner."""
@@ -41,11 +42,11 @@ class DenoiserTask:
     latent_channels: int
     latent_size: int
     kind: Kind  # flow_prediction trains on the straight schedule, the others on Stable Diffusion's
-    caption_dropout: float = 0.1
-    shape: DenoiserShape = field(default_factory=DenoiserShape)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    training: Training = field(default_factory=Training)
-    name: str = "denoiser"
+    caption_dropout: float = introduced(0.1)
+    shape: DenoiserShape = introduced_group(DenoiserShape)
+    optimizer: Optimizer = introduced_group(Optimizer)
+    training: Training = introduced_group(Training)
+    name: Knob[str] = "denoiser"
 
     revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
 

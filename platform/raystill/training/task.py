@@ -23,7 +23,6 @@ from raystill.methods.method import Batch, Method
 from raystill.models.averaging import Average, Follower
 from raystill.training.loop import Learner, Observers, Training, train
 
-FINAL = "final.safetensors"
 Picture = Callable[[Mapping[str, Average], int], Image]  # (present averages by role, step) -> what is logged
 
 
@@ -89,8 +88,8 @@ class Place:
 
 
 def run_task(task: Task, place: Place) -> None:
-    """Train from the last checkpoint, or from the start, to the end, and leave the averages in the checkpoint store as
-    `final.safetensors`; or until it is asked to stop, and leave a checkpoint.
+    """Train from the last checkpoint, or from the start, to the end, and leave the averages in the checkpoint store
+    under `final_key`; or until it is asked to stop, and leave a checkpoint.
     """
     torch.manual_seed(task.training.seed)
     built = task.build(place.device)
@@ -116,9 +115,22 @@ def run_task(task: Task, place: Place) -> None:
     )  # fmt: skip
 
 
-def final_averages(checkpoints: Store) -> dict[str, dict[str, Tensor]] | None:
-    """Averages that a finished task left, by role and tensor name; None where it has not finished."""
-    return read_averages(checkpoints, FINAL) if checkpoints.exists(FINAL) else None
+def final_key(steps: int) -> str:
+    """Key of the averages that a task of so many steps leaves: one of more steps may go on from it."""
+    return f"final-{steps:07d}.safetensors"
+
+
+def averages_after(checkpoints: Store, steps: int) -> str | None:
+    """Key of the averages after so many steps, of a task that ended or was stopped there; None where there are none."""
+    if checkpoints.exists(final_key(steps)):
+        return final_key(steps)
+    return newest_averages(checkpoints) if steps == last_step(checkpoints) else None
+
+
+def final_averages(checkpoints: Store, steps: int) -> dict[str, dict[str, Tensor]] | None:
+    """Averages after so many steps, by role and tensor name; None where the task has not come there."""
+    key = averages_after(checkpoints, steps)
+    return None if key is None else read_averages(checkpoints, key)
 
 
 def read_averages(checkpoints: Store, key: str) -> dict[str, dict[str, Tensor]]:
@@ -186,7 +198,7 @@ def _save(
     place.checkpoints.write(f"step-{step:07d}/averages.safetensors", save(averages))
     before = last_step(place.checkpoints)
     if last:  # before the pointer: a run that resumes at its end has no step left in which to write it
-        place.checkpoints.write(FINAL, save(averages))
+        place.checkpoints.write(final_key(step), save(averages))
     place.checkpoints.write("latest.json", json.dumps({"step": step}).encode())
     if before not in (0, step):
         for entry in place.checkpoints.list(f"step-{before:07d}/"):

@@ -173,8 +173,14 @@ def test_too_many_rejected_samples_stop_the_run(source: LocalStore, work: LocalS
         run(source, work, max_bad_fraction=0.1)
     assert "s4: its webp member does not decode" in str(stopped.value)
     assert "--set reading.max_bad_fraction=" in str(stopped.value)
-    _, index = run(source, work, max_bad_fraction=0.2)
+    (folder,) = (name for name in work.join("pictures").folders())
+    before = times(work.join(f"pictures/{folder}"))
+    target, index = run(source, work, max_bad_fraction=0.2)
     assert index.count == 5
+    after = times(target)
+    assert {key: after[key] for key in before} == before  # it went on where it had stopped
+    with pytest.raises(UserError, match=r"1 of 6 samples cannot be used, and a fraction of 0\.1 is allowed"):
+        run(source, work, max_bad_fraction=0.1)
 
 
 def test_as_many_as_allowed_do_not_stop_the_run(source: LocalStore, work: LocalStore) -> None:

@@ -52,6 +52,14 @@ def test_a_new_store_is_empty_and_deleting_nothing_is_no_error(store: Store) -> 
     assert not store.exists("a")
 
 
+def test_folders_are_named_and_not_looked_into(store: Store) -> None:
+    assert store.folders() == []
+    for key in ("b/two.tar", "b/deep/one.tar", "a/1.tar", "c.tar"):
+        store.write(key, b"1")
+    assert store.folders() == ["a", "b"]
+    assert store.join("b").folders() == ["deep"]
+
+
 def test_a_prefix_that_begins_alike_is_another_store(store: Store) -> None:
     store.join("noto").write("a", b"1")
     store.join("noto2").write("a", b"1")

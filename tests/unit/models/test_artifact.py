@@ -142,7 +142,7 @@ def edit(directory: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 3}, r"has format 3, this version of raystill reads 2"),
+        ({"format": 4}, r"has format 4, this version of raystill reads 3"),
         ({"colour": "red"}, r"unknown \['colour'\]"),
         ({"default_steps": 3}, r"default_steps is 3"),
         ({"timesteps": {"1": [999], "2": [999]}}, r"timesteps\['2'\] has 1 entries, expected 2"),
@@ -158,12 +158,18 @@ def test_a_wrong_card_says_what_is_wrong(directory: Path, changes: dict[str, Any
         artifact.verify(directory)
 
 
-def test_a_card_of_the_first_format_is_read(directory: Path) -> None:
-    now = artifact.verify(directory)
-    edit(
-        directory, format=1, path={"kind": "RayPath", "sigma": 0.0}, start={"law": "normal", "jump": "ode", "eta": 0.0}
-    )
+def test_cards_of_earlier_formats_are_read(directory: Path) -> None:
+    path, now = directory / "adapter.json", artifact.verify(directory)
+    second = {name: value for name, value in json.loads(path.read_text()).items() if name != "fingerprint"}
+    path.write_text(json.dumps({**second, "format": 2}))
     assert artifact.verify(directory) == now
+    more = {"path": {"kind": "RayPath", "sigma": 0.0}, "start": {"law": "normal", "jump": "ode", "eta": 0.0}}
+    path.write_text(json.dumps({**second, **more, "format": 1}))
+    assert artifact.verify(directory) == now
+    assert now.recipe_name == now.recipe_digest
+    edit(directory, recipe={"seed": 4})
+    with pytest.raises(CardError, match="the recipe's own digest is"):
+        artifact.verify(directory)
 
 
 def test_the_card_of_a_flow_teacher_s_student_has_the_sigmas_of_its_pipeline(tmp_path: Path) -> None:

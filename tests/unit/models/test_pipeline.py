@@ -1,5 +1,6 @@
 """Pipelines in diffusers' format: read with checks, encoding and decoding as diffusers does."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -20,7 +21,8 @@ from raystill.flow.schedules import FlowSchedule
 from raystill.flow.solvers import euler
 from raystill.models.denoiser import Denoiser
 from raystill.models.fresh import save_pipeline
-from raystill.models.pipeline import check_pipeline, load_pipeline, revision
+from raystill.models.pipeline import check_pipeline, load_pipeline
+from raystill.models.revision import _content, former_revisions, is_of, revision
 
 
 @pytest.fixture
@@ -86,6 +88,68 @@ def test_the_revision_is_that_of_the_contents(pipeline_directory: Path, copied: 
     data[-1] ^= 1
     weights.write_bytes(data)
     assert revision(copied) != first
+
+
+def test_the_revision_is_blind_to_what_no_loader_reads(pipeline_directory: Path, copied: Path) -> None:
+    first = revision(pipeline_directory)
+    for name in ("unet/.DS_Store", "unet/README.md", "unet/diffusion_pytorch_model.bin", "vae/old/config.json",
+                 "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin.index.json",
+                 "text_encoder/flax_model.msgpack", "lora/config.json", "safety_checker/config.json"):  # fmt: skip
+        (copied / name).parent.mkdir(exist_ok=True)
+        (copied / name).write_text("{}")
+    assert revision(copied) == first
+    assert is_of(copied, first)
+    assert former_revisions(copied) != (first,)
+    assert all(is_of(copied, then) for then in former_revisions(copied))  # adapters that were made beside them fit
+    assert not is_of(copied, "0123456789abcdef")
+    (copied / "tokenizer" / "added_tokens.json").write_text("{}")
+    assert revision(copied) != first
+
+
+def test_every_part_in_the_pipeline_s_index_counts(copied: Path) -> None:
+    first, index = revision(copied), json.loads((copied / "model_index.json").read_text())
+    (copied / "text_encoder_2").mkdir()
+    (copied / "text_encoder_2" / "config.json").write_text("{}")
+    assert revision(copied) == first
+    more = {**index, "text_encoder_2": ["transformers", "T5EncoderModel"], "safety_checker": [None, None]}
+    (copied / "model_index.json").write_text(json.dumps(more))
+    assert revision(copied) != first
+
+
+def test_the_revision_of_a_state_of_files_is_computed_once(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYSTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("raystill.models.revision.LARGE", 0)
+    monkeypatch.setattr("raystill.models.revision.SETTLED_S", -1.0)
+    first, weights = revision(copied), copied / "unet" / "diffusion_pytorch_model.safetensors"
+    (note,) = (tmp_path / "cache" / "revisions").iterdir()
+    kept = json.loads(note.read_text())
+    assert kept[str(weights.relative_to(copied))][0] == weights.stat().st_size
+    _content.cache_clear()  # as another process has it
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("a file was read again"))
+    assert revision(copied) == first
+    monkeypatch.undo()
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert revision(copied) != first
+
+
+def test_a_cache_that_cannot_be_written_or_read_is_no_error(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    monkeypatch.setenv("RAYSTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("raystill.models.revision.LARGE", 0)
+    monkeypatch.setattr("raystill.models.revision.SETTLED_S", -1.0)
+    assert revision(copied) == revision(copied)
+
+
+def test_the_shipped_teacher_has_the_revision_that_it_always_had() -> None:
+    shipped = Path(__file__).parents[3] / "teachers" / "nano"
+    assert revision(shipped) == "11cc13546aa4a210"  # adapters and targets were made with it
+    assert former_revisions(shipped) == ()
 
 
 def test_a_directory_that_is_no_pipeline_is_refused_with_what_is_there(tmp_path: Path) -> None:

@@ -2,25 +2,34 @@
 
 import json
 import logging
-from dataclasses import replace
+import shutil
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from raystill.config import legacy
+from raystill.config.digest import digest
 from raystill.config.errors import UserError
+from raystill.config.legacy import earlier
 from raystill.config.overrides import override
 from raystill.data.derive import INDEX
 from raystill.data.local import LocalStore
 from raystill.data.records import Reading
 from raystill.data.shards import Sample, pack
+from raystill.data.store import Store
 from raystill.data.targets import Assigned, Expectation, Generated, Inverted, start_law_of
 from raystill.models.pipeline import load_pipeline
-from raystill.orchestration.distill import compute_targets
+from raystill.models.revision import former_revisions, revision
+from raystill.orchestration.distill import compute_targets, training_source
 from raystill.orchestration.launcher import LocalLauncher
 from raystill.orchestration.run import Evaluation, Run, Targets
 from raystill.recipes.resolve import resolve
 
+# At the revision that targets of version 57a9588 are of, where the estimator has others.
+FIRST: dict[str, Any] = {field.name: 1 for field in fields(Generated) if field.name == "revision"}
 CPU = LocalLauncher(device=torch.device("cpu"))
 
 
@@ -38,7 +47,7 @@ def run(tiny_pipeline: Path, tmp_path: Path) -> Run:
         model="tiny",
         reading=Reading(picture_size=16),
         evaluation=Evaluation(shards=1),
-        targets=Targets(estimator=Generated(steps=2, guidance=2.0)),
+        targets=Targets(estimator=Generated(steps=2, guidance=2.0, **FIRST)),
     )
 
 
@@ -53,7 +62,7 @@ def test_targets_are_computed_once_and_their_rate_is_said_once(run: Run, caplog:
     again, found = compute_targets(run, CPU)
     assert (again.uri, found.count) == (store.uri, 3)
     assert "images/s" not in caplog.text
-    assert found.identity["targets"]["estimator"]["guidance"] == 2.0
+    assert found.identity["targets"]["estimator"] == {"kind": "Generated", "steps": 2, "guidance": 2}
 
 
 def test_some_shards_may_be_left_out_of_the_training(run: Run) -> None:
@@ -77,6 +86,78 @@ def test_targets_of_another_revision_of_the_teacher_are_refused(run: Run) -> Non
     store.write(INDEX, json.dumps(moved).encode())
     with pytest.raises(UserError, match=r"teacher is '0123456789abcdef', this run's .* Move them away"):
         compute_targets(run, CPU)
+
+
+def as_version_1(run: Run, at: Store, teacher: str | None = None) -> Store:
+    """The run's targets moved to where version 57a9588 put them, with the index that it wrote."""
+    source, index = training_source(run), json.loads(at.read(INDEX))
+    of = {"teacher": teacher or revision(Path(run.teacher)), "reading": run.reading, "targets": run.targets}
+    then = {**source.contents, "stage": "targets", **earlier(of).form}
+    old = LocalStore(uri=f"{run.work}/targets/{digest(then)}")
+    for entry in at.list():
+        old.write(entry.key, at.read(entry.key))
+        at.delete(entry.key)
+    old.write(INDEX, json.dumps({"identity": then, "shards": index["shards"]}).encode())
+    return old
+
+
+def test_targets_of_an_earlier_version_are_used_where_they_are(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    own, _ = compute_targets(run, CPU)
+    old = as_version_1(run, own)
+    caplog.set_level(logging.INFO, "raystill")
+    store, index = compute_targets(run, CPU)
+    assert (store.uri, index.count) == (old.uri, 3)
+    assert f"targets of an earlier version, of the same settings, are used: {old.uri}" in caplog.text
+    assert "computed" not in caplog.text
+    changed = override(run, {"targets.batch_size": 7, "reading.max_bad_fraction": 0.5})  # knobs, which had counted then
+    assert compute_targets(changed, CPU)[0].uri == old.uri
+    assert compute_targets(override(run, {"targets.seed": 1}), CPU)[0].uri != old.uri
+
+
+def test_targets_that_an_earlier_version_had_not_finished_are_finished(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = as_version_1(run, compute_targets(run, CPU)[0])
+    for name in (INDEX, "p000001.tar", "p000001.json"):
+        old.delete(name)
+    caplog.set_level(logging.INFO, "raystill")
+    assert compute_targets(run, CPU)[0].uri == old.uri
+    assert "computed 1 of them at " in caplog.text
+    assert compute_targets(run, CPU)[1].count == 3
+
+
+def test_targets_of_an_earlier_revision_are_named_and_not_used(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = as_version_1(run, compute_targets(run, CPU)[0])
+    monkeypatch.setattr(Targets, "revision", 2, raising=False)
+    store, index = compute_targets(run, CPU)
+    assert (store.uri != old.uri, index.count) == (True, 3)
+    assert f"targets of an earlier version are at {old.uri}, but Targets (revision 2) makes other numbers now" in (
+        caplog.text
+    )
+    assert f"rm -r {old.uri}" in caplog.text
+
+
+def test_a_setting_of_an_earlier_version_is_named_with_what_to_type(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = as_version_1(run, compute_targets(run, CPU)[0])
+    fields = tuple(name for name in legacy.FIELDS["Generated"] if name != "guidance")
+    monkeypatch.setitem(legacy.FIELDS, "Generated", fields)  # as if it had come later, when it was 3.0
+    moved = as_version_1(run, old)
+    compute_targets(run, CPU)
+    assert f"targets of an earlier version are at {moved.uri}" in caplog.text
+    assert "to use them: --set targets.estimator.guidance=3" in caplog.text
+
+
+def test_stray_files_beside_the_teacher_s_orphan_no_targets(run: Run, tmp_path: Path) -> None:
+    teacher = Path(shutil.copytree(run.teacher, tmp_path / "teacher"))
+    (teacher / "unet" / ".DS_Store").write_bytes(b"left by a file manager")
+    (then,) = former_revisions(teacher)  # it counted once
+    run = replace(run, teacher=str(teacher))
+    old = as_version_1(run, compute_targets(run, CPU)[0], then)
+    assert compute_targets(run, CPU)[0].uri == old.uri
 
 
 def test_settings_that_the_teacher_cannot_follow_are_refused_on_the_driver(run: Run, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from raystill.config.digest import digest
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import fingerprint
 from raystill.config.overrides import override, paths
 from raystill.orchestration.pretrain import Pretraining
 from raystill.orchestration.run import Run
@@ -22,7 +22,7 @@ def test_shipped_recipes_are_complete_and_pass_their_own_checks() -> None:
 def test_a_function_in_a_file_of_ones_own(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text("from raystill.recipes.nano import run as nano\n\ndef small():\n    return nano()\n")
-    assert digest(resolve(f"{mine}:small")) == digest(resolve("nano"))
+    assert fingerprint(resolve(f"{mine}:small")) == fingerprint(resolve("nano"))
     with pytest.raises(UserError, match=r"no function 'run'; it has: small"):
         resolve(str(mine))
     with pytest.raises(UserError, match="no recipe file"):
@@ -34,13 +34,13 @@ def test_an_unknown_name_lists_the_shipped_ones() -> None:
         resolve("nanoo")
 
 
-def test_sigma_is_a_field_of_the_path_and_changes_the_digest() -> None:
+def test_sigma_is_a_field_of_the_path_and_changes_the_fingerprint() -> None:
     run = resolve("nano")
     changed = override(run, {"method.path.sigma": 0.1})
     assert paths(changed)["method.path.sigma"] == 0.1
-    assert digest(changed) != digest(run)
-    assert digest(changed.task) != digest(run.task)
-    assert digest(changed.targets) == digest(run.targets)  # a sweep over sigma computes targets once
+    assert fingerprint(changed) != fingerprint(run)
+    assert fingerprint(changed.task) != fingerprint(run.task)
+    assert fingerprint(changed.targets) == fingerprint(run.targets)  # a sweep over sigma computes targets once
 
 
 def test_the_control_differs_in_its_targets_only() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raystill.config.digest import canonical, digest
+from raystill.config.fingerprint import fingerprint
 from raystill.orchestration.compare import seconds_steps
 from raystill.orchestration.study import Study
 from raystill.recipes import methods, methods_study, rayflow_study
@@ -20,7 +20,7 @@ def kept(name: str) -> dict[str, Any]:
 
 
 def test_the_study_s_results_are_found_again() -> None:
-    """Where a new setting changes the digests, the keys of the results are rewritten by label and seed."""
+    """Where a default was changed on purpose, the keys of the results are rewritten by label and seed."""
     study, results = rayflow_study.run(), kept("rayflow.json")
     assert set(study.runs()) == set(results["runs"])
     assert study.teacher_key == results["teacher"]["of"]
@@ -30,7 +30,7 @@ def test_the_comparison_s_results_are_found_again() -> None:
     comparison, results = methods.run(), kept("methods.json")
     tuned = results["tuned"]
     assert {label: found["of"] for label, found in tuned.items()} == {
-        entrant.label: digest(canonical(comparison.search(entrant).measured)) for entrant in comparison.entrants
+        entrant.label: fingerprint(comparison.search(entrant)) for entrant in comparison.entrants
     }
     assert all(len(found["trials"]) == comparison.trials for found in tuned.values())
     config = {label: found["config"] for label, found in tuned.items()}

@@ -21,8 +21,9 @@ from raystill.models.artifact import ArtifactError
 from raystill.models.card import RAYSTILL_SCHEDULERS
 from raystill.models.sampling import ODE, Sampling
 from raystill.models.scheduler import RayFlowScheduler
+from raystill.orchestration.migrate import held_adapters
 from raystill.tracking.companions import needed
-from raystill.tracking.listing import listing
+from raystill.tracking.listing import held, listing
 from raystill.tracking.pull import PullError, pull
 from raystill.tracking.registry import DIGEST_TAG, register
 
@@ -42,7 +43,7 @@ def test_what_is_registered_can_be_pulled(
     assert version.tags == {
         DIGEST_TAG: artifact.sha256(directory / "adapter.json"),
         "base": artifact.verify(directory).base.id, "method": "rayflow", "default_steps": "4",
-        "recipe_digest": digest({"kind": "Run", "seed": 0}), "evaluation_digest": "e1", "frechet_4": "17.0",
+        "fingerprint": digest({"kind": "Run", "seed": 0}), "evaluation_digest": "e1", "frechet_4": "17.0",
     }  # fmt: skip
     pulled = pull(f"models:/{experiment}@champion", tracking_uri=uri)
     assert pulled.is_relative_to(cache)
@@ -139,6 +140,21 @@ def test_the_served_model_draws_with_the_adapters_own_settings(
         model.predict({"prompt": ["a cat"]}, params={"steps": 3})
 
 
+def test_what_is_registered_is_listed_with_what_becomes_of_it(
+    uri: str, client: MlflowClient, run_id: str, export: Export, experiment: str
+) -> None:
+    directory = export(17.0)
+    place = register(uri, experiment, directory, run_id).uri
+    rows = {at: (what, becomes) for at, what, becomes in held(uri)}
+    assert rows[place] == ("adapter of rayflow by this version", "pulled as it is")
+    client.delete_model_version_tag(experiment, "1", "fingerprint")  # as earlier versions registered it
+    rows = {at: (what, becomes) for at, what, becomes in held(uri)}
+    assert rows[place][0] == "adapter of rayflow by an earlier version"
+    assert "no later one replaces this champion by itself" in rows[place][1]
+    (row,) = (row for row in held_adapters(directory.parent) if row.place == str(directory))
+    assert (row.holds, row.becomes.partition(";")[0]) == ("adapter of rayflow by an earlier version", "read as it is")
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 def test_the_served_model_brings_raystill_s_scheduler_where_the_adapter_needs_it(
     eta: float, uri: str, run_id: str, export: Export, experiment: str, base: Path
@@ -160,7 +176,8 @@ def test_the_served_model_brings_raystill_s_scheduler_where_the_adapter_needs_it
 
 def test_raystill_s_scheduler_needs_nothing_of_raystill_but_its_mathematics() -> None:
     assert set(needed(MODULE)) == {
-        "raystill.config.errors", "raystill.flow.jumps", "raystill.flow.paths", "raystill.flow.predictions",
+        "raystill.config.errors", "raystill.config.fingerprint", "raystill.flow.jumps", "raystill.flow.paths",
+        "raystill.flow.predictions",
         "raystill.flow.schedules", "raystill.flow.starts", "raystill.models.scheduler", "raystill.models.stepping",
         "raystill.models.stock",
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """A training run is one MLflow run, whatever happens to the job or the server."""
 
+import json
 import os
 import socket
 import time
@@ -10,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from raystill.config.digest import digest
+from raystill.config.fingerprint import Knob, fingerprint
 from raystill.tracking.delivery import Pace, without_password
 from raystill.tracking.runs import (
     LONGEST_VALUE,
@@ -36,6 +37,7 @@ class Recipe:
     method: Inner = Inner()
     seed: int = 3
     note: str = ""
+    log_every: Knob[int] = 10
 
 
 def settings(uri: str, experiment: str, name: str = "run") -> Tracking:
@@ -51,11 +53,11 @@ def test_a_run_carries_its_recipe(uri: str, client: MlflowClient, experiment: st
         pass
     found = client.get_run(run.run_id)
     assert found.data.params == {
-        "recipe_digest": digest(Recipe()),
+        "fingerprint": fingerprint(Recipe()),
         "kind": "Recipe", "method.kind": "Inner", "method.sigma": "0.1", "method.steps": "[1, 2, 4]",
-        "seed": "3", "note": "",
+        "seed": "3", "note": "", "log_every": "10",
     }  # fmt: skip
-    assert found.data.tags["raystill.recipe_digest"] == digest(Recipe())
+    assert found.data.tags["raystill.fingerprint"] == fingerprint(Recipe())
     assert found.data.tags["raystill.commit"]
     assert [a.path for a in client.list_artifacts(run.run_id)] == ["recipe.json"]
     assert found.info.status == "FINISHED"
@@ -101,6 +103,38 @@ def test_a_restarted_job_continues_its_run(uri: str, client: MlflowClient, exper
     assert second.run_id == first.run_id
     assert steps(client, second.run_id, "loss/student") == list(range(9))
     assert client.get_run(second.run_id).info.status == "FINISHED"
+
+
+def test_a_run_goes_on_after_its_knobs_were_changed(
+    uri: str, client: MlflowClient, experiment: str, tmp_path: Path
+) -> None:
+    with TrackedRun(settings(uri, experiment), Recipe(log_every=10)) as first:
+        first.metrics(10, {"loss/student": 1.0})
+    with TrackedRun(settings(uri, experiment), Recipe(log_every=5)) as second:
+        second.metrics(15, {"loss/student": 0.5})
+    assert (second.resumed, second.run_id) == (True, first.run_id)
+    assert steps(client, first.run_id, "loss/student") == [10, 15]
+    assert client.get_run(first.run_id).data.params["log_every"] == "10"  # MLflow keeps the first value
+    recipe = json.loads(Path(client.download_artifacts(first.run_id, "recipe.json", str(tmp_path))).read_text())
+    assert recipe["log_every"] == 5
+
+
+def test_a_setting_that_was_raised_may_belong_to_the_same_run(uri: str, experiment: str) -> None:
+    runs = []
+    for tracking in (settings(uri, experiment), replace(settings(uri, experiment), without=("seed",))):
+        for seed in (3, 4):
+            with TrackedRun(tracking, Recipe(seed=seed)) as run:
+                runs.append(run.run_id)
+    assert len(set(runs[:2])) == 2
+    assert len(set(runs[2:])) == 1
+
+
+def test_other_inputs_at_the_same_place_are_another_run(uri: str, experiment: str) -> None:
+    runs = []
+    for inputs in ("0123", "4567", "0123"):
+        with TrackedRun(replace(settings(uri, experiment), inputs=inputs), Recipe()) as run:
+            runs.append(run.run_id)
+    assert runs[0] == runs[2] != runs[1]
 
 
 def test_what_could_not_be_delivered_is_sent_by_the_next_run_and_kept_until_it_has_arrived(

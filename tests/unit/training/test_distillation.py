@@ -97,7 +97,7 @@ def test_a_resumed_law_equals_an_uninterrupted_one_bit_for_bit(task: DistillTask
     torch.manual_seed(123)  # the state of the process does not matter
     run_task(task, place(broken))
     assert content(broken) == content(whole)
-    averages = final_averages(whole)
+    averages = final_averages(whole, task.training.steps)
     assert averages is not None
     assert set(averages) == {"student", TIME_SAMPLER}
     assert isinstance(task.method, RayFlow)
@@ -215,6 +215,6 @@ def _check_resumes(task: DistillTask, directory: Path) -> dict[str, dict[str, Te
     torch.manual_seed(123)  # the state of the process does not matter
     run_task(task, place(broken))
     assert content(broken) == content(whole)
-    averages = final_averages(whole)
+    averages = final_averages(whole, task.training.steps)
     assert averages is not None
     return averages

@@ -35,7 +35,7 @@ from raystill.models.weights import Lora
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Learner, Observers, Training, train
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask
-from raystill.training.task import FINAL, Place, Task, final_averages, last_step, run_task
+from raystill.training.task import Place, Task, final_averages, final_key, last_step, run_task
 
 OPTIMIZER = Optimizer(learning_rate=1e-2, warmup_steps=2)
 TRAINING = Training(steps=6, lane_size=3, log_every=2, checkpoint_every=2, picture_every=0, average_decay=0.9)
@@ -291,14 +291,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name: str, teache
         with pytest.raises(StoppedError):
             run_task(task, place(broken, name, stop))
         assert last_step(broken) == saved
-        assert final_averages(broken) is None
+        assert final_averages(broken, 6) is None
     torch.manual_seed(123)  # the state of the process does not matter
     run_task(task, place(broken, name))
     assert content(broken) == content(whole)
     assert last_step(whole) == 6
     state = {key for key in content(whole) if key.startswith("step-")}
     assert {key.split("/")[0] for key in state} == {"step-0000006"}  # earlier ones are removed
-    averages, live = final_averages(whole), load(whole.read(f"step-0000006/{task.name}/state.safetensors"))
+    averages, live = final_averages(whole, 6), load(whole.read(f"step-0000006/{task.name}/state.safetensors"))
     assert averages is not None
     moved = [n for n, tensor in averages[task.name].items() if not torch.equal(tensor, live[f"parameter/{n}"])]
     assert len(moved) > len(averages[task.name]) / 2  # what is left are averages, not the last weights
@@ -356,7 +356,7 @@ def test_a_stop_between_state_and_pointer_resumes_from_the_checkpoint_before(tea
         run_task(task, place(broken, "autoencoder", 3))
     broken.write("step-0000004/averages.safetensors", b"half of a checkpoint")
     run_task(task, place(broken, "autoencoder"))
-    assert broken.read(FINAL) == whole.read(FINAL)
+    assert broken.read(final_key(6)) == whole.read(final_key(6))
 
 
 def test_the_final_averages_are_there_before_the_pointer_says_so(teacher: Path, tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_the_final_averages_are_there_before_the_pointer_says_so(teacher: Path, 
     store, task = open_store(str(tmp_path)), task_of("autoencoder", teacher)
     order: list[str] = []
     run_task(task, replace(place(store, "autoencoder"), checkpoints=Watched(store, order.append)))
-    assert order.index(FINAL) < max(i for i, key in enumerate(order) if key == "latest.json")
+    assert order.index(final_key(6)) < max(i for i, key in enumerate(order) if key == "latest.json")
     assert json.loads(store.read("latest.json")) == {"step": 6}
 
 
@@ -393,6 +393,6 @@ def test_ranks_with_different_data_draw_different_noise_and_only_rank_0_writes(t
     task = replace(task, training=replace(task.training, lanes=2))  # type: ignore[type-var]
     run_task(task, place(first, "autoencoder"))
     run_task(task, replace(place(second, "autoencoder"), rank=1, world_size=2, on_step=told.append))
-    assert first.exists(FINAL)
+    assert first.exists(final_key(6))
     assert second.list() == []
     assert told == [2, 4, 6]

@@ -1,6 +1,6 @@
 """Tasks that go on from checkpoints: after a change that is cosmetic, from damaged ones; and in bfloat16."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from raystill.config.errors import UserError
 from raystill.data.store import Store, open_store
 from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import Engine, Optimizer
+from raystill.methods.method import Batch
 from raystill.methods.rayflow import RayFlow
 from raystill.models.weights import Lora
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
-from raystill.training.task import FINAL, Place, final_averages, last_step, run_task
+from raystill.training.task import Place, final_averages, final_key, last_step, run_task
 
-TRAINING = Training(steps=6, batch_size=3, log_every=1, checkpoint_every=2, picture_every=0, average_decay=0.9)
+TRAINING = Training(steps=6, lane_size=3, log_every=1, checkpoint_every=2, picture_every=0, average_decay=0.9)
 NEWEST = "step-0000004"
+FINAL = final_key(TRAINING.steps)
 
 
 class StoppedError(Exception):
@@ -60,11 +62,11 @@ def fields(step: int) -> dict[str, Any]:
 def place(store: Store, stop: int | None = None) -> Place:
     """Where a task runs; with `stop`, the batch of that step never comes."""
 
-    def batches(start: int) -> Iterator[dict[str, Any]]:
+    def batches(start: int) -> Iterator[Sequence[Batch]]:
         for step in range(start, TRAINING.steps):
             if step == stop:
                 raise StoppedError
-            yield fields(step)
+            yield [fields(step)]
 
     return Place(checkpoints=store, engine=LocalEngine, batches=batches)
 
@@ -87,7 +89,7 @@ def test_a_training_goes_on_after_a_change_of_what_is_reported(
     run_task(task, place(whole))
     going_on = place(broken)
 
-    def batches(start: int) -> Iterator[dict[str, Any]]:
+    def batches(start: int) -> Iterator[Sequence[Batch]]:
         begun.append(start)
         return going_on.batches(start)
 
@@ -142,7 +144,7 @@ def test_damaged_final_averages_are_named(task: DistillTask, tmp_path: Path) -> 
     run_task(task, place(store))
     cut(store, FINAL)
     with pytest.raises(UserError, match=rf"{FINAL}: the checkpoint is damaged or incomplete \(SafetensorError: "):
-        final_averages(store)
+        final_averages(store, TRAINING.steps)
 
 
 def test_bfloat16_activations_train_float32_weights_near_the_same_losses(task: DistillTask, tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_bfloat16_activations_train_float32_weights_near_the_same_losses(task: D
         here = replace(place(store), engine=engine, recorder=seen)
         run_task(replace(task, training=replace(TRAINING, precision=precision)), here)
         assert {parameter.dtype for parameter in kept["student"].parameters()} == {torch.float32}
-        averages = final_averages(store)
+        averages = final_averages(store, TRAINING.steps)
         assert averages is not None
         losses[precision], trained[precision] = list(seen.seen.values()), averages["student"]
     assert len(losses["bfloat16"]) == TRAINING.steps

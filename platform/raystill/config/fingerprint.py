@@ -1,0 +1,155 @@
+"""Addresses of stored results: what they depend on, and nothing else.
+
+Each field of settings with a default declares what becomes of it in addresses, where it stands:
+
+    steps: int = introduced(1000)                      # left out where it is 1000, whatever the default is later
+    end: str = introduced("signal", now="teacher")     # the default was changed: runs that rely on it moved
+    path: RayPath = introduced_group(RayPath)          # left out where it is what RayPath() was when this was written
+    log_every: Knob[int] = 10                          # speed or reports only: never counts
+
+So a new field changes no address, and a changed default changes those of the runs that rely on it. A class whose
+numbers change without its settings raises `revision`, a ClassVar[int] that is 1 where there is none, or a field.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping
+from functools import cache, partial
+from pathlib import PurePath
+from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
+
+T = TypeVar("T")
+FORMAT = 2  # of addresses; those of format 1 are digests of all settings (`config.legacy`)
+KNOB = object()
+Knob: TypeAlias = Annotated[T, KNOB]  # of a setting that changes speed, reports, names or places only
+_INTRODUCED = "introduced"  # in a field's metadata: gives the identity that it had then
+_SAME: Any = object()
+
+
+def is_group(value: Any) -> bool:
+    """Tell whether a value is itself made of settings: an instance of a dataclass."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def introduced(value: T, *, now: T = _SAME) -> T:
+    """Declare a field by the value that it had when it was introduced, which is never edited; `now` is its default
+    where that has been changed since.
+    """
+    declared: T = dataclasses.field(
+        default=value if now is _SAME else now, metadata={_INTRODUCED: partial(identity, value)}
+    )
+    return declared
+
+
+def introduced_group(made: Callable[[], T], *, now: Callable[[], T] | None = None) -> T:
+    """Declare a field that is a group of settings, by its class or a `functools.partial` of it, as it was introduced:
+    with the values that its own fields were introduced with, at revision 1. `now` is its default where that has been
+    changed since.
+    """
+    declared: T = dataclasses.field(default_factory=now or made, metadata={_INTRODUCED: partial(_made, made)})
+    return declared
+
+
+def identity(value: Any, without: Collection[str] = ()) -> Any:
+    """What an address depends on of nested settings, as plain JSON values: their canonical form without knobs, without
+    what is as it was introduced, and with every revision but the first. `without` are dotted paths of settings that
+    are left out, too. TypeError for what is no setting.
+    """
+    if is_group(value):
+        kind = type(value)
+        values = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in without}
+        return _group(kind, values, revision_of(kind), without)
+    if isinstance(value, Mapping):
+        return {str(k): identity(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [identity(v) for v in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # a recipe may have written 3 where the command line gives 3.0
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"settings hold plain values, found {type(value).__name__}: {value!r}")
+
+
+def fingerprint(value: Any) -> str:
+    """The address of what depends on these settings alone: the first 16 hex digits of the SHA-256 of the format number
+    and their identity. ValueError for a number that is not finite.
+    """
+    text = json.dumps([FORMAT, identity(value)], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def knobs(kind: type) -> frozenset[str]:
+    """Names of a dataclass's fields that never count."""
+    hints = get_type_hints(kind, include_extras=True)
+    marked = {name for name, hint in hints.items() if any(mark is KNOB for mark in getattr(hint, "__metadata__", ()))}
+    return frozenset(field.name for field in dataclasses.fields(kind) if field.name in marked)
+
+
+def undeclared(kind: type) -> list[str]:
+    """Names of a dataclass's fields that have a default and do not say what becomes of them in addresses."""
+    absent = dataclasses.MISSING
+    return [
+        field.name
+        for field in dataclasses.fields(kind)
+        if not (field.default is absent and field.default_factory is absent)
+        and _INTRODUCED not in field.metadata
+        and field.name not in knobs(kind)
+    ]
+
+
+def revision_of(kind: type) -> int:
+    """Revision of a class of settings, whose numbers changed with each; 1 where it is a field or there is none."""
+    if any(field.name == "revision" for field in dataclasses.fields(kind)):
+        return 1
+    return int(getattr(kind, "revision", 1))
+
+
+def as_introduced(field: "dataclasses.Field[Any]", found: Any) -> bool:
+    """Whether an identity is the one that a field was introduced with."""
+    return _INTRODUCED in field.metadata and bool(found == introduced_value(field))
+
+
+def introduced_value(field: "dataclasses.Field[Any]") -> Any:
+    """The identity that a field was introduced with; None where it has had no default."""
+    made = field.metadata.get(_INTRODUCED)
+    return None if made is None else made()
+
+
+def _made(made: Any) -> Any:
+    """The identity that a group of settings was introduced with, from its class or a partial of it."""
+    kind, given = (made.func, made.keywords) if isinstance(made, partial) else (made, {})
+    if not isinstance(kind, type):
+        raise TypeError(f"introduced_group takes a class or a functools.partial of one, found {made!r}")
+    if not dataclasses.is_dataclass(kind):
+        return identity(kind())
+    return _group(kind, {name: _given(value) for name, value in given.items()}, 1)
+
+
+def _given(value: Any) -> Any:
+    """A setting of a group as it was introduced: of a group within it what its defaults do not say."""
+    if not is_group(value):
+        return value
+    default = {
+        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        for f in dataclasses.fields(value)
+    }
+    found = {name: getattr(value, name) for name in default}
+    return _group(type(value), {name: one for name, one in found.items() if one != default[name]}, 1)
+
+
+def _group(kind: type, values: Mapping[str, Any], revision: int, without: Collection[str] = ()) -> dict[str, Any]:
+    known: dict[str, Any] = {"kind": kind.__name__} if revision == 1 else {"kind": kind.__name__, "revision": revision}
+    for field in dataclasses.fields(kind):
+        if field.name in values and field.name not in knobs(kind):
+            found = identity(values[field.name], _below(without, field.name))
+            if not as_introduced(field, found):
+                known[field.name] = found
+    return known
+
+
+def _below(paths: Collection[str], name: str) -> list[str]:
+    return [path.removeprefix(f"{name}.") for path in paths if path.startswith(f"{name}.")]

@@ -1,0 +1,148 @@
+"""Addresses of format 1, digests of all settings: how what lies there is found by what it depends on now.
+
+For results that were made before `config.fingerprint`. Nothing else needs this file: once nobody has any, it can go.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from raystill.config.annotations import MisfitError, fit
+from raystill.config.digest import canonical
+from raystill.config.fingerprint import as_introduced, identity, introduced_value, is_group, knobs, revision_of
+
+# Every class of settings that addresses depended on, with its fields in that format.
+FIELDS = {
+    name: tuple(fields.split())
+    for name, fields in {
+        "ADD": "steps guidance distillation adversarial penalty features learning_rate immiscible",
+        "Assigned": "group",
+        "Autoencoder": "kl_weight edge_weight learners needs",
+        "AutoencoderShape": "channels widths layers latent_channels groups",
+        "AutoencoderTask": "shape method optimizer training name",
+        "CTM": "intervals most denoising guidance premetric immiscible target_decay",
+        "DMD2": "steps ratio guidance lowest adversarial features learning_rate",
+        "DenoiserShape": "widths layers heads groups text_width text_layers text_heads text_length vocabulary",
+        "DenoiserTask": "tokens latent_channels latent_size kind caption_dropout shape optimizer training name",
+        "DiffusionPath": "",
+        "DistillTask": "teacher method weights optimizer training picture_captions name",
+        "Encoded": "",
+        "Expectation": "steps guidance solver rho",
+        "Full": "",
+        "Generated": "steps guidance solver rho",
+        "GridTimes": "base delta power warmup_steps learning_rate instance hidden knots cells",
+        "Guidance": "low high",
+        "Independent": "",
+        "Inverted": "steps guidance solver rho",
+        "LCM": "intervals guidance premetric immiscible target_decay",
+        "Lightning": "stages first stage_steps guidance features learning_rate premetric immiscible",
+        "LogitNormalTimes": "mean std importance",
+        "Lora": "rank alpha targets",
+        "Objective": "target distance huber weighting",
+        "Optimizer": "learning_rate warmup_steps decay final_fraction beta_1 beta_2 weight_decay clip_norm",
+        "PairedDiffusionPath": "",
+        "PeRFlow": "windows substeps target guidance synchronised times premetric immiscible caption_dropout",
+        "PhasedRectified": "windows substeps times guidance premetric immiscible",
+        "PseudoHuber": "c",
+        "RayFlow": "path times objective",
+        "RayPath": "sigma",
+        "Reading": "picture_size channels allow_empty_caption drop_captions max_bad_fraction",
+        "Rectified": "times premetric consistency_from intervals",
+        "Reflow": "times premetric one_step_from",
+        "SCott": "intervals substeps eta guidance premetric immiscible target_decay",
+        "SamplingTimes": "steps start_share",
+        "SecondMomentTimes": "base delta power warmup_steps learning_rate instance hidden bins",
+        "Squared": "",
+        "SteinTimes": (
+            "base delta power warmup_steps learning_rate instance hidden knots components bandwidth subset draws"
+        ),
+        "StraightPath": "",
+        "TCD": "intervals segments stage_steps guidance premetric immiscible target_decay",
+        "Targets": "estimator shards seed batch_size precision",
+        "Tokens": "vocabulary start end empty",
+        "Training": "steps batch_size seed average_decay precision log_every checkpoint_every picture_every",
+        "UShapedTimes": "steepness importance",
+        "UniformTimes": "",
+        "VectorHuber": "c",
+    }.items()
+}
+# Names that they have now, by class and field.
+RENAMED = {("Training", "batch_size"): "lane_size"}
+# Defaults of those that there are no more, by class and field.
+GONE = {("GridTimes", "power"): 0.5, ("SecondMomentTimes", "power"): 1.0, ("SteinTimes", "power"): 0.5}
+
+
+@dataclass(slots=True)
+class Earlier:
+    """Settings as addresses of format 1 have them, and what they say that these cannot."""
+
+    form: Any  # canonical JSON
+    settings: dict[str, Any] = field(default_factory=dict)  # by path: what it was, where it is something else now
+    raised: list[str] = field(default_factory=list)  # classes whose numbers have changed since
+
+    @property
+    def same(self) -> bool:
+        """Whether what these settings make is what they made then."""
+        return not self.settings and not self.raised
+
+
+def earlier(value: Any) -> Earlier:
+    """Settings as addresses of format 1 have them: without the fields that came later."""
+    found = Earlier(None)
+    found.form = _form(value, "", found)
+    return found
+
+
+def _form(value: Any, path: str, found: Earlier) -> Any:
+    if is_group(value):
+        return _group(value, path, found)
+    if isinstance(value, Mapping):
+        return {str(k): _form(v, f"{path}{k}.", found) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_form(v, f"{path}{i}.", found) for i, v in enumerate(value)]
+    return canonical(value)
+
+
+def _group(value: Any, path: str, found: Earlier) -> dict[str, Any]:
+    kind: type = type(value)
+    if kind.__name__ not in FIELDS:
+        found.raised.append(f"{kind.__name__} (new)")
+    elif (revision := revision_of(kind)) != 1:
+        found.raised.append(f"{kind.__name__} (revision {revision})")
+    known = FIELDS.get(kind.__name__, ())
+    form = {"kind": kind.__name__, **{name: default for (of, name), default in GONE.items() if of == kind.__name__}}
+    former = {now: then for (of, then), now in RENAMED.items() if of == kind.__name__}
+    for declared in dataclasses.fields(value):
+        inner = getattr(value, declared.name)
+        name = former.get(declared.name, declared.name)
+        if name in known:
+            form[name] = _form(inner, f"{path}{name}.", found)
+        elif name not in knobs(kind) and not as_introduced(declared, identity(inner)):
+            found.settings[f"{path}{name}"] = introduced_value(declared)
+    return form
+
+
+def revived(form: Any, kinds: Mapping[str, type]) -> Any:
+    """Settings from their canonical JSON of then, by the classes that they may be of; fields that came later are as
+    they were introduced. MisfitError where it is of something else.
+    """
+    if not isinstance(form, Mapping) or "kind" not in form:
+        return form
+    kind = kinds.get(str(form["kind"]))
+    if kind is None or set(form) - {"kind"} != set(FIELDS.get(kind.__name__, ())):
+        raise MisfitError
+    of = kind.__name__
+    known = {
+        RENAMED.get((of, name), name): revived(value, kinds)
+        for name, value in form.items()
+        if name != "kind" and (of, name) not in GONE
+    }
+    hints = get_type_hints(kind)
+    return kind(**{name: fit(value, hints[name]) for name, value in {**_later(kind, known), **known}.items()})
+
+
+def _later(kind: type, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that fields were introduced with that count and came later."""
+    later = [f for f in dataclasses.fields(kind) if f.name not in known and f.name not in knobs(kind)]
+    return {field.name: introduced_value(field) for field in later}

@@ -1,0 +1,109 @@
+"""Which state of a pipeline's files this is: a digest of what a loader reads, computed once per state of the files."""
+
+import hashlib
+import json
+import re
+import time
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from raystill.config.cache import cache_directory
+from raystill.config.errors import UserError
+
+INDEX = "model_index.json"
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts that no picture here depends on
+LARGE = 2**24  # bytes of a file whose digest is kept in the cache for other processes
+SETTLED_S = 2.0  # since a file's last change, before which another one may leave its times as they are
+# What loaders read: settings, vocabularies and the weights of no variant, whole or in parts. Not other formats of them,
+# nor what people or file managers leave there.
+_READ = re.compile(r"[^.]+\.(json|txt|model|safetensors)|[^.]+\.safetensors\.index\.json")
+_FORMER_PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+State = tuple[int, int, int]  # size in bytes, and times of the last change of content and of the entry, nanoseconds
+
+
+def revision(directory: Path) -> str:
+    """Digest of the names and contents of the files of a pipeline's parts, 16 hex digits; UserError where there is no
+    pipeline.
+    """
+    return _digest(directory, [file for file in _files(directory, _parts(directory)) if _READ.fullmatch(file.name)])
+
+
+def is_of(directory: Path, found: str | None) -> bool:
+    """Whether a stored revision is that of a pipeline's files, also as earlier versions wrote it."""
+    return found == revision(directory) or found in former_revisions(directory)
+
+
+def former_revisions(directory: Path) -> tuple[str, ...]:
+    """Revisions that earlier versions wrote for these files, where they are others: stray files counted then."""
+    found = _digest(directory, _files(directory, _FORMER_PARTS))
+    return () if found == revision(directory) else (found,)
+
+
+def _parts(directory: Path) -> list[str]:
+    """Names of the parts in a pipeline's index."""
+    index = directory / INDEX
+    if not index.is_file():
+        raise UserError(
+            f"{str(directory)!r} is not a diffusers pipeline: it has no {INDEX}; give a directory that save_pretrained "
+            "wrote: --set teacher=DIRECTORY"
+        )
+    entries: dict[str, Any] = json.loads(index.read_text())
+    # A part is [library, class]; [null, null] is one that was left out.
+    return [name for name, part in entries.items() if isinstance(part, list) and part[0] and name not in UNUSED]
+
+
+def _files(directory: Path, parts: list[str] | tuple[str, ...]) -> list[Path]:
+    return sorted(file for part in parts for file in (directory / part).glob("*") if file.is_file())
+
+
+def _digest(directory: Path, files: list[Path]) -> str:
+    known = _kept(directory)
+    sha, fresh = hashlib.sha256(), {}
+    for file in files:
+        name, stat = str(file.relative_to(directory)), file.stat()
+        state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        settled = time.time() - max(stat.st_mtime, stat.st_ctime) > SETTLED_S
+        if settled and known.get(name, [None])[:-1] == list(state):
+            content = known[name][-1]
+        else:
+            content = _content(file, state) if settled else _content.__wrapped__(file, state)
+            if settled and stat.st_size >= LARGE:
+                fresh[name] = [*state, content]
+        sha.update(name.encode())
+        sha.update(bytes.fromhex(content))
+    if fresh:
+        _keep(directory, {**known, **fresh})
+    return sha.hexdigest()[:16]
+
+
+@lru_cache(maxsize=4096)
+def _content(file: Path, state: State) -> str:
+    """SHA-256 of a file in a state, read piece by piece."""
+    del state
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _note(directory: Path) -> Path:
+    name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+    return cache_directory() / "revisions" / f"{name}.json"
+
+
+def _kept(directory: Path) -> dict[str, list[Any]]:
+    """Digests of large files that any process of this user has computed, with the files' states."""
+    try:
+        found: dict[str, list[Any]] = json.loads(_note(directory).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _keep(directory: Path, digests: dict[str, list[Any]]) -> None:
+    note = _note(directory)
+    with suppress(OSError):  # a home that is read-only costs seconds, not a run
+        note.parent.mkdir(parents=True, exist_ok=True)
+        part = note.with_suffix(f".{time.time_ns()}.part")
+        part.write_text(json.dumps(digests))
+        part.replace(note)
