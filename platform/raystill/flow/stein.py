@@ -24,7 +24,7 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from raystill.config.errors import UserError
@@ -121,7 +121,7 @@ class SteinTimes(LearnedTimes):
     minimise a Stein discrepancy from p xi_hat, and whose weights are xi_hat's own masses (module docstring).
     """
 
-    revision: ClassVar[int] = 2  # 2: weights from the regressor, no draws
+    revision: ClassVar[int] = 2  # 2: learns from squared gradients; weights from the regressor, no draws
 
     knots: int = 10  # coefficients of the spline of log xi^2
     components: int = 8  # K
@@ -178,7 +178,7 @@ class SteinTimes(LearnedTimes):
         mass = self.mixture(outputs).logit_density(u) * (2 * EDGE / (POINTS - 1))
         return stein_discrepancy(points, mass, self.score(outputs, u), self.bandwidth)
 
-    def losses(self, outputs: Outputs, draw: TimeDraw, losses: Times, rng: Generator) -> dict[str, Tensor]:
+    def losses(self, outputs: Outputs, draw: TimeDraw, squares: Times) -> dict[str, Tensor]:
         """The regressor's deviance, and the proposal's discrepancy from p times the regressor."""
-        learned = LearnedTimes.losses(self, outputs, draw, losses, rng)
+        learned = LearnedTimes.losses(self, outputs, draw, squares)
         return {**learned, "stein": self.discrepancy(outputs.double()).mean()}

@@ -24,7 +24,7 @@ from raystill.recipes.resolve import resolve
         ("port", 60_000, "from 1 to 55535"),
         ("training.steps", 0, "--set training.steps=1"),
         ("training.batch_size", 0, "--set training.batch_size=1"),
-        ("training.batch_size", 1, "compares the losses of a batch"),
+        ("training.batch_size", 1, "compares gradients in a batch"),
         ("training.log_every", 0, "--set training.log_every=1"),
         ("training.checkpoint_every", 0, "--set training.checkpoint_every=1"),
         ("training.picture_every", -1, "--set training.picture_every=0"),
