@@ -70,7 +70,13 @@ FIELDS = {
 # Names that they have now, by class and field.
 RENAMED = {("Training", "batch_size"): "lane_size"}
 # Defaults of those that there are no more, by class and field.
-GONE = {("GridTimes", "power"): 0.5, ("SecondMomentTimes", "power"): 1.0, ("SteinTimes", "power"): 0.5}
+GONE: dict[tuple[str, str], Any] = {
+    ("GridTimes", "power"): 0.5,
+    ("SecondMomentTimes", "power"): 1.0,
+    ("SteinTimes", "power"): 0.5,
+    ("SteinTimes", "subset"): 8,
+    ("SteinTimes", "draws"): 4,
+}
 
 
 @dataclass(slots=True)

@@ -5,9 +5,9 @@ gradient's second moment is least for
 
     q*(t | x_0, mu) proportional to p(t) xi,    xi^2 = E[|| grad loss ||^2 | t, x_0, mu],
 
-for which the losses themselves stand in here: xi^2 = E[loss^(2 power)]. Everything is written in v = F_p(t), the
-quantile of the time in p: p is then uniform on [0, 1], discrete laws included, and densities are relative to it. With
-uniform times v is t.
+for which the gradient in the network's output stands in here, known in closed form for every loss
+(`Objective.gradient_square`). Everything is written in v = F_p(t), the quantile of the time in p: p is then uniform on
+[0, 1], discrete laws included, and densities are relative to it. With uniform times v is t.
 
 A law is learned by a network of its own, the role `time_sampler`: its gradients are averaged over ranks and its state
 is checkpointed as any role's are, so that it is the same on every rank and a resumed run equals an uninterrupted one.
@@ -16,7 +16,7 @@ Times stay on the network's device: drawing and learning wait for nothing.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -90,8 +90,6 @@ class LearnedTimes(ABC):
 
     base: UniformTimes | LogitNormalTimes | UShapedTimes | SamplingTimes = introduced_group(UniformTimes)  # p
     delta: float = introduced(0.1)  # share of draws from p itself; it bounds the weights by 1 / delta
-    # xi^2 = E[loss^(2 power)]; 0.5 where ||gradient||^2 goes with the loss, as for squared errors
-    power: float = introduced(0.5)
     warmup_steps: int = introduced(20)  # first steps, whose times are drawn from p while the law is learned
     learning_rate: float = introduced(0.05)  # of the law's own AdamW
     instance: bool = introduced(True)  # whether the law depends on the sample's (x_0, mu) or on time alone
@@ -99,10 +97,10 @@ class LearnedTimes(ABC):
 
     def __post_init__(self) -> None:
         check_share("delta", self.delta)
-        if self.power <= 0 or self.learning_rate <= 0 or self.warmup_steps < 0 or self.hidden < 1:
+        if self.learning_rate <= 0 or self.warmup_steps < 0 or self.hidden < 1:
             raise UserError(
-                f"a learned law of times has power {self.power}, learning_rate {self.learning_rate}, warmup_steps "
-                f"{self.warmup_steps} and hidden {self.hidden}; write numbers above 0, and 0 or more warmup_steps"
+                f"a learned law of times has learning_rate {self.learning_rate}, warmup_steps {self.warmup_steps} and "
+                f"hidden {self.hidden}; write numbers above 0, and 0 or more warmup_steps"
             )
         if not isinstance(self.base, UniformTimes | SamplingTimes) and self.base.importance is not None:
             raise UserError(
@@ -126,8 +124,8 @@ class LearnedTimes(ABC):
         """Refuse, with UserError, lanes that are too small to learn from."""
         if lane_size < 2:
             raise UserError(
-                f"a learned law of times compares the losses of a lane: training.lane_size is {lane_size}; write 2 or "
-                "more, or --set method.times=UniformTimes"
+                f"a learned law of times compares the gradients of a lane: training.lane_size is {lane_size}; write 2 "
+                "or more, or --set method.times=UniformTimes"
             )
 
     @property
@@ -147,10 +145,12 @@ class LearnedTimes(ABC):
         """Density q / p at v of what is drawn after the warm-up, the share of p included."""
         return (1 - self.delta) * self.law(outputs.detach().double()).density(v) + self.delta
 
-    def losses(self, outputs: Outputs, draw: TimeDraw, losses: Times, rng: RandomStream) -> dict[str, Tensor]:
-        """What the network minimises, by name, each of shape (); `losses` are the samples' own, without weights."""
+    def losses(self, outputs: Outputs, draw: TimeDraw, squares: Times) -> dict[str, Tensor]:
+        """What the network minimises, by name, each of shape (); `squares` are the samples' squared gradients, without
+        weights and up to a common factor.
+        """
         place = draw.quantile.detach()[:, None]
-        return {"deviance": deviance(self.log_xi_square(outputs.double(), place)[:, 0], losses, 2 * self.power)}
+        return {"deviance": deviance(self.log_xi_square(outputs.double(), place)[:, 0], squares)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,21 +175,25 @@ class BatchLaw:
         v, weight = defended(shares, settings.delta, law.quantile, lambda v: law.density(v[:, None])[:, 0])
         return TimeDraw(settings.base.quantile(v, path, schedule), weight, v)
 
-    def losses(self, draw: TimeDraw, losses: Float[Tensor, " batch"], rng: RandomStream) -> dict[str, Tensor]:
-        """What the law's network minimises after this draw's losses were seen; UserError for a batch of one."""
-        self.settings.check(len(losses))
-        return self.settings.losses(self.outputs, draw, losses.detach().double(), rng)
+    def losses(self, draw: TimeDraw, squares: Float[Tensor, " batch"]) -> dict[str, Tensor]:
+        """What the law's network minimises after the squared gradients of this draw were seen; UserError for a batch of
+        one.
+        """
+        self.settings.check(len(squares))
+        return self.settings.losses(self.outputs, draw, squares.detach().double())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondMomentTimes(LearnedTimes):
-    """Times by the loss's second moment, q proportional to sqrt(E[loss^2]) (Nichol & Dhariwal 2102.09672, section 3.3).
+    """Times by second moments in equal bins, after the sampler of Nichol & Dhariwal (2102.09672, section 3.3).
 
-    Departs from the paper: a table over bins is learned by gradient descent, hence kept equal over ranks, in place of
-    the last ten losses of every timestep; the share of uniform times is `delta` rather than 0.1 %.
+    Departs from the paper: the second moment is that of the gradient in the network's output and not of the loss, as
+    for every law here; a table over bins is learned by gradient descent, hence kept equal over ranks, in place of the
+    last ten losses of every timestep; the share of uniform times is `delta` rather than 0.1 %.
     """
 
-    power: float = introduced(1.0)
+    revision: ClassVar[int] = 2  # 2: learns from squared gradients, formerly from squared losses
+
     instance: bool = introduced(False)
     bins: int = introduced(20)
 
@@ -218,6 +222,8 @@ class GridTimes(LearnedTimes):
     What is drawn is the law that is constant in each cell, and its density is the one that weights: they are exact
     whatever the grid.
     """
+
+    revision: ClassVar[int] = 2  # 2: learns from squared gradients, formerly from losses
 
     knots: int = introduced(10)  # coefficients of the spline
     cells: int = introduced(64)

@@ -63,10 +63,29 @@ class Objective:
         `effective_noise`. UserError as `check` says. No host-device synchronisation.
         """
         self.check(c)
-        gain = error_gain(prediction.kind, self.target, c.angle)
-        error = column(gain, x_0) * (prediction.value.to(x_0.dtype) - true_value(prediction, x_0, epsilon))
+        error = column(error_gain(prediction.kind, self.target, c.angle), x_0) * value_error(prediction, x_0, epsilon)
         distance = error.square() if self.distance == "squared" else pseudo_huber(error, self.huber)
         return column(snr_weight(self.weighting, c.angle), x_0).view(-1) * distance.mean(dim=(1, 2, 3))
+
+    @torch.no_grad()
+    def gradient_square(
+        self, prediction: Prediction, x_0: Latent, epsilon: Latent, c: Coefficients
+    ) -> Float[Tensor, " batch"]:
+        """Mean squares of the gradients of `per_sample`'s losses in the network's output, times the latent's squared
+        size: numbers without a graph, float64, what a law of times is learned from. No host-device synchronisation.
+
+        A sample's loss w mean_i rho(g d_i), with d the error of the value, g its gain and w the weight, has the
+        gradient w g rho'(g d_i) / n in the i-th of n numbers of the output. So n^2 times the mean of its square is
+
+            xi^2 = w^2 g^2 mean_i rho'(g d_i)^2.
+
+        It is the gradient in the parameters but for the network's own Jacobian, and up to what this changes with time.
+        """
+        gain, weight = error_gain(prediction.kind, self.target, c.angle), snr_weight(self.weighting, c.angle)
+        error = column(gain, x_0) * value_error(prediction, x_0, epsilon)
+        slope = 2 * error if self.distance == "squared" else pseudo_huber_slope(error, self.huber)
+        scale = (weight * gain).to(x_0.device, torch.float64, non_blocking=True)
+        return scale.square() * slope.square().mean(dim=(1, 2, 3))
 
     def check(self, c: Coefficients) -> None:
         """Refuse, with UserError, the noise as the target where a path has (next to) no noise of its own.
@@ -104,6 +123,11 @@ def true_value(prediction: Prediction, x_0: Latent, epsilon: Latent) -> Latent:
             return prediction.signal * epsilon - prediction.noise * x_0
         case "flow_prediction":
             return epsilon - x_0
+
+
+def value_error(prediction: Prediction, x_0: Latent, epsilon: Latent) -> Latent:
+    """Error of the network's own value, in x_0's dtype."""
+    return prediction.value.to(x_0.dtype) - true_value(prediction, x_0, epsilon)
 
 
 def error_gain(kind: Kind, target: Target, angle: Times) -> Times:
@@ -149,3 +173,8 @@ def pseudo_huber(error: Latent, huber: float) -> Latent:
     """sqrt(d^2 + c^2) - c of each number d, written without the difference of two nearly equal ones (2310.14189)."""
     square = error.square()
     return square / ((square + huber**2).sqrt() + huber)
+
+
+def pseudo_huber_slope(error: Latent, huber: float) -> Latent:
+    """d / sqrt(d^2 + c^2), the derivative of `pseudo_huber` in d."""
+    return error / (error.square() + huber**2).sqrt()

@@ -10,7 +10,7 @@ from raystill.flow.predictions import Latent
 
 Features = Float[Tensor, "batch features"]
 Curves = Float[Tensor, "batch points"]  # one row per sample: values at points v of [0, 1]
-TINY = 1e-30  # of a float32: the smallest loss that is told from 0
+TINY = 1e-30  # of a float32: the smallest value that is told from 0
 FEATURES_PER_CHANNEL = 5
 
 
@@ -78,14 +78,14 @@ def _bump_slope(x: Tensor) -> Tensor:
     return x.sign() * torch.where(d < 1, -2 * d + 1.5 * d**2, -0.5 * (2 - d).clamp(min=0) ** 2)
 
 
-def deviance(log_mean: Float[Tensor, " batch"], losses: Float[Tensor, " batch"], exponent: float) -> Float[Tensor, ""]:
-    """Log of the arithmetic over the geometric mean of y / y_hat, with y = loss^exponent and y_hat = exp(log_mean): not
+def deviance(log_mean: Float[Tensor, " batch"], values: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+    """Log of the arithmetic over the geometric mean of y / y_hat, with y the values and y_hat = exp(log_mean): not
     negative, and 0 for a prediction that is exact up to a factor.
 
     This is the exponential law's deviance with the batch's own best factor. It is least where y_hat is proportional to
     E[y | t, h], the expectation that stands inside the square root of xi; a squared error of log y would find its
-    geometric mean, too low where losses scatter. A scale of the losses changes nothing, and every sample's gradient is
+    geometric mean, too low where values scatter. A scale of the values changes nothing, and every sample's gradient is
     bounded.
     """
-    z = exponent * losses.to(log_mean.dtype).clamp(min=TINY).log() - log_mean
+    z = values.to(log_mean.dtype).clamp(min=TINY).log() - log_mean
     return torch.logsumexp(z, dim=0) - math.log(len(z)) - z.mean()

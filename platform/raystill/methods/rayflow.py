@@ -7,7 +7,7 @@ equals the teacher whatever the path.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from raystill.config.fingerprint import introduced_group
 from raystill.flow.importance import BatchLaw, GridTimes, LearnedTimes, SecondMomentTimes
 from raystill.flow.jumps import has_mean, held
 from raystill.flow.objectives import Objective, effective_noise
-from raystill.flow.paths import DiffusionPath, PairedDiffusionPath, RayPath, StraightPath, interpolate
+from raystill.flow.paths import Coefficients, DiffusionPath, PairedDiffusionPath, RayPath, StraightPath, interpolate
 from raystill.flow.predictions import Latent, Prediction
 from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import FlowSchedule, Times
@@ -30,6 +30,15 @@ from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 from raystill.models.stock import StockSampler
 
 TIME_SAMPLER = "time_sampler"  # role of a learned law of times
+
+
+class Answers(NamedTuple):
+    """A batch of predictions and the truth about them: what an objective is told."""
+
+    prediction: Prediction
+    x_0: Latent
+    epsilon: Latent  # effective noise
+    c: Coefficients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,31 +90,30 @@ class RayFlow(Distillation):
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """The objective at points of the samples' own paths, weighted mean over the batch; then the time sampler's own,
-        which sees the samples' losses as numbers.
+        which sees the samples' squared gradients as numbers.
         """
         x_0, path = batch["x_0"], self.path
         sampler = self._sampler(networks, x_0, batch["target_mean"], step)
         draw = sampler.draw(len(x_0), path, given.schedule, rng)
         eps = rng.normal(x_0.shape).to(x_0.device, non_blocking=True)
-        prediction, losses = self.per_sample(given, networks[STUDENT], batch, draw.t, eps)
+        answers = self.answers(given, networks[STUDENT], batch, draw.t, eps)
+        losses = self.objective.per_sample(*answers)
         weighted = losses * draw.weight.to(losses, non_blocking=True)
-        metrics = {"loss/student_data_mse": (prediction.data.detach().float() - x_0).square().mean()}
+        metrics = {"loss/student_data_mse": (answers.prediction.data.detach().float() - x_0).square().mean()}
         found = {STUDENT: Loss(weighted.mean(), metrics | time_metrics(draw, weighted.detach()), times=draw.t)}
         if isinstance(sampler, BatchLaw):
-            parts = sampler.losses(draw, losses, rng)
+            parts = sampler.losses(draw, self.objective.gradient_square(*answers))
             own = {f"loss/{TIME_SAMPLER}_{name}": part.detach() for name, part in parts.items()}
             found[TIME_SAMPLER] = Loss(torch.stack(list(parts.values())).sum(), own, times=draw.t)
         return found
 
-    def per_sample(
-        self, given: Given, student: nn.Module, batch: Batch, t: Times, eps: Latent
-    ) -> tuple[Prediction, Float[Tensor, " batch"]]:
-        """The student's prediction at times of the samples' own paths, and each sample's loss there."""
+    def answers(self, given: Given, student: nn.Module, batch: Batch, t: Times, eps: Latent) -> Answers:
+        """The student's predictions at times of the samples' own paths, and what they are compared with."""
         x_0, target_mean = batch["x_0"], batch["target_mean"]
         c = self.path.coefficients(given.schedule, t)
         denoiser = Denoiser(student, given.schedule, given.kind)
         prediction = denoiser.on_path(interpolate(c, x_0, target_mean, eps), c, batch["condition"])
-        return prediction, self.objective.per_sample(prediction, x_0, effective_noise(c, target_mean, eps), c)
+        return Answers(prediction, x_0, effective_noise(c, target_mean, eps), c)
 
     def _sampler(self, networks: Networks, x_0: Latent, target_mean: Latent, step: int) -> TimeSampler:
         """The law of this batch's times."""

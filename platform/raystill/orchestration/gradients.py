@@ -19,7 +19,9 @@ from raystill.data.shards import Sample
 from raystill.engine.replicated import ReplicatedEngine
 from raystill.flow.efficiency import midpoints, oracle, relative_second_moment
 from raystill.flow.importance import BatchLaw, LearnedTimes
+from raystill.flow.predictions import Latent
 from raystill.flow.randomness import RandomStream
+from raystill.flow.schedules import Times
 from raystill.methods.method import STUDENT, Batch, Bound, generator
 from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
 from raystill.training.distillation import DistillTask, constant
@@ -83,9 +85,13 @@ class GradientTransform:
         for k in range(len(t)):
             stream = RandomStream.of("gradient", self.probe.seed, row["key"], k)
             eps = stream.normal(batch["x_0"].shape).to(self.device)
-            loss = self.settings.per_sample(self.given, self.student, batch, t[k : k + 1], eps)[1].sum()
+            loss = self._losses(batch, t[k : k + 1], eps).sum()
             squares.append(sum(g.double().square().sum() for g in torch.autograd.grad(loss, parameters)))
         return torch.stack([torch.as_tensor(s) for s in squares]).cpu()
+
+    def _losses(self, batch: Batch, t: Times, eps: Latent) -> Float[Tensor, " batch"]:
+        """The samples' losses at their times."""
+        return self.settings.objective.per_sample(*self.settings.answers(self.given, self.student, batch, t, eps))
 
     @torch.no_grad()
     def _density(self, row: Row, v: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
@@ -105,24 +111,24 @@ class GradientTransform:
         t, eps = torch.linspace(0.1, 0.9, size, dtype=torch.float64), torch.randn_like(batch["x_0"])
 
         def student_step() -> None:
-            self.settings.per_sample(self.given, self.student, batch, t, eps)[1].mean().backward()
+            self._losses(batch, t, eps).mean().backward()
 
         student = seconds(student_step, self.probe.timed)
         return student, seconds(self._law_step(batch), 10 * self.probe.timed)
 
     def _law_step(self, batch: Batch) -> Callable[[], object]:
-        """Draw a batch of times and, where they are learned, learn from its losses."""
+        """Draw a batch of times and, where they are learned, learn from its squared gradients."""
         times, law, path, schedule = self.settings.times, self.law, self.settings.path, self.given.schedule
-        rng, losses = generator(0, 0, 0), torch.rand(len(batch["x_0"]), device=self.device) + 0.1
+        rng, squares = generator(0, 0, 0), torch.rand(len(batch["x_0"]), device=self.device) + 0.1
         if not isinstance(times, LearnedTimes):
-            return partial(times.draw, len(losses), path, schedule, rng)
+            return partial(times.draw, len(squares), path, schedule, rng)
         assert law is not None
         engine = ReplicatedEngine(law, constant(times.learning_rate), self.device)
 
         def step() -> None:
             sampler = BatchLaw(times, law(times.features(batch["x_0"], batch["target_mean"])), times.warmup_steps)
-            draw = sampler.draw(len(losses), path, schedule, rng)
-            engine.backward(torch.stack(list(sampler.losses(draw, losses, rng).values())).sum())
+            draw = sampler.draw(len(squares), path, schedule, rng)
+            engine.backward(torch.stack(list(sampler.losses(draw, squares).values())).sum())
             engine.step(0.0)
 
         return step

@@ -64,7 +64,7 @@ class OverlapTransform:
         for k, t in enumerate(times):
             streams = [RandomStream.of("overlap", self.probe.seed, row["key"], k) for row in rows]
             eps = torch.stack([stream.normal(shape) for stream in streams]).to(self.device)
-            prediction, _ = self.settings.per_sample(self.given, self.student, batch, t.expand(len(rows)), eps)
+            prediction = self.settings.answers(self.given, self.student, batch, t.expand(len(rows)), eps).prediction
             errors.append((prediction.data.float() - batch["x_0"]).square().mean(dim=(1, 2, 3)))
         found = torch.stack(errors, dim=1).cpu().numpy()
         variance = batch["x_0"].var(dim=0).mean().cpu().numpy()

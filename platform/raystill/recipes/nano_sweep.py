@@ -30,7 +30,6 @@ def space() -> Space:
         Choice(path=times, values=("SamplingTimes", "UniformTimes", *LEARNED)),
         Choice(path=f"{times}.base", values=("SamplingTimes", "UniformTimes"), when=learned),
         Range(path=f"{times}.delta", low=0.05, high=0.5, log=True, when=learned),
-        Range(path=f"{times}.power", low=0.25, high=1.0, when=learned),
         Range(path=f"{times}.learning_rate", low=0.01, high=0.1, log=True, when=learned),
         Range(path=f"{times}.bandwidth", low=0.02, high=0.3, log=True, when={times: ("SteinTimes",)}),
         Range(path=f"{times}.components", low=1, high=6, when={times: ("SteinTimes",)}),

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 from typing import get_args
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from raystill.config.errors import UserError
 from raystill.flow.objectives import (
     FLOOR,
+    Distance,
     Objective,
     Target,
     Weighting,
@@ -81,6 +83,24 @@ def test_snr_turns_the_data_loss_into_the_noise_loss(kind: Kind) -> None:
     p, x_0, e, c = asked(kind, NOISY, VP, times(0.05, 0.5, 1.0), (3, 2, 5, 7))
     noise = Objective(target="noise").per_sample(p, x_0, e, c)
     torch.testing.assert_close(Objective(target="data", weighting="snr").per_sample(p, x_0, e, c), noise)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("distance", get_args(Distance))
+@pytest.mark.parametrize("kind", KINDS)
+def test_squared_gradients_are_those_of_the_loss_in_the_network_s_output(
+    kind: Kind, distance: Distance, shape: tuple[int, ...]
+) -> None:
+    # Against automatic differentiation, near data and at the path's end, at every scale of the error.
+    numbers = math.prod(shape[1:])
+    p, x_0, e, c = asked(kind, NOISY, VP, torch.linspace(0.002, 1, shape[0], dtype=torch.float64), shape)
+    for target, weighting, huber in product(TARGETS, WEIGHTINGS, (1e-3, 1.0)):
+        objective = Objective(target=target, distance=distance, weighting=weighting, huber=huber)
+        loss = objective.per_sample(p, x_0, e, c)
+        (gradient,) = torch.autograd.grad(loss.sum(), p.value)
+        found = objective.gradient_square(p, x_0, e, c)
+        torch.testing.assert_close(found, numbers**2 * gradient.square().mean(dim=(1, 2, 3)))
+        assert not found.requires_grad
 
 
 @given(angles)

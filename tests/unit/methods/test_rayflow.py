@@ -9,7 +9,7 @@ import torch
 from tests.given import given
 from torch import Tensor, nn
 
-from raystill.flow.importance import GridTimes, SecondMomentTimes
+from raystill.flow.importance import BatchLaw, GridTimes, SecondMomentTimes
 from raystill.flow.mixtures import Mixture
 from raystill.flow.objectives import Objective, Target
 from raystill.flow.paths import PairedDiffusionPath, RayPath
@@ -191,11 +191,21 @@ def test_a_learned_law_is_a_role_whose_weights_keep_the_loss_unbiased(times: Lea
 
 
 @pytest.mark.parametrize("times", LEARNED, ids=lambda times: type(times).__name__)
-def test_the_law_is_taught_the_samples_losses_as_numbers(times: Learned) -> None:
+def test_the_law_is_taught_the_squared_gradients_as_numbers(times: Learned) -> None:
     batch, networks = batch_of((4, 2, 5, 7)), networks_of(times, 2)
-    method = RayFlow(times=times).bind(given(SCHEDULE, "v_prediction"))
+    settings = RayFlow(times=times)
+    method = settings.bind(given(SCHEDULE, "v_prediction"))
     found = method.losses(networks, batch, rng(1), 500)
     own = found[TIME_SAMPLER]
+    law = BatchLaw(times, networks[TIME_SAMPLER](times.features(batch["x_0"], batch["target_mean"])), 500)
+    same = rng(1)
+    draw = law.draw(4, settings.path, SCHEDULE, same)
+    eps = torch.randn(batch["x_0"].shape, generator=same)
+    answers = settings.answers(given(SCHEDULE, "v_prediction"), networks["student"], batch, draw.t, eps)
+    loss = settings.objective.per_sample(*answers).sum()
+    (gradient,) = torch.autograd.grad(loss, answers.prediction.value)
+    expected = law.losses(draw, gradient.square().mean(dim=(1, 2, 3)))
+    assert float(own.value.detach()) == pytest.approx(sum(float(part.detach()) for part in expected.values()), rel=1e-5)
     assert list(found) == ["student", TIME_SAMPLER]  # the student's numbers are checked before the law learns them
     assert float(own.value.detach()) == pytest.approx(sum(float(part) for part in own.metrics.values()), rel=1e-6)
     assert (

@@ -105,7 +105,9 @@ def _targets_of(run: Run, targets: tuple[Store, Index]) -> str:
     return compute_targets(replace(run, work=place), CPU)[0].uri
 
 
-@pytest.mark.parametrize("changes", [{"training.seed": 1}, {"method.path.sigma": 0.1}, {"training.lane_size": 4}, {"training.lanes": 2}])
+@pytest.mark.parametrize(
+    "changes", [{"training.seed": 1}, {"method.path.sigma": 0.1}, {"training.lane_size": 4}, {"training.lanes": 2}]
+)
 def test_another_training_begins_anew(fresh: Run, targets: tuple[Store, Index], changes: dict[str, Any]) -> None:
     assert checkpoints_of(override(fresh, changes), targets[0]) != checkpoints_of(fresh, targets[0])
 

@@ -31,7 +31,7 @@ from raystill.recipes.resolve import resolve
         ("training.steps", 0, "--set training.steps=1"),
         ("training.lane_size", 0, "--set training.lane_size=1"),
         ("training.lanes", 0, "--set training.lanes=1"),
-        ("training.lane_size", 1, "compares the losses of a lane"),
+        ("training.lane_size", 1, "compares the gradients of a lane"),
         ("training.log_every", 0, "--set training.log_every=1"),
         ("training.checkpoint_every", 0, "--set training.checkpoint_every=1"),
         ("training.picture_every", -1, "--set training.picture_every=0"),

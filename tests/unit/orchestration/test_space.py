@@ -65,7 +65,7 @@ def test_the_shipped_space_has_every_kind_and_makes_runs_that_pass_their_checks(
     kinds = {config[TIMES] for config in configs}
     assert {"SteinTimes", "GridTimes", "UniformTimes"} <= kinds
     searched = {path for config in configs for path in config}
-    for name in ("delta", "bandwidth", "power", "learning_rate", "components"):
+    for name in ("delta", "bandwidth", "learning_rate", "components"):
         assert f"{TIMES}.{name}" in searched
     assert {"method.path.sigma", "method.objective.target"} <= searched
     for config in configs:
