@@ -25,7 +25,10 @@ HEADS = {"frechet": "Frechet", "kernel": "kernel", "lpips_teacher": "agreement"}
 
 def report(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> str:
     """The whole report as Markdown."""
-    parts = [f"# {comparison.name}", comparison.text, _head(comparison, study, results), _left_out(comparison, results)]
+    parts = [
+        f"# {comparison.name}", results.get("note"), comparison.text, _head(comparison, study, results),
+        _left_out(comparison, results),
+    ]  # fmt: skip
     parts += [teacher_table(results["teacher"]), _references(comparison, results)]
     for number, question in enumerate(study.questions, 1):
         parts += [f"## {number}. {question.title.capitalize()}", _tables(comparison, study, question, results)]

@@ -96,7 +96,7 @@ def _head(study: Study, results: Mapping[str, Any]) -> str:
         f"Means ± standard deviations over seeds; every measurement is in `{study.results.name}`.",
         f"Commits {commits_of(done)}; Python {platform.python_version()}, {versions}.",
     ]
-    return "\n\n".join(filter(None, [f"# {study.name}", study.text, "\n".join(lines)]))
+    return "\n\n".join(filter(None, [f"# {study.name}", results.get("note"), study.text, "\n".join(lines)]))
 
 
 def commits_of(done: Sequence[Mapping[str, Any]]) -> str:

@@ -200,7 +200,7 @@ def test_the_law_is_taught_the_squared_gradients_as_numbers(times: Learned) -> N
     law = BatchLaw(times, networks[TIME_SAMPLER](times.features(batch["x_0"], batch["target_mean"])), 500)
     same = rng(1)
     draw = law.draw(4, settings.path, SCHEDULE, same)
-    eps = torch.randn(batch["x_0"].shape, generator=same)
+    eps = same.normal(batch["x_0"].shape)
     answers = settings.answers(given(SCHEDULE, "v_prediction"), networks["student"], batch, draw.t, eps)
     loss = settings.objective.per_sample(*answers).sum()
     (gradient,) = torch.autograd.grad(loss, answers.prediction.value)
