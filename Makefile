@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format unit bench clean
+.PHONY: help setup demo test test-fast test-all lint format bench clean
 
 VENV ?= .venv
 # The first one that is new enough and can make virtual environments.
@@ -24,7 +24,7 @@ TORCH_INDEX ?=
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 11
 
 setup: $(READY) ## make the virtual environment (once; again after a change of the dependencies)
 
@@ -55,7 +55,22 @@ endef
 demo: setup ## distil a small model, from shards to pictures, on this machine
 	$(BIN)/python jobs/demo.py
 
-test: lint unit ## everything that is checked before a commit: lint and all tests that need no GPU
+# Second proofs of what another test has shown are for `make test-all`; GPU tests are asked for with `pytest -m gpu`.
+PYTEST := $(BIN)/python -m pytest --durations 10
+FIRST := -m 'not gpu and not second'
+# Tests of one process use one core each: two at a time, whose threads would be in each other's way.
+TWO := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile
+
+test-fast: lint ## lint, unit and contract tests: less than 5 minutes on two cores
+	$(TWO) $(FIRST) tests/unit tests/contract
+
+test: lint ## what CI runs: lint and all tests but second proofs of the same: less than 20 minutes
+	$(TWO) $(FIRST) tests/jobs tests/unit tests/contract
+	$(PYTEST) $(FIRST) tests/cluster
+
+test-all: lint ## lint and all tests that need no GPU
+	$(TWO) tests/jobs tests/unit tests/contract
+	$(PYTEST) tests/cluster
 
 lint: setup ## ruff, mypy --strict and the import rules
 	$(BIN)/ruff check $(CODE)
@@ -66,10 +81,6 @@ lint: setup ## ruff, mypy --strict and the import rules
 format: setup ## let ruff sort imports and lay out the code
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
-
-unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs tests/unit tests/contract --numprocesses 2 --dist loadfile --durations 10
-	$(BIN)/python -m pytest tests/cluster --durations 10
 
 bench: setup ## measure speed on this machine
 	$(BIN)/python jobs/bench.py

@@ -1,10 +1,12 @@
 """What tests of whole jobs share: a newcomer's directory, and the lines that a user types there."""
 
 import os
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,33 @@ def few(workplace: Path) -> Path:
     for i in range(3):
         target.write(f"{i:06d}.tar", pack(samples[16 * i : 16 * (i + 1)]))
     return workplace / "few"
+
+
+Typed = Callable[[list[str], Path], subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Typed]:
+    """Types a line of `jobs/` or of `raystill` in a directory, as `run` does, in this process: a process of its own
+    takes seconds to import everything.
+    """
+
+    def ended(line: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cwd)
+        for name in set(os.environ) - set(environment()):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("RAYSTILL_CACHE", "cache")
+        module = line[2] if line[1] == "-m" else None
+        monkeypatch.setattr(sys, "argv", line[2:] if module else line[1:])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(module, run_name="__main__") if module else runpy.run_path(line[1], run_name="__main__")
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(line, int(end.value.code or 0), said.out, said.err)
+
+    terminated = signal.getsignal(signal.SIGTERM)
+    yield ended
+    signal.signal(signal.SIGTERM, terminated)  # which commands take for themselves
 
 
 def command(*changes: str, job: str = "distill", **more: str) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from tests.workplace import ROOT, command, run, script
+from tests.workplace import ROOT, Typed, command, run, script
 
 from raystill.config.errors import UserError
 from raystill.data.local import LocalStore
@@ -113,8 +113,8 @@ def test_a_bench_compares_the_loop_with_bare_steps(workplace: Path, alone: subpr
     assert re.fullmatch(rf"targets +{number} images/s, {number} of bare forwards; {median}", targets)
 
 
-@pytest.fixture(scope="module")
-def grey(workplace: Path) -> str:
+@pytest.fixture
+def grey(workplace: Path, typed: Typed) -> str:
     """Two shards of grey pictures, 16 x 16, one of which has no caption."""
     folder, rng = workplace / "grey", np.random.default_rng(0)
     folder.mkdir()
@@ -122,13 +122,13 @@ def grey(workplace: Path) -> str:
         Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(folder / f"{i:02d}.png")
         (folder / f"{i:02d}.txt").write_text("" if i == 7 else f"noise number {i}")
     line = [*script("shards"), "folder", "grey", "--out", "grey-shards", "--per-shard", "6", "--allow-empty-caption"]
-    built = run(line, workplace)
+    built = typed(line, workplace)
     assert built.returncode == 0, built.stderr
     assert built.stdout.startswith("2 shards")
     return "grey-shards"
 
 
-def test_a_pipeline_of_anybodys_grey_pictures(workplace: Path, grey: str) -> None:
+def test_a_pipeline_of_anybodys_grey_pictures(workplace: Path, grey: str, typed: Typed) -> None:
     parts = {"autoencoder": ("widths=[8,16]", "channels=1"), "denoiser": ("widths=[16,32]", "text_length=8")}
     trainings = ("training.steps=4", "training.lane_size=4", "training.log_every=2", "training.checkpoint_every=2")
     settings = [
@@ -149,7 +149,7 @@ def test_a_pipeline_of_anybodys_grey_pictures(workplace: Path, grey: str) -> Non
     trained = load_pipeline(workplace / "teachers" / "grey").revision
     drawn = draw(workplace / "teachers" / "grey", "noise number 3")
     assert drawn.shape == (16, 16, 1)
-    again = run(line, workplace)
+    again = typed(line, workplace)
     assert again.returncode == 0, again.stderr[-3000:]
     assert not any(stage in again.stderr for stage in stages)
     assert load_pipeline(workplace / "teachers" / "grey").revision == trained

@@ -17,11 +17,12 @@ from raystill.data.store import open_store
 from raystill.data.targets import Encoded, Generated
 from raystill.flow.importance import GridTimes
 from raystill.flow.paths import RayPath
-from raystill.flow.times import SamplingTimes, UniformTimes
+from raystill.flow.times import SamplingTimes
 from raystill.methods.lcm import LCM
 from raystill.methods.rayflow import RayFlow
 from raystill.models.pipeline import teacher_facts
 from raystill.models.sampling import Sampling
+from raystill.models.weights import Lora
 from raystill.orchestration.gradients import GradientProbe
 from raystill.orchestration.probes import Probe
 from raystill.orchestration.report import launch_study, reach
@@ -54,7 +55,7 @@ class Measured:
 
 @pytest.fixture(scope="module")
 def measured(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
-    """Five variants and two seeds on sixteen pictures."""
+    """Four variants and two seeds on sixteen pictures."""
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -77,6 +78,7 @@ def small(folder: Path, teacher: Path) -> Study:
     base = Run(
         name="small", shards=str(folder / "shards"), work=str(folder / "work"), teacher=str(teacher), model="small",
         reading=Reading(picture_size=16), method=RayFlow(times=SamplingTimes()),
+        weights=Lora(rank=2, alpha=2.0, targets=("to_q", "conv1")),
         targets=Targets(estimator=Generated(steps=2)),
         training=Training(steps=4, lane_size=4, log_every=2, checkpoint_every=4, picture_every=0),
         evaluation=Evaluation(shards=1, teacher_steps=(1, 2), reference_steps=2),
@@ -87,7 +89,6 @@ def small(folder: Path, teacher: Path) -> Study:
     )
     times = (
         Variant(label="the first again"),
-        Variant(label="uniform", changes={"method.times": UniformTimes()}),
         Variant(label="grid", changes={"method.times": GridTimes(warmup_steps=2)}),
     )
     questions = (
@@ -103,7 +104,7 @@ def small(folder: Path, teacher: Path) -> Study:
 
 def test_a_study_measures_each_run_once_and_reports_it_under_every_label(measured: Measured) -> None:
     study, text = measured.study, measured.text
-    assert len(measured.results["runs"]) == 10  # five variants and two seeds: the third label is the first variant
+    assert len(measured.results["runs"]) == 8  # four variants and two seeds: the third label is the first variant
     one = measured.run(0, 0)
     assert set(one["student"]) == {"1", "2", "4", "8"}
     assert one["probes"]["lipschitz_1"] > 0
@@ -134,11 +135,11 @@ def test_another_sampling_shares_the_training(measured: Measured) -> None:
 
 
 def test_the_gradients_second_moment_is_measured_for_laws_of_times(measured: Measured) -> None:
-    again, uniform, grid = (measured.run(1, i)["gradients"] for i in range(3))
-    assert again["ratio"] == uniform["ratio"] == 1  # they draw from their objective
+    again, grid = (measured.run(1, i)["gradients"] for i in range(2))
+    assert again["ratio"] == 1  # it draws from its objective
     assert grid["ratio"] > 0
     assert grid["ratio"] != 1
-    for one in (again, uniform, grid):
+    for one in (again, grid):
         assert 0 < one["oracle"] <= 1
         assert sum(one["best_density"]) / 4 == pytest.approx(1, abs=1e-3)
         assert len(one["density"]) == 4
@@ -149,7 +150,7 @@ def test_the_gradients_second_moment_is_measured_for_laws_of_times(measured: Mea
 
 def test_a_stopped_study_goes_on_where_it_was(measured: Measured) -> None:
     assert measured.untouched
-    assert len(measured.first["runs"]) == 5
+    assert len(measured.first["runs"]) == 4
     assert {key: measured.results["runs"][key] for key in measured.first["runs"]} == measured.first["runs"]
 
 
