@@ -131,15 +131,15 @@ class Given:
             every = local_batches(self.store, plan, lanes, start, training.steps - start, CPU)
             for step, found in enumerate(every, start):
                 keys = [key for batch in found for key in batch["key"]]
-                (self.root / "read" / f"{name}-{step}-{rank}.json").write_text(json.dumps(keys))
+                (self.root / "read" / f"{name}-{step}-{world}-{rank}.json").write_text(json.dumps(keys))
                 yield [{k: v.to(task.dtype) if isinstance(v, Tensor) else v for k, v in b.items()} for b in found]
 
         checkpoints = LocalStore(uri=str(self.root / name))
         return Place(checkpoints, partial(ReplicatedEngine, world_size=world), batches, rank=rank, world_size=world)
 
-    def read(self, name: str, step: int) -> list[str]:
-        """Keys of what all ranks read of a step, in the order of the ranks."""
-        files = sorted((self.root / "read").glob(f"{name}-{step}-*.json"))
+    def read(self, name: str, step: int, world: int) -> list[str]:
+        """Keys of what all of so many ranks read of a step, in the order of the ranks."""
+        files = sorted((self.root / "read").glob(f"{name}-{step}-{world}-*.json"))
         return [key for file in files for key in json.loads(file.read_text())]
 
     def state(self, name: str, step: int) -> dict[str, Tensor]:
@@ -178,8 +178,13 @@ def tasks(given: Given) -> dict[str, Cast]:
     """Fifty steps of two methods in two precisions, a step of every one, and the life of one that is not killed."""
     long = {name: given.task(method, TRAINING, dtype) for name, (method, dtype, _) in LONG.items()}
     once = replace(TRAINING, steps=1)
-    short = {f"first-{method.name}": given.task(method, once, torch.float64) for method in EACH}
+    short = {f"first-{method.name}": given.task(method, once, precise(method)) for method in EACH}
     return {**long, **short, "calm": given.task(LONG["rayflow-float64"][0], MORTAL, torch.float64)}
+
+
+def precise(method: Distilling) -> torch.dtype:
+    """float64, but where the network is told float32 numbers of where it lands."""
+    return torch.float32 if method.tells_landing else torch.float64
 
 
 class KilledError(Exception):
@@ -233,9 +238,10 @@ def test_every_method_has_the_same_first_gradients(given: Given, method: Distill
         {n: t for n, t in given.state(f"first-{method.name}-{w}", 1).items() if "/exp_avg/" in n} for w in (1, world)
     )
     assert {name.split("/")[0] for name in one} >= {"student"}
-    large = {name for name, tensor in one.items() if tensor.dtype == torch.float64}
-    close({name: many[name] for name in large}, {name: one[name] for name in large}, 1e-10)
-    close(many, one, 1e-6)
+    close(many, one, 1e-6)  # small networks are float32
+    for name, tensor in one.items():
+        if name.startswith("student/") and precise(method) == torch.float64:
+            assert float((many[name] - tensor).abs().max()) <= 1e-10, name
 
 
 def test_a_run_that_changes_its_ranks_is_the_calm_one(given: Given) -> None:
@@ -244,8 +250,9 @@ def test_a_run_that_changes_its_ranks_is_the_calm_one(given: Given) -> None:
 
 
 def test_no_sample_is_lost_or_seen_twice_when_ranks_change(given: Given) -> None:
-    every = [key for step in range(MORTAL.steps) for key in given.read("calm-1", step)]
-    assert [key for step in range(MORTAL.steps) for key in given.read("killed", step)] == every
+    every = [key for step in range(MORTAL.steps) for key in given.read("calm-1", step, 1)]
+    ranks = [n for n in RANKS for _ in range(MORTAL.checkpoint_every)]  # whose updates were kept
+    assert [key for step, n in enumerate(ranks) for key in given.read("killed", step, n)] == every
     epoch = sum(SIZES)
     assert len(set(every[:epoch])) == epoch
 
