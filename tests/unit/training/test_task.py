@@ -14,6 +14,7 @@ from raystill.config.errors import UserError
 from raystill.data.store import Store, open_store
 from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import Engine, Optimizer
+from raystill.methods.method import Batch
 from raystill.methods.rayflow import RayFlow
 from raystill.models.weights import Lora
 from raystill.training.distillation import DistillTask
@@ -81,13 +82,13 @@ def broken(task: DistillTask, tmp_path: Path) -> Store:
 
 @pytest.mark.parametrize("changes", [{"log_every": 3}, {"picture_every": 2}, {"checkpoint_every": 5}])
 def test_a_training_goes_on_after_a_change_of_what_is_reported(
-    task: DistillTask, broken: Store, changes: dict[str, int], tmp_path: Path
+    task: DistillTask, broken: Store, changes: dict[str, Any], tmp_path: Path
 ) -> None:
     whole, begun = open_store(str(tmp_path / "whole")), list[int]()
     run_task(task, place(whole))
     going_on = place(broken)
 
-    def batches(start: int) -> Iterator[dict[str, Any]]:
+    def batches(start: int) -> Iterator[Batch]:
         begun.append(start)
         return going_on.batches(start)
 
@@ -111,7 +112,7 @@ def cut(store: Store, key: str) -> None:
     store.write(key, data[: len(data) // 2])
 
 
-DAMAGES: dict[str, tuple[str, Callable[[Store, str], None]]] = {
+DAMAGES: dict[str, tuple[str, Callable[[Store, str], object]]] = {
     "state cut": (f"{NEWEST}/student/state.safetensors", cut),
     "state missing": (f"{NEWEST}/student/state.safetensors", lambda store, key: store.delete(key)),
     "progress cut": (f"{NEWEST}/student/state.json", cut),
@@ -119,8 +120,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Store, str], None]]] = {
     "averages cut": (f"{NEWEST}/averages.safetensors", cut),
     "averages missing": (f"{NEWEST}/averages.safetensors", lambda store, key: store.delete(key)),
     "pointer cut": ("latest.json", cut),
-    "pointer to nothing": ("latest.json", lambda store, key: store.write(key, b'{"step": 5}') and None),
-    "pointer without a step": ("latest.json", lambda store, key: store.write(key, b"[]") and None),
+    "pointer to nothing": ("latest.json", lambda store, key: store.write(key, b'{"step": 5}')),
+    "pointer without a step": ("latest.json", lambda store, key: store.write(key, b"[]")),
 }
 
 
