@@ -64,10 +64,10 @@ def write(store: LocalStore) -> None:
 
 def consume(store: LocalStore, index: Index, reader_labels: dict[str, str]) -> dict[str, Any]:
     """Stream every sample once to this process."""
-    plan = Plan(shards=index.shards, seed=0)
+    plan = Plan(shards=index.shards, seed=0, lane_size=BATCH)
     keys, derived = set(), set()
     steps = index.count // BATCH
-    for batch in stream_batches(store, plan, BATCH, 0, steps, torch.device("cpu"), reader_labels):
+    for (batch,) in stream_batches(store, plan, [0], 0, steps, torch.device("cpu"), reader_labels):
         keys.update(batch["key"])
         derived.update(batch["caption"])
     return {"trained": node(), "derived": sorted(derived), "samples": len(keys)}

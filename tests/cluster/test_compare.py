@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.workplace import ROOT, run, script
+from tests.workplace import ROOT, Typed, run, script
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 RECIPE = """
@@ -17,7 +17,6 @@ from dataclasses import replace
 from raystill.data.records import Reading
 from raystill.data.targets import Encoded, Generated
 from raystill.methods.dmd2 import DMD2
-from raystill.methods.perflow import PeRFlow
 from raystill.methods.rayflow import RayFlow
 from raystill.models.weights import Lora
 from raystill.orchestration.comparison import Entrant
@@ -42,7 +41,6 @@ def small():
     online = Targets(estimator=Encoded())
     entrants = (
         Entrant(label="RayFlow", method=RayFlow(), targets=Targets(estimator=Generated(steps=2)), space=SPACE),
-        Entrant(label="PeRFlow", method=PeRFlow(substeps=1), targets=online, space=SPACE, sampled=(4, 8)),
         Entrant(label="DMD2", method=DMD2(ratio=2, adversarial=0.0), targets=online, space=SPACE),
     )
     return replace(
@@ -61,7 +59,8 @@ def compare(place: Path, *changes: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.fixture(scope="module")
-def compared(workplace: Path, few: Path) -> dict[str, Any]:
+def recipe(workplace: Path, few: Path) -> None:
+    """A small comparison's file, at the workplace."""
     from raystill.data.local import LocalStore
     from raystill.data.shards import list_shards, unpack
 
@@ -70,6 +69,11 @@ def compared(workplace: Path, few: Path) -> dict[str, Any]:
     captions = tuple(sample.members["txt"].decode() for sample in unpack(store.read(first), first))[:2]
     (workplace / "small.py").write_text(RECIPE.replace("{captions!r}", repr(captions)))
     (workplace / "work").mkdir(exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def compared(recipe: None, workplace: Path) -> dict[str, Any]:
+    """What the command printed, and its results."""
     done = compare(workplace)
     assert done.returncode == 0, done.stderr[-3000:]
     return {"text": done.stdout, "results": json.loads((workplace / "docs/results/methods.json").read_text())}
@@ -77,20 +81,20 @@ def compared(workplace: Path, few: Path) -> dict[str, Any]:
 
 def test_every_run_of_both_budgets_is_measured(compared: dict[str, Any], workplace: Path) -> None:
     results, text = compared["results"], compared["text"]
-    assert set(results["tuned"]) == set(results["costs"]) == {"RayFlow", "PeRFlow", "DMD2"}
+    assert set(results["tuned"]) == set(results["costs"]) == {"RayFlow", "DMD2"}
     assert all(len(found["trials"]) == 1 for found in results["tuned"].values())
     assert all(found["config"] == {"optimizer.learning_rate": 3e-4} for found in results["tuned"].values())
-    assert len(results["runs"]) == 12
+    assert len(results["runs"]) == 8
     assert not any("failed" in one for one in results["runs"].values())
     assert {4, 7} < {one["steps"] for one in results["runs"].values()}
     assert all(cost["step_s"] > 0 and cost["peak_gib"] > 0 for cost in results["costs"].values())
-    assert "12 of 12 runs are measured, 0 of which stopped" in text
+    assert "8 of 8 runs are measured, 0 of which stopped" in text
     assert re.search(r"^\| UniPC \| [\d.]+ \|", text, re.MULTILINE)
-    assert re.search(r"^\| PeRFlow \| \[2405\.07510\]\S+ \| - \| - \| [\d.]+ ± [\d.e-]+ \|", text, re.MULTILINE)
+    assert re.search(r"^\| RayFlow \| \[2503\.07699\]\S+ \| [\d.]+ ± [\d.e-]+ \|", text, re.MULTILINE)
     assert re.search(r"^\| DMD2 \| 4 \| 7 \| ", text, re.MULTILINE)
-    assert re.search(r"^- 4 steps: RayFlow is number [123] of 3; its distance over that of ", text, re.MULTILINE)
+    assert re.search(r"^- 4 steps: RayFlow is number [12] of 2; its distance over that of ", text, re.MULTILINE)
     picture = Image.open(workplace / "docs/results/methods.png")
-    assert picture.width > 7 * 64
+    assert picture.width > 5 * 64
     for chart in ("updates", "seconds"):
         assert f"](methods-{chart}.png)" in text
         assert Image.open(workplace / f"docs/results/methods-{chart}.png").width > 500
@@ -105,8 +109,9 @@ def test_what_is_there_is_not_measured_again(compared: dict[str, Any], workplace
     assert "Said by a person." in (workplace / "docs/results/methods.md").read_text()
 
 
-def test_what_cannot_be_compared_is_refused_before_anything_starts(compared: dict[str, Any], workplace: Path) -> None:
-    for change, message in (
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ("searched=[3]", "entrant 'RayFlow': none of the steps that are searched, [3], is among its own"),
         ('solvers=["Euler"]', "there is no scheduler 'Euler' in diffusers"),
         ("seeds=[]", "write different seeds"),
@@ -116,10 +121,17 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(compared: dic
         ),
         ("base.teacher=nowhere", "is not a diffusers pipeline"),
         ("base.weights.rank=0", "write 1 or more"),
-    ):
-        done = compare(workplace, "--set", change)
-        assert done.returncode == 2, done.stderr[-2000:]
-        assert message in done.stderr
-    done = run([*script("compare"), "--recipe", "nano"], ROOT)
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_starts(
+    recipe: None, workplace: Path, typed: Typed, change: str, message: str
+) -> None:
+    done = typed([*script("compare"), "--recipe", "small.py:small", "--set", change], workplace)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert message in done.stderr
+
+
+def test_a_recipe_of_another_job_is_refused(typed: Typed) -> None:
+    done = typed([*script("compare"), "--recipe", "nano"], ROOT)
     assert done.returncode == 2
     assert "jobs/compare.py takes a Comparison, such as --recipe methods gives" in done.stderr

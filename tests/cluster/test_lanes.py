@@ -211,7 +211,7 @@ def given(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Give
     found = Given(root, tiny_pipeline, *targets(root / "targets", tiny_pipeline))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        mp.spawn(work, (found,), nprocs=max(WORLDS), join=True)  # type: ignore[no-untyped-call]
+        mp.spawn(work, (found,), nprocs=max(WORLDS), join=True)  # type: ignore[attr-defined,no-untyped-call]
     return found
 
 

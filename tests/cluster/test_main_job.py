@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from tests.workplace import cli, command, environment, run
+from tests.workplace import Typed, cli, command, environment, run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -127,37 +126,41 @@ def secrets_of(workplace: Path) -> set[str]:
     return set(keys.values())
 
 
+@pytest.fixture(scope="module")
+def pulled(workplace: Path, demo: subprocess.CompletedProcess[str]) -> Path:
+    """The champion, by the command that a user types."""
+    done = run(cli("pull", "models:/nano-rayflow@champion", "--to", "adapter"), workplace)
+    assert done.returncode == 0, done.stderr
+    return workplace / "adapter"
+
+
 def test_the_job_registers_a_champion_with_all_that_it_takes_to_sample_it(
-    workplace: Path, demo: subprocess.CompletedProcess[str]
+    workplace: Path, pulled: Path, typed: Typed
 ) -> None:
-    pulled = run(cli("pull", "models:/nano-rayflow@champion", "--to", "adapter"), workplace)
-    assert pulled.returncode == 0, pulled.stderr
-    card = json.loads((workplace / "adapter" / "adapter.json").read_text())
+    card = json.loads((pulled / "adapter.json").read_text())
     assert card["recipe"]["method"]["path"] == {"kind": "RayPath", "sigma": 0.0}
     assert card["timesteps"] == {"1": [999], "2": [999, 499], "4": [999, 749, 499, 249], "8": list(range(999, 0, -125))}
     assert set(card["evaluation"]["frechet"]) == {"1", "2", "4", "8"}
     assert card["recipe"]["training"]["steps"] == STEPS_OF_THE_RUN
-    unknown = run(cli("pull", "models:/nano-rayflow@best"), workplace)
+    unknown = typed(cli("pull", "models:/nano-rayflow@best"), workplace)
     assert unknown.returncode == 2
     assert "champion" in unknown.stderr
     assert "Traceback" not in unknown.stderr
 
 
-def test_plain_diffusers_draws_the_same_as_raystill(workplace: Path, demo: subprocess.CompletedProcess[str]) -> None:
-    if not (workplace / "adapter").exists():
-        assert run(cli("pull", "models:/nano-rayflow@champion", "--to", "adapter"), workplace).returncode == 0
+def test_plain_diffusers_draws_the_same_as_raystill(workplace: Path, pulled: Path) -> None:
     plain = run([sys.executable, "-c", PLAIN], workplace)
     assert plain.returncode == 0, plain.stderr
     from raystill.models.adapter import Adapter
 
-    adapter = Adapter(workplace / "adapter", workplace / "teachers" / "tiny")
+    adapter = Adapter(pulled, workplace / "teachers" / "tiny")
     for steps in (1, 2, 3, 4, 7, 8):
         ours = adapter.latents(["a red heart"], steps, seed=3).numpy()
         np.testing.assert_allclose(np.load(workplace / f"plain-{steps}.npy"), ours, atol=2e-4, rtol=1e-3)
 
 
 def test_a_fresh_process_draws_with_the_registered_adapter(
-    workplace: Path, demo: subprocess.CompletedProcess[str]
+    workplace: Path, demo: subprocess.CompletedProcess[str], typed: Typed
 ) -> None:
     line = cli("sample", "a red heart", "cat face", "--count", "3", "--steps", "2", "--out", "grid.png")
     drawn = run(line, workplace)
@@ -165,7 +168,7 @@ def test_a_fresh_process_draws_with_the_registered_adapter(
     with Image.open(workplace / "grid.png") as picture:
         assert picture.width > 3 * 32 * 3
         assert picture.height > 2 * 32 * 3
-    refused = run(cli("sample", "x", "--steps", "3"), workplace)
+    refused = typed(cli("sample", "x", "--steps", "3"), workplace)
     assert refused.returncode == 2
     assert "trained for 1, 2, 4, 8 steps, found 3" in refused.stderr
 
@@ -190,39 +193,37 @@ def test_a_second_run_finds_everything_and_registers_nothing_new(
         (["--recipe", "nanoo"], "there is no recipe 'nanoo'; shipped are: "),
     ],
 )
-def test_bad_settings_get_one_clear_line(
-    workplace: Path,
-    changes: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    line = command(*changes)[1:]
-    monkeypatch.chdir(workplace)
-    monkeypatch.setattr(sys, "argv", line)
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(line[0], run_name="__main__")
-    assert ended.value.code == 2
-    said = capsys.readouterr()
-    assert message in said.err
-    assert "Traceback" not in said.err
-    assert said.out == ""
+def test_bad_settings_get_one_clear_line(workplace: Path, changes: list[str], message: str, typed: Typed) -> None:
+    done = typed(command(*changes), workplace)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--set", "cluster.workers=64"], "the cluster holds"),
         (["--set", "shards=s3://no-such-bucket-here/x", "--set", "sample=null"], "no-such-bucket-here"),
         (["--set", "shards=s3://raystill/empty", "--set", "sample=null"], "no shards under"),
     ],
 )
 def test_bad_input_gets_one_clear_line_before_anything_starts(
-    workplace: Path, demo: subprocess.CompletedProcess[str], changes: list[str], message: str
+    workplace: Path, demo: subprocess.CompletedProcess[str], changes: list[str], message: str, typed: Typed
 ) -> None:
-    done = run(command(*changes), workplace)
+    done = typed(command(*changes), workplace)
     assert done.returncode == 2
     assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.second  # test_placement.py has a run that finds no room, test_train.py the others that do not fit
+def test_a_cluster_that_is_too_small_gets_one_clear_line(
+    workplace: Path, demo: subprocess.CompletedProcess[str]
+) -> None:
+    done = run(command("--set", "cluster.workers=64"), workplace)
+    assert done.returncode == 2
+    assert "the cluster holds" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -3,7 +3,6 @@ a submitted job that is stopped and goes on, a sweep that is killed and goes on,
 """
 
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,9 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from tests.cluster.nodes import RAY, Node, Nodes, started
-from tests.workplace import ROOT, SMALL, cli
+from tests.workplace import ROOT, SMALL, Typed, cli, script
+
+from raystill.orchestration.submit import ADDRESSES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 240
@@ -91,12 +92,16 @@ def test_raystill_submit_follows_a_job_to_its_end(nodes: Nodes, workplace: Path,
     assert "failed" in failed.stderr
 
 
-def test_an_address_where_nobody_answers_is_named(nodes: Nodes, workplace: Path, few: Path) -> None:
-    done = nodes.run(*cli("submit", "--address", "http://127.0.0.1:1", "--", "python", "jobs/distill.py"), cwd=ROOT)
+def test_an_address_where_nobody_answers_is_named(
+    workplace: Path, few: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ADDRESSES:
+        monkeypatch.setenv(name, "127.0.0.1:1")  # which the command line changes, too
+    done = typed(cli("submit", "--address", "http://127.0.0.1:1", "--", "python", "jobs/distill.py"), ROOT)
     assert done.returncode == 2
     assert "no Ray cluster takes jobs at http://127.0.0.1:1" in done.stderr
-    away = Nodes("127.0.0.1:1", "", {**nodes.environment, "RAY_ADDRESS": "127.0.0.1:1"})
-    found = away.run(*line(workplace, few), cwd=ROOT)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    found = typed([*script("distill"), *line(workplace, few)[2:]], workplace)
     assert found.returncode == 2
     assert "RAY_ADDRESS is 127.0.0.1:1, where no Ray cluster answered" in found.stderr
 
@@ -109,15 +114,15 @@ def test_places_that_new_machines_would_not_reach_are_refused(nodes: Nodes, work
     assert "store=embedded: --set store=environment" in done.stderr
 
 
-def test_a_line_with_a_secret_is_not_sent(nodes: Nodes) -> None:
-    secret = {**nodes.environment, "AWS_SECRET_ACCESS_KEY": "quite-secret-indeed"}
-    sent = Nodes(nodes.address, nodes.dashboard, secret).run(
-        *cli("submit", "--address", nodes.dashboard, "--", "python", "-c", "print('quite-secret-indeed')"), cwd=ROOT
-    )
+def test_a_line_with_a_secret_is_not_sent(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "quite-secret-indeed")
+    sent = typed(cli("submit", "--", "python", "-c", "print('quite-secret-indeed')"), ROOT)
     assert sent.returncode == 2
-    assert "holds a secret (AWS_SECRET_ACCESS_KEY)" in sent.stderr
+    assert "holds a secret (HF_TOKEN)" in sent.stderr
     assert "quite-secret" not in sent.stderr
-    assert os.environ.get("AWS_SECRET_ACCESS_KEY") is None
+    named = typed(cli("submit", "--", "env", "AWS_SECRET_ACCESS_KEY=quite", "python", "jobs/distill.py"), ROOT)
+    assert named.returncode == 2
+    assert "holds a secret (AWS_SECRET_ACCESS_KEY)" in named.stderr
 
 
 SWEEP = """
@@ -197,30 +202,25 @@ def results(home: Path) -> list[Path]:
     return [path for path in found if any(json.loads(line)["step"] == 8 for line in path.read_text().splitlines())]
 
 
-def test_what_the_registry_holds_is_listed_pulled_and_drawn(nodes: Nodes, workplace: Path, tmp_path: Path) -> None:
+def test_what_the_registry_holds_is_listed_pulled_and_drawn(
+    nodes: Nodes, workplace: Path, tmp_path: Path, typed: Typed
+) -> None:
     listed = nodes.run(*cli("models"), cwd=workplace)
     assert re.search(
         r"models:/nano-rayflow/1 +candidate, champion +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ +rayflow", listed.stdout
     )
     assert "models:/nano-open-rayflow/1" in listed.stdout
-    unknown = nodes.run(*cli("models", "nono"), cwd=workplace)
-    assert unknown.returncode == 2
-    assert "there is no model 'nono'; there are: nano-open-rayflow, nano-rayflow" in unknown.stderr
     pulled = nodes.run(
         *cli("pull", "models:/nano-open-rayflow@champion", "--to", str(tmp_path / "adapter")), cwd=workplace
     )
     assert pulled.returncode == 0, pulled.stderr
     commit = json.loads((tmp_path / "adapter" / "adapter.json").read_text())["commit"]
     assert commit.startswith("_ray_pkg_")  # Ray sent the checkout without its .git
-    for steps, extra in (("2", ()), ("3", ("--force",))):
-        drawn = nodes.run(
-            *cli(
-                "sample", "red heart", "--model", str(tmp_path / "adapter"), "--steps", steps, *extra, "--out", "a.png"
-            ),
-            cwd=tmp_path,
-        )
+    sample = cli("sample", "red heart", "--model", str(tmp_path / "adapter"), "--out", "a.png", "--steps")
+    for words in (["2"], ["3", "--force"]):
+        drawn = typed([*sample, *words], tmp_path)
         assert drawn.returncode == 0, drawn.stderr
-    refused = nodes.run(*cli("sample", "red heart", "--model", str(tmp_path / "adapter"), "--steps", "3"), cwd=tmp_path)
+    refused = typed([*sample, "3"], tmp_path)
     assert refused.returncode == 2
     assert "trained for 1, 2, 4, 8 steps, found 3" in refused.stderr
 

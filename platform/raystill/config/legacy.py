@@ -139,8 +139,8 @@ def revived(form: Any, kinds: Mapping[str, type]) -> Any:
     if kind is None or set(form) - {"kind"} != set(FIELDS.get(kind.__name__, ())):
         raise MisfitError
     of = kind.__name__
-    known = {
-        RENAMED.get((of, name), name): revived(value, kinds)
+    known: dict[str, Any] = {
+        RENAMED.get((of, str(name)), str(name)): revived(value, kinds)
         for name, value in form.items()
         if name != "kind" and (of, name) not in GONE
     }

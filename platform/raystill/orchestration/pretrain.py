@@ -122,9 +122,8 @@ def _train_autoencoder(
     assert key is not None
     averages = read_averages(checkpoints, key)
     vae = save_autoencoder(run.autoencoder.shape, averages["autoencoder"], 1.0, directory)
-    batch = next(
-        local_batches(pictures, Plan(shards=index.shards, seed=0), min(512, index.count), 0, 1, torch.device("cpu"))
-    )
+    plan = Plan(shards=index.shards, seed=0, lane_size=min(512, index.count))
+    (batch,) = next(local_batches(pictures, plan, [0], 0, 1, torch.device("cpu")))
     with torch.inference_mode():
         latents = vae.encode(to_pictures(batch["image"])).latent_dist.mean
     save_autoencoder(run.autoencoder.shape, averages["autoencoder"], float(1 / latents.std()), directory)

@@ -68,9 +68,9 @@ class DistillTask:
         return built
 
     def _prepared(self, pipeline: Pipeline) -> nn.Module:
-        unet: nn.Module = prepare(pipeline.unet, self.weights)
         if self.training.checkpointing:
-            unet.enable_gradient_checkpointing()
+            pipeline.unet.enable_gradient_checkpointing()
+        unet: nn.Module = prepare(pipeline.unet, self.weights)
         if self.method.tells_landing:
             make_room(unet)
         return unet

@@ -1,7 +1,7 @@
 """The two trainings of a pipeline from scratch: its autoencoder, then its UNet together with its text encoder."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -62,6 +62,7 @@ class DenoiserTask:
             schedule=schedule, kind=self.kind, empty_tokens=self.tokens.empty, caption_dropout=self.caption_dropout
         )
         networks = self.networks()
+        unet: Any = networks.unet  # mypy takes what diffusers' models have for tensors
         if self.training.checkpointing:
-            networks.unet.enable_gradient_checkpointing()
+            unet.enable_gradient_checkpointing()
         return Assembly(method, {"denoiser": networks.to(device)})

@@ -40,7 +40,7 @@ def test_a_group_is_read_in_its_own_order(tmp_path: Path) -> None:
     store = LocalStore(uri=str(tmp_path))
     store.write("a.tar", pack(pack_row(row(n)) for n in range(3)))
     store.write("b.tar", pack(pack_row(row(n)) for n in range(3, 5)))
-    group = Group(keys=("b.tar", "a.tar"), order_seed=(1, 2), skip=1, stop=4)
-    whole = np.random.default_rng((1, 2)).permutation(5)
+    group = Group(keys=("b.tar", "a.tar"), order_seed=(1, 2, 3), skip=1, stop=4)
+    whole = np.random.default_rng((1, 2, 3)).permutation(5)
     by_position = ["s3", "s4", "s0", "s1", "s2"]
     assert [r["key"] for r in read_group(store, group)] == [by_position[i] for i in whole[1:4]]

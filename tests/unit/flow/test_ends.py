@@ -126,7 +126,7 @@ def test_the_last_time_of_training_is_the_first_one_of_sampling(
     ended = {} if path == "PairedDiffusionPath" else {"end": "schedule"}
     method = RayFlow(path=path_of({"kind": path, **ray, **ended}))  # type: ignore[arg-type]
     given = Given(schedule, kind, 2, torch.zeros(1, 2, 4), 0, {})
-    method.per_sample(given, student, batch, ONE.expand(3), eps)
+    method.answers(given, student, batch, ONE.expand(3), eps)
     for steps in (1, 4, 8):
         scheduler.set_timesteps(steps)
         assert student.timesteps == pytest.approx([float(scheduler.timesteps[0])] * 3, abs=1e-3)

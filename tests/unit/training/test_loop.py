@@ -163,7 +163,7 @@ def test_metrics_are_means_over_the_steps_since_the_last_report() -> None:
 class Still(Line):
     """Without noise of its own, so that a lane is a part of a batch."""
 
-    def losses(self, networks: Any, batch: Any, rng: torch.Generator, step: int) -> dict[str, Loss]:
+    def losses(self, networks: Any, batch: Any, rng: RandomStream, step: int) -> dict[str, Loss]:
         error = networks["line"](batch["x"]) - batch["y"]
         return {"line": Loss(error.square().mean(), {"quality/error": error.detach().abs().mean()})}
 
@@ -333,7 +333,7 @@ def test_activations_that_are_computed_anew_change_no_number(name: str, teacher:
 )
 def test_a_device_without_memory_says_which_settings_need_less(changes: dict[str, Any], message: str) -> None:
     class Large(Line):
-        def losses(self, networks: Any, batch: Any, rng: torch.Generator, step: int) -> dict[str, Loss]:
+        def losses(self, networks: Any, batch: Any, rng: RandomStream, step: int) -> dict[str, Loss]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     with pytest.raises(UserError, match=message):

@@ -83,7 +83,7 @@ def broken(task: DistillTask, tmp_path: Path) -> Store:
 
 @pytest.mark.parametrize("changes", [{"log_every": 3}, {"picture_every": 2}, {"checkpoint_every": 5}])
 def test_a_training_goes_on_after_a_change_of_what_is_reported(
-    task: DistillTask, broken: Store, changes: dict[str, int], tmp_path: Path
+    task: DistillTask, broken: Store, changes: dict[str, Any], tmp_path: Path
 ) -> None:
     whole, begun = open_store(str(tmp_path / "whole")), list[int]()
     run_task(task, place(whole))
@@ -113,7 +113,7 @@ def cut(store: Store, key: str) -> None:
     store.write(key, data[: len(data) // 2])
 
 
-DAMAGES: dict[str, tuple[str, Callable[[Store, str], None]]] = {
+DAMAGES: dict[str, tuple[str, Callable[[Store, str], object]]] = {
     "state cut": (f"{NEWEST}/student/state.safetensors", cut),
     "state missing": (f"{NEWEST}/student/state.safetensors", lambda store, key: store.delete(key)),
     "progress cut": (f"{NEWEST}/student/state.json", cut),
@@ -121,8 +121,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Store, str], None]]] = {
     "averages cut": (f"{NEWEST}/averages.safetensors", cut),
     "averages missing": (f"{NEWEST}/averages.safetensors", lambda store, key: store.delete(key)),
     "pointer cut": ("latest.json", cut),
-    "pointer to nothing": ("latest.json", lambda store, key: store.write(key, b'{"step": 5}') and None),
-    "pointer without a step": ("latest.json", lambda store, key: store.write(key, b"[]") and None),
+    "pointer to nothing": ("latest.json", lambda store, key: store.write(key, b'{"step": 5}')),
+    "pointer without a step": ("latest.json", lambda store, key: store.write(key, b"[]")),
 }
 
 
