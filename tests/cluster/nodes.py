@@ -43,10 +43,11 @@ class Nodes:
     dashboard: str
     environment: dict[str, str]  # of a process that uses it
 
-    def ask(self, path: str) -> Any:
+    def ask(self, path: str, method: str = "GET") -> Any:
         """What the dashboard answers; its command line takes seconds to start."""
         token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
-        answer = requests.get(self.dashboard + path, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = requests.request(method, self.dashboard + path, headers=headers, timeout=30)
         answer.raise_for_status()
         return answer.json()
 

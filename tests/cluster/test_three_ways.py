@@ -53,8 +53,8 @@ def test_a_job_is_stopped_with_a_checkpoint_and_goes_on_when_it_is_submitted_aga
     assert number is not None
     moving = re.compile(r"student.*?\b([1-9]\d*)(\.0)?/240")
     wait(lambda: moving.search(logs(nodes, number[0])), nodes, number[0])
-    nodes.run(RAY, "job", "stop", number[0], "--address", nodes.dashboard)
-    assert status(nodes, number[0]) == "STOPPED"
+    nodes.ask(f"/api/jobs/{number[0]}/stop", "POST")  # as `ray job stop` does, which would come too late
+    wait(lambda: status(nodes, number[0]) == "STOPPED", nodes, number[0])
     stopped = logs(nodes, number[0])
     assert "saving a checkpoint first" in stopped
     again = submit(nodes, words)
