@@ -1,4 +1,6 @@
-"""ZeRO under Ray Train with two ranks: a LoRA comes out the same at every stage, and as on one process."""
+"""ZeRO under Ray Train with two ranks: a LoRA comes out the same at every stage, and as on one process, of three lanes
+whose gradients are accumulated.
+"""
 
 import json
 import sys
@@ -23,13 +25,14 @@ from raystill.config.errors import UserError
 from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import Engine, NonFiniteError, Optimizer
 from raystill.engine.replicated import ReplicatedEngine
+from raystill.training.lanes import share
 from raystill.orchestration.run import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 STAGES = (0, 1, 2, 3)
 ENGINES: tuple[int | str, ...] = (*STAGES, "replicated")
-STEPS, MIDDLE, BATCH = 4, 2, 6
+STEPS, MIDDLE, BATCH, LANES = 4, 2, 6, 3
 OPTIMIZER = Optimizer(clip_norm=0.05)
 
 
@@ -52,21 +55,23 @@ def adapted() -> UNet2DConditionModel:
     return unet
 
 
-def loss(engine: Engine, step: int, rank: int, ranks: int) -> Tensor:
-    """The loss of one rank's share of the batch of a step."""
+def loss(engine: Engine, step: int, lane: int) -> Tensor:
+    """The loss of one lane of a step."""
     rng = torch.Generator().manual_seed(step)
     noisy, target = (torch.randn(BATCH, 4, 8, 8, generator=rng) for _ in range(2))
     text = torch.randn(BATCH, 5, 7, generator=rng)
-    mine = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
-    found = engine.module(noisy[mine], torch.arange(BATCH)[mine] * 100, text[mine]).sample
-    error: Tensor = (found - target[mine]).square().mean()
+    its = slice(lane * BATCH // LANES, (lane + 1) * BATCH // LANES)
+    found = engine.module(noisy[its], torch.arange(BATCH)[its] * 100, text[its]).sample
+    error: Tensor = (found - target[its]).square().mean()
     return error
 
 
 def train(engine: Engine, steps: range, rank: int = 0, ranks: int = 1) -> list[float]:
+    """Accumulate the gradients of a rank's lanes, one of which the second of two computes twice, and update."""
     norms = []
     for step in steps:
-        engine.backward(loss(engine, step, rank, ranks))
+        for lane in share(LANES, rank, ranks):
+            engine.backward(loss(engine, step, lane.number) * (lane.weight * ranks / LANES))
         norms.append(float(engine.step(0.01)))
     return norms
 
@@ -113,20 +118,20 @@ def work(config: dict[str, str]) -> None:
         for kind in ("loss", "gradient"):
             spoiled = make(stage)
             before = values(spoiled)
-            poison(spoiled, kind, rank, ranks)
+            poison(spoiled, kind, rank)
             report[f"{kind}-{stage}"] = raised(partial(spoiled.step, 0.01), NonFiniteError)
             report[f"kept-{kind}-{stage}"] = all(torch.equal(before[k], v) for k, v in values(spoiled).items())
     for kind in ("loss", "gradient"):
         spoiled = make("replicated")
-        poison(spoiled, kind, rank, ranks)
+        poison(spoiled, kind, rank)
         spoiled.step(0.01)
         report[f"{kind}-replicated"] = raised(partial(spoiled.save, root / "spoiled"), NonFiniteError)
     (root / f"report-{rank}.json").write_text(json.dumps(report))
 
 
-def poison(engine: Engine, kind: str, rank: int, ranks: int) -> None:
+def poison(engine: Engine, kind: str, rank: int) -> None:
     """A backward whose loss, or only whose gradient, is NaN on rank 1 alone."""
-    scalar = loss(engine, STEPS, rank, ranks)
+    scalar = loss(engine, STEPS, rank)
     if rank == 1:
         scalar = scalar * torch.nan if kind == "loss" else scalar + (0.0 * scalar).sqrt()
     engine.backward(scalar)
