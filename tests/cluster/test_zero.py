@@ -25,8 +25,8 @@ from raystill.config.errors import UserError
 from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import Engine, NonFiniteError, Optimizer
 from raystill.engine.replicated import ReplicatedEngine
-from raystill.training.lanes import share
 from raystill.orchestration.run import Cluster
+from raystill.training.lanes import share
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
