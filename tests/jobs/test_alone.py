@@ -102,7 +102,7 @@ def test_a_bench_compares_the_loop_with_bare_steps(workplace: Path, alone: subpr
     done = run([*line, "--local", "--set", "method.times=GridTimes"], workplace)  # with a second network to be learned
     assert done.returncode == 0, done.stderr[-3000:]
     setting, *figures, ratio, targets = done.stdout.splitlines()[-6:]
-    assert setting.startswith("plain torch in this process, 2 samples per worker and step")
+    assert setting.startswith("plain torch in this process, a lane of 2 samples, torch")
     loop, bare, wait = (float(re.findall(r"^\S+ +([\d.]+) ms, median of 8 blocks$", line)[0]) for line in figures)
     assert loop > 0
     assert bare > 0

@@ -155,7 +155,7 @@ def bench(run: Run, *, local: bool = False, blocks: int = 8) -> str:
     names = ("bench/loop_s", "bench/bare_s", "time/data_wait_s")
     # The first two blocks hold the start of the stream and of every kernel.
     figures = {metric: history(tracking, run, metric)[2:] for metric in names}
-    setting = f"{engine}, {training.lanes} lanes of {training.lane_size} samples"
+    setting = f"{engine}, a lane of {training.lane_size} samples"
     return f"{_text(setting, figures)}\n{_targets_text(timed)}"
 
 
@@ -191,4 +191,4 @@ def _text(setting: str, figures: dict[str, list[float]]) -> str:
         f"{name:18} {statistics.median(v) * 1000:8.1f} ms, median of {len(v)} blocks" for name, v in figures.items()
     ]
     ratio = f"loop / bare        {statistics.median(ratios):8.3f} median, {min(ratios):.3f} to {max(ratios):.3f}"
-    return "\n".join([f"{setting} and step, torch {torch.__version__}", *lines, ratio])
+    return "\n".join([f"{setting}, torch {torch.__version__}", *lines, ratio])
