@@ -170,7 +170,7 @@ class CTM(Distillation):
 
 def _pulled(answer: Prediction, gradient: Latent, schedule: Schedule, draw: Draw) -> Latent:
     """The gradient in what the network predicted, of a loss whose gradient in the jump's end is given; nothing passes
-    through the network, whose engine takes one backward a step.
+    through the network, whose engine takes one backward a lane.
     """
     value = answer.value.detach().requires_grad_()
     with torch.enable_grad():

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from raystill.config.errors import UserError
 from raystill.config.fingerprint import identity
 from raystill.data.derive import Index, Source, place
 from raystill.data.store import Store
@@ -65,12 +66,18 @@ def _located(work: Store, task: Task, rest: Mapping[str, Any]) -> dict[str, Any]
     """What addresses a training: its length is part of it where the first steps depend on it, or where a longer one has
     gone past it already.
     """
-    steps = task.training.steps
-    if open_ended(task):
-        shared = _folder(work, rest)
-        if last_step(shared) <= steps or averages_after(shared, steps) is not None:
-            return dict(rest)
-    return {**rest, "steps": steps}
+    return dict(rest) if _goes_on(work, task, rest) else {**rest, "steps": task.training.steps}
+
+
+def _goes_on(work: Store, task: Task, rest: Mapping[str, Any]) -> bool:
+    """Whether a training of another length may lead to this one, and none has gone past it."""
+    steps, shared = task.training.steps, _folder(work, rest)
+    return bool(open_ended(task)) and (last_step(shared) <= steps or averages_after(shared, steps) is not None)
+
+
+def left_out(work: Store, task: Task, data: Store, **inputs: Any) -> tuple[str, ...]:
+    """Settings that do not tell a training from others that are in the same place."""
+    return open_ended(task) if _goes_on(work, task, _depends_on(task, data, inputs)) else ()
 
 
 def _folder(work: Store, known: Mapping[str, Any]) -> Store:
@@ -84,9 +91,17 @@ def _of_other_lengths(work: Store, rest: Mapping[str, Any]) -> list[tuple[Store,
         folder = stage.join(name)
         if folder.exists(IDENTITY):
             known = json.loads(folder.read(IDENTITY))["identity"]
-            if {key: value for key, value in known.items() if key != "steps"} == rest and last_step(folder):
+            if {key: value for key, value in known.items() if key != "steps"} == rest and _reached(folder):
                 found.append((folder, known.get("steps")))
     return found
+
+
+def _reached(folder: Store) -> int:
+    """The last step of another training; 0 where its checkpoints are damaged, which is no matter of this one."""
+    try:
+        return last_step(folder)
+    except UserError:
+        return 0
 
 
 def _say(other: tuple[Store, Any], task: Task) -> None:

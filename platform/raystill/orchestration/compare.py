@@ -25,6 +25,7 @@ from raystill.orchestration.run import Run
 from raystill.orchestration.samples import Solver
 from raystill.orchestration.services import DIRECTORY
 from raystill.orchestration.study import (
+    EARLIER,
     Study,
     check_revision,
     diversity,
@@ -72,7 +73,7 @@ def _prepare(comparison: Comparison, results: dict[str, Any], launcher: Launcher
     def keep(part: str, label: str, depends_on: Any, measure: Callable[[], dict[str, Any]]) -> None:
         of = fingerprint(depends_on)
         found = results.setdefault(part, {}).get(label, {})
-        if found.get("of") != of or "failed" in found:
+        if found.get("of") != of or "failed" in found or EARLIER in found:
             results[part][label] = {"of": of, **measure(), "commit": code_commit()}
             write_results(comparison.results, results)
 
@@ -106,10 +107,11 @@ def _time(comparison: Comparison, runs: Mapping[str, Run], results: dict[str, An
     threads, rounds = threads_of(comparison.base.cluster.worker), comparison.rounds
     counts = {label: compute_targets(run, launcher)[1].count for label, run in runs.items()}
     of = {
-        label: fingerprint([run.task, run.targets, run.targets.batch_size, threads, rounds])
+        label: fingerprint([run.task, run.targets, run.targets.batch_size, run.training.checkpointing, threads, rounds])
         for label, run in runs.items()
     }
-    known = comparable(results.get("costs", {}), of, rounds, machine())
+    stored = {label: cost for label, cost in results.get("costs", {}).items() if EARLIER not in cost}
+    known = comparable(stored, of, rounds, machine())
     there = results["costs"] = {
         label: {"of": of[label], "machine": machine(), "rounds": [], **known.get(label, {}), "targets": counts[label]}
         for label in runs

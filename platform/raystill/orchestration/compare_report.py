@@ -13,7 +13,16 @@ from matplotlib.ticker import ScalarFormatter
 
 from raystill.methods.method import STUDENT
 from raystill.orchestration.comparison import SECONDS, UPDATES, Comparison
-from raystill.orchestration.report import STEPS, Measured, commits_of, markdown, measured, spread, teacher_table
+from raystill.orchestration.report import (
+    STEPS,
+    Measured,
+    commits_of,
+    earlier,
+    markdown,
+    measured,
+    spread,
+    teacher_table,
+)
 from raystill.orchestration.run import Run
 from raystill.orchestration.space import Choice, Range
 from raystill.orchestration.study import Question, Study
@@ -26,7 +35,8 @@ HEADS = {"frechet": "Frechet", "kernel": "kernel", "lpips_teacher": "agreement"}
 def report(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> str:
     """The whole report as Markdown."""
     parts = [
-        f"# {comparison.name}", results.get("note"), comparison.text, _head(comparison, study, results),
+        f"# {comparison.name}", earlier([results["runs"][key] for key in study.runs() if key in results["runs"]]),
+        comparison.text, _head(comparison, study, results),
         _left_out(comparison, results),
     ]  # fmt: skip
     parts += [teacher_table(results["teacher"]), _references(comparison, results)]

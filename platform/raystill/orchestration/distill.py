@@ -28,7 +28,7 @@ from raystill.models.sampling import NORMAL
 from raystill.models.stock import kind_of, read_scheduler, schedule_of
 from raystill.models.weights import Lora, delta, load_trained, lora_state, peft_config, prepare
 from raystill.orchestration.adoption import adopted
-from raystill.orchestration.checkpoints import checkpoints_at, open_ended, train_at
+from raystill.orchestration.checkpoints import checkpoints_at, left_out, train_at
 from raystill.orchestration.evaluate import Evaluated, as_card, evaluate, table
 from raystill.orchestration.launcher import Launcher, MakeRecorder
 from raystill.orchestration.run import Run
@@ -88,13 +88,13 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
     small outputs.
     """
     uri = tracking_uri(directory)
-    tracking = Tracking(
-        uri=uri, experiment=run.experiment, name=run.name, inputs=inputs_of(run), without=open_ended(run.task),
-        artifact_root=run.artifacts, spool=directory / "spool",
-    )  # fmt: skip
     open_experiment(uri, run.experiment, run.artifacts)
     with seconds.stage("targets"):
         targets, index = compute_targets(run, launcher)
+    tracking = Tracking(
+        uri=uri, experiment=run.experiment, name=run.name, inputs=inputs_of(run), without=untold(run, targets),
+        artifact_root=run.artifacts, spool=directory / "spool",
+    )  # fmt: skip
     with seconds.stage("distillation"):
         checkpoints = train_student(run, targets, index, launcher, partial(TrackedRun, tracking, run))
     with seconds.stage("evaluation"):
@@ -118,6 +118,11 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
 def inputs_of(run: Run) -> str:
     """Fingerprint of what a run's settings name by its place: the source shards and the teacher."""
     return fingerprint(Source.of(open_store(run.shards)).identity(teacher=revision(Path(run.teacher))))
+
+
+def untold(run: Run, targets: Store) -> tuple[str, ...]:
+    """Settings by which this run's training is not told from another one in the same place, before it begins."""
+    return left_out(open_store(run.work), run.task, targets, teacher=revision(Path(run.teacher)))
 
 
 def checkpoints_of(run: Run, targets: Store) -> Store:

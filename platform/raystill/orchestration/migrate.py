@@ -51,7 +51,7 @@ def held(work: Store, *, write: bool) -> Iterator[Held]:
                     yield Held(at, *_derived(work, stage, name, write))
                 else:
                     yield Held(at, "?", "not understood: no stage of this version, left alone")
-            except (ValueError, KeyError, TypeError) as error:
+            except (UserError, ValueError, KeyError, TypeError) as error:
                 yield Held(at, "?", f"not understood, left alone: {type(error).__name__}: {error}")
 
 

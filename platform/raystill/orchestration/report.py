@@ -12,7 +12,7 @@ from raystill.flow.efficiency import midpoints
 from raystill.flow.importance import LearnedTimes
 from raystill.flow.times import UniformTimes
 from raystill.orchestration.run import Run
-from raystill.orchestration.study import Question, Study, Variant, measure_all
+from raystill.orchestration.study import EARLIER, Question, Study, Variant, measure_all
 
 Measured = Mapping[int, Mapping[str, Any]]  # by seed
 STEPS = ("1", "2", "4", "8")
@@ -96,7 +96,19 @@ def _head(study: Study, results: Mapping[str, Any]) -> str:
         f"Means ± standard deviations over seeds; every measurement is in `{study.results.name}`.",
         f"Commits {commits_of(done)}; Python {platform.python_version()}, {versions}.",
     ]
-    return "\n\n".join(filter(None, [f"# {study.name}", results.get("note"), study.text, "\n".join(lines)]))
+    return "\n\n".join(filter(None, [f"# {study.name}", earlier(done), study.text, "\n".join(lines)]))
+
+
+def earlier(done: Sequence[Mapping[str, Any]]) -> str:
+    """A line on measurements by code that gave other numbers than the present one's; empty where there is none."""
+    count = sum(EARLIER in one for one in done)
+    return (
+        f"**{count} of {len(done)} runs were measured by earlier code, whose paths, laws of times, adversaries or "
+        "random numbers were others (`docs/log.md`): the present one gives other figures. The line below measures them "
+        "again.**"
+        if count
+        else ""
+    )
 
 
 def commits_of(done: Sequence[Mapping[str, Any]]) -> str:

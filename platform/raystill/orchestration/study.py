@@ -25,7 +25,7 @@ from raystill.models.pipeline import teacher_facts
 from raystill.models.revision import is_of, revision
 from raystill.models.sampling import Sampling
 from raystill.orchestration.checkpoints import open_ended
-from raystill.orchestration.distill import compute_targets, inputs_of, train_student, trained_student
+from raystill.orchestration.distill import compute_targets, inputs_of, train_student, trained_student, untold
 from raystill.orchestration.evaluate import draw_teacher, evaluate, read_rows
 from raystill.orchestration.gradients import GradientProbe, GradientTransform, efficiency
 from raystill.orchestration.launch import surroundings
@@ -40,6 +40,7 @@ from raystill.tracking.runs import TrackedRun, Tracking, history, open_experimen
 
 log = logging.getLogger(__name__)
 LOSS = "loss/student"
+EARLIER = "earlier"  # in a measurement: it is of code that gave other numbers, and is made again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +121,7 @@ class Study:
 def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
     """Measure every run that the results lack; a stopped study goes on where it was."""
     results = read_results(study.results)
-    if _missing(study, results) or results.get("teacher", {}).get("of") != study.teacher_key:
+    if missing_of(study, results) or not _has_teacher(study, results):
         with surroundings(study.base, local=local) as launcher:
             measure_missing(study, results, launcher)
     return results
@@ -128,10 +129,11 @@ def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
 
 def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -> int:
     """Measure every run that the results lack, and add and write each as it is done; returns how many they were."""
-    missing = _missing(study, results)
+    missing = missing_of(study, results)
     check_revision(study.base, study.results, results)
-    if results.get("teacher", {}).get("of") != study.teacher_key:  # its figures come with the runs, all missing then
-        results["teacher"] = {**results.get("teacher", {}), "of": study.teacher_key, **_probe_teacher(study, launcher)}
+    if not _has_teacher(study, results):  # its figures come with the runs, all missing then
+        known = {name: value for name, value in results.get("teacher", {}).items() if name != EARLIER}
+        results["teacher"] = {**known, "of": study.teacher_key, **_probe_teacher(study, launcher)}
     _share(study, [one.run for one in missing.values()], launcher)
     todo = list(by_training(missing).values())
     done = launcher.each(partial(_measure_all, study), todo)
@@ -143,7 +145,7 @@ def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -
     return len(missing)
 
 
-def _missing(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
+def missing_of(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
     """What has not been measured yet; UserError where a run does not fit together."""
     planned, teacher = study.runs(), teacher_facts(Path(study.base.teacher))
     for one in planned.values():
@@ -153,7 +155,14 @@ def _missing(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
             raise UserError(
                 f"gradients are of RayFlow's laws of times; found a variant with the method {one.run.method.name}"
             )
-    return {key: one for key, one in planned.items() if key not in results["runs"]}
+    there = {key for key, one in results["runs"].items() if EARLIER not in one}
+    return {key: one for key, one in planned.items() if key not in there}
+
+
+def _has_teacher(study: Study, results: Mapping[str, Any]) -> bool:
+    """Whether the teacher's own row is there."""
+    found = results.get("teacher", {})
+    return found.get("of") == study.teacher_key and EARLIER not in found
 
 
 def by_training(planned: Mapping[str, Planned]) -> dict[str, dict[str, Planned]]:
@@ -177,11 +186,11 @@ def _trained_as(run: Run) -> Run:
     return replace(run, sampling=Sampling(), evaluation=evaluation)
 
 
-def _tracking(study: Study, run: Run) -> Tracking:
-    """Where a run's training is tracked."""
+def _tracking(study: Study, run: Run, targets: Store) -> Tracking:
+    """Where a run's training is tracked, before it begins."""
     return Tracking(
         uri=tracking_uri(DIRECTORY), experiment=study.name, name=_training(run), inputs=inputs_of(run),
-        without=open_ended(run.task), artifact_root=run.artifacts,
+        without=untold(run, targets), artifact_root=run.artifacts,
     )  # fmt: skip
 
 
@@ -229,8 +238,8 @@ def _measure_all(study: Study, planned: Mapping[str, Planned]) -> dict[str, dict
 def _measure(study: Study, planned: Planned) -> dict[str, Any]:
     """Train, evaluate and probe one run in this process; a training that stops before a bad update is a result too."""
     run, launcher = planned.run, LocalLauncher()
-    tracking, trained_as = _tracking(study, run), _trained_as(run)
     targets, index = compute_targets(run, launcher)
+    tracking, trained_as = _tracking(study, run, targets), _trained_as(run)
     try:
         checkpoints = train_student(run, targets, index, launcher, partial(TrackedRun, tracking, trained_as))
     except NonFiniteError as error:
@@ -297,7 +306,9 @@ def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
     targets, _ = compute_targets(run, launcher)
     return {
         "probes": _probe(run, study.probe, launcher, make, steps, identity),
-        "overlap": _overlap(study, run.task.build, targets, launcher, {"untrained": run.task}),
+        "overlap": _overlap(
+            study, run.task.build, targets, launcher, {"untrained": run.task, "teacher": revision(Path(run.teacher))}
+        ),
     }
 
 

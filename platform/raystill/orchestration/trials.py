@@ -119,7 +119,8 @@ def last_line(error: object) -> str:
 
 def state_of(search: Search) -> Path:
     """Where Ray Tune keeps what it knows of a sweep's trials."""
-    return (DIRECTORY / "sweeps" / f"{search.name}-{fingerprint([search, inputs_of(search.base)])}").resolve()
+    of = fingerprint([search, search.base.work, inputs_of(search.base)])
+    return (DIRECTORY / "sweeps" / f"{search.name}-{of}").resolve()
 
 
 def tuned(search: Search, tracking: Tracking, concurrent: int) -> tune.ResultGrid:

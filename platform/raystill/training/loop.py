@@ -87,7 +87,9 @@ class Progress:
     def report(self, images: int, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means since the last report; reading them is the report's one host-device synchronisation. Collective."""
         names = sorted(self.sums)  # the same on every rank
-        summed = total(torch.stack([self.sums[name].double() for name in names])).tolist() if names else []
+        devices = [value.device for value in self.sums.values() if value.device.type != "cpu"]  # some are the CPU's own
+        sums = [self.sums[name].double().to(devices[0] if devices else "cpu", non_blocking=True) for name in names]
+        summed = total(torch.stack(sums)).tolist() if names else []
         means = {name: value / self.count for name, value in zip(names, summed, strict=True)}
         times = {"time/data_wait_s": self.wait_s / self.count, "time/step_s": self.step_s / self.count}
         rate = {"throughput/images_per_s": images * self.count / max(self.wait_s + self.step_s, 1e-9)}

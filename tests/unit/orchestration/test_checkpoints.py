@@ -23,7 +23,7 @@ from raystill.flow.times import UniformTimes
 from raystill.methods.rayflow import RayFlow
 from raystill.models.weights import Lora
 from raystill.orchestration.checkpoints import checkpoints_at
-from raystill.orchestration.distill import checkpoints_of, compute_targets, train_student
+from raystill.orchestration.distill import checkpoints_of, compute_targets, train_student, untold
 from raystill.orchestration.launcher import LocalLauncher
 from raystill.orchestration.run import Evaluation, Run, Targets
 from raystill.orchestration.study import Planned, by_training
@@ -147,6 +147,16 @@ def test_fewer_steps_than_were_trained_have_a_folder_of_their_own(
     assert f"the training of these settings at {longer.uri} is past step 2 already" in caplog.text
     assert (last_step(shorter), last_step(longer)) == (2, 4)
     assert trained(two, targets) == shorter
+
+
+def test_only_trainings_of_one_place_are_tracked_together(fresh: Run, targets: tuple[Store, Index]) -> None:
+    four = override(fresh, CONSTANT)
+    two = override(four, {"training.steps": 2})
+    assert untold(two, targets[0]) == untold(four, targets[0]) == ("training.steps",)  # two lead to four
+    trained(four, targets)
+    assert untold(four, targets[0]) == ("training.steps",)
+    assert untold(two, targets[0]) == ()  # four are not two
+    assert untold(fresh, targets[0]) == ()  # a cosine's first steps depend on its end
 
 
 def test_more_steps_of_a_cosine_begin_anew_and_say_so(

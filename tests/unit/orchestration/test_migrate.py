@@ -54,6 +54,7 @@ def work(tmp_path: Path) -> LocalStore:
     store.write("checkpoints/3333333333333333/latest.json", b'{"step": 9}')
     store.write("checkpoints/4444444444444444/latest.json", b'{"step": 8}')
     store.write("checkpoints/4444444444444444/identity.json", b'{"task": "student", "identity": {}}')
+    store.write("checkpoints/5555555555555555/latest.json", b'{"step": ')
     store.write("thesis/chapter/1.tex", b"")
     return store
 
@@ -77,7 +78,7 @@ def test_everything_is_listed_with_what_becomes_of_it(work: LocalStore) -> None:
     before = {entry.key: entry.etag for entry in work.list()}
     listed = rows(work)
     assert {entry.key: entry.etag for entry in work.list()} == before  # nothing was written
-    assert len(listed) == 10
+    assert len(listed) == 11
     new = SOURCE.identity(stage="targets", targets=Targets(seed=5))
     at = place(work, "targets", new).uri.removeprefix(f"{work.uri}/")
     assert (listed[at].holds, listed[at].becomes) == ("5 samples", AS_IS)
@@ -87,7 +88,8 @@ def test_everything_is_listed_with_what_becomes_of_it(work: LocalStore) -> None:
     samples = listed[f"teacher-samples/{digest({'stage': 'teacher samples'})}"]
     assert samples.becomes.startswith("computed anew; to be rid of it: rm -r ")
     assert listed["targets/1111111111111111"].holds == "unfinished"
-    for name in ("targets/0000000000000000", "targets/2222222222222222", "thesis/chapter"):
+    damaged = ("targets/0000000000000000", "targets/2222222222222222", "checkpoints/5555555555555555")
+    for name in (*damaged, "thesis/chapter"):
         assert listed[name].becomes.startswith("not understood")
     assert "goes on with it where none of its parts was revised" in listed["checkpoints/3333333333333333"].becomes
     assert listed["checkpoints/4444444444444444"].holds == "training of the student, step 8"

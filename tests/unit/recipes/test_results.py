@@ -8,7 +8,7 @@ import pytest
 
 from raystill.config.fingerprint import fingerprint
 from raystill.orchestration.compare import seconds_steps
-from raystill.orchestration.study import Study
+from raystill.orchestration.study import EARLIER, Study, missing_of
 from raystill.recipes import methods, methods_study, rayflow_study
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -62,3 +62,20 @@ def test_the_comparison_s_page_is_that_of_its_recipe() -> None:
     page, comparison = (RESULTS / "methods.md").read_text(), methods.run()
     assert comparison.text in page
     assert all(f"| {entrant.label} |" in page for entrant in comparison.entrants)
+
+
+@pytest.mark.parametrize("name", ["rayflow", "methods_study", "methods"])
+def test_a_page_says_how_many_of_its_runs_earlier_code_measured(name: str) -> None:
+    runs = kept(f"{name}.json")["runs"].values()
+    count = sum(EARLIER in one for one in runs)
+    said = f"{count} of {len(runs)} runs were measured by earlier code" in (RESULTS / f"{name}.md").read_text()
+    assert said == (count > 0)
+
+
+def test_what_earlier_code_measured_is_measured_again() -> None:
+    study, runs = rayflow_study.run(), kept("rayflow.json")["runs"]
+    first, *others = study.runs()
+    results = {"runs": {key: runs[key] for key in others} | {first: {**runs[first], EARLIER: "code"}}}
+    there = {key for key, one in results["runs"].items() if EARLIER not in one}
+    assert set(missing_of(study, results)) == set(study.runs()) - there
+    assert first in missing_of(study, results)
