@@ -138,7 +138,7 @@ def test_the_job_registers_a_champion_with_all_that_it_takes_to_sample_it(
     workplace: Path, pulled: Path, typed: Typed
 ) -> None:
     card = json.loads((pulled / "adapter.json").read_text())
-    assert card["recipe"]["method"]["path"] == {"kind": "RayPath", "sigma": 0.0}
+    assert card["recipe"]["method"]["path"] == {"kind": "RayPath", "sigma": 0.0, "end": "schedule"}
     assert card["timesteps"] == {"1": [999], "2": [999, 499], "4": [999, 749, 499, 249], "8": list(range(999, 0, -125))}
     assert set(card["evaluation"]["frechet"]) == {"1", "2", "4", "8"}
     assert card["recipe"]["training"]["steps"] == STEPS_OF_THE_RUN
