@@ -44,7 +44,7 @@ def small():
         Entrant(label="DMD2", method=DMD2(ratio=2, adversarial=0.0), targets=online, space=SPACE),
     )
     return replace(
-        whole, base=base, entrants=entrants, trials=1, first=FIRST, updates=4, seconds=4.0, seeds=(0, 1),
+        whole, base=base, entrants=entrants, trials=1, first=FIRST, updates=4, seconds=4.0, seeds=(0,),
         rounds=1, tuning_seed=7,
         probe=Probe(shards=1, captions=3, starts=2), solvers=("UniPCMultistepScheduler",),
     )
@@ -84,13 +84,13 @@ def test_every_run_of_both_budgets_is_measured(compared: dict[str, Any], workpla
     assert set(results["tuned"]) == set(results["costs"]) == {"RayFlow", "DMD2"}
     assert all(len(found["trials"]) == 1 for found in results["tuned"].values())
     assert all(found["config"] == {"optimizer.learning_rate": 3e-4} for found in results["tuned"].values())
-    assert len(results["runs"]) == 8
+    assert len(results["runs"]) == 4
     assert not any("failed" in one for one in results["runs"].values())
     assert {4, 7} < {one["steps"] for one in results["runs"].values()}
     assert all(cost["step_s"] > 0 and cost["peak_gib"] > 0 for cost in results["costs"].values())
-    assert "8 of 8 runs are measured, 0 of which stopped" in text
+    assert "4 of 4 runs are measured, 0 of which stopped" in text
     assert re.search(r"^\| UniPC \| [\d.]+ \|", text, re.MULTILINE)
-    assert re.search(r"^\| RayFlow \| \[2503\.07699\]\S+ \| [\d.]+ ± [\d.e-]+ \|", text, re.MULTILINE)
+    assert re.search(r"^\| RayFlow \| \[2503\.07699\]\S+ \| [\d.]+ \|", text, re.MULTILINE)
     assert re.search(r"^\| DMD2 \| 4 \| 7 \| ", text, re.MULTILINE)
     assert re.search(r"^- 4 steps: RayFlow is number [12] of 2; its distance over that of ", text, re.MULTILINE)
     picture = Image.open(workplace / "docs/results/methods.png")
