@@ -10,7 +10,7 @@ from raystill.methods.teaching import fresh
 
 def noise_for(x_0: Latent, rng: RandomStream, *, immiscible: bool) -> Latent:
     """N(0, I) noise for a lane's batch; `immiscible` deals it out by the linear assignment with the least sum of
-    squared distances (2406.12303, which assigns over all of a step's samples and takes the distances). HOST SYNC where it does.
+    squared distances (2406.12303, which assigns over a whole step and takes the distances). HOST SYNC where it does.
     """
     noise = fresh(x_0, rng)
     if not immiscible:
