@@ -61,10 +61,10 @@ FIRST := -m 'not gpu and not second'
 # Tests of one process use one core each: two at a time, whose threads would be in each other's way.
 TWO := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile
 
-test-fast: lint ## lint, unit and contract tests: less than 5 minutes on two cores
+test-fast: lint ## lint, unit and contract tests: about 5 minutes on two cores
 	$(TWO) $(FIRST) tests/unit tests/contract
 
-test: lint ## what CI runs: lint and all tests but second proofs of the same: less than 20 minutes
+test: lint ## what CI runs: lint and all tests but second proofs of the same: 22 minutes on two cores
 	$(TWO) $(FIRST) tests/jobs tests/unit tests/contract
 	$(PYTEST) $(FIRST) tests/cluster
 
