@@ -221,7 +221,7 @@ def test_bad_input_gets_one_clear_line_before_anything_starts(
 def test_a_cluster_that_is_too_small_gets_one_clear_line(
     workplace: Path, demo: subprocess.CompletedProcess[str]
 ) -> None:
-    done = run(command("--set", "cluster.workers=64"), workplace)
+    done = run(command("--set", "cluster.workers=64", "--set", "training.lanes=64"), workplace)
     assert done.returncode == 2
     assert "the cluster holds" in done.stderr
     assert "Traceback" not in done.stderr

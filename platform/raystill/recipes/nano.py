@@ -73,13 +73,7 @@ def teacher() -> Pretraining:
         autoencoder=AutoencoderTask(
             optimizer=Optimizer(learning_rate=1.5e-3, warmup_steps=100, final_fraction=0.02),
             training=Training(
-                steps=4500,
-                lanes=1,
-                lane_size=32,
-                precision="bfloat16",
-                log_every=50,
-                checkpoint_every=250,
-                picture_every=0,
+                steps=4500, lane_size=32, precision="bfloat16", log_every=50, checkpoint_every=250, picture_every=0
             ),
         ),
         denoiser=DenoiserTask(
@@ -90,7 +84,6 @@ def teacher() -> Pretraining:
             optimizer=Optimizer(learning_rate=1.2e-3, warmup_steps=200, final_fraction=0.02, weight_decay=0.01),
             training=Training(
                 steps=8500,
-                lanes=1,
                 lane_size=64,
                 precision="bfloat16",
                 log_every=50,

@@ -160,19 +160,12 @@ def fitting(training: Training) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         lanes, size = training.lanes, training.lane_size
-        first = (
-            ""
-            if training.checkpointing
-            else ("Write --set training.checkpointing=true, which computes activations anew and changes no number; or ")
-        )
-        smaller = (
-            f"--set training.lane_size={size // 2} --set training.lanes={lanes * 2}: another run, of as many samples a "
-            "step"
-            if size > 1
-            else "a smaller weights.rank: another run"
-        )
+        anew = "--set training.checkpointing=true computes activations anew and changes no number; or "
+        halves = f"--set training.lane_size={size // 2} --set training.lanes={lanes * 2}"
+        smaller = halves if size > 1 else "a smaller weights.rank"
         raise UserError(
-            f"the device is out of memory with lanes of {size} samples: {error}\n{first}{smaller}"
+            f"the device is out of memory with lanes of {size} samples: {error}\n"
+            f"{'' if training.checkpointing else anew}{smaller}: another run"
         ) from error
 
 

@@ -17,7 +17,7 @@ from raystill.data.local import LocalStore
 from raystill.data.plan import Group, Plan, groups
 from raystill.data.records import pack_row
 from raystill.data.shards import pack
-from raystill.training.lanes import numbers, share
+from raystill.training.lanes import share
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=7).filter(any)
 LANES = {"lanes": st.integers(1, 5), "lane_size": st.integers(1, 7), "mixed": st.integers(1, 4)}
@@ -155,16 +155,3 @@ def test_batches_follow_the_plan_and_continue_in_the_middle(
         assert torch.cat([batch["value"][:, 1, 2] for batch in batches]).tolist() == found
     resumed = list(local_batches(store, plan, lanes, 3, 4, torch.device("cpu")))
     assert [[b["key"] for b in step] for step in resumed] == [[b["key"] for b in step] for step in whole[3:]]
-
-
-@pytest.mark.parametrize("lanes", range(1, 9))
-@pytest.mark.parametrize("world_size", range(1, 9))
-def test_ranks_share_out_all_lanes_and_take_equally_many_forwards(lanes: int, world_size: int) -> None:
-    ranks = [share(lanes, rank, world_size) for rank in range(world_size)]
-    assert {len(rank) for rank in ranks} == {-(-lanes // world_size)}
-    assert [lane.number for rank in ranks for lane in rank if lane.weight] == list(range(lanes))
-    for rank in ranks:
-        own = [lane.number for lane in rank if lane.weight]
-        repeated = {lane.number for lane in rank if not lane.weight}
-        assert repeated <= ({own[-1]} if own else set(range(lanes)))
-        assert numbers(rank) == (own or sorted(repeated))

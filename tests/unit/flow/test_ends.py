@@ -39,7 +39,7 @@ SCHEDULES: dict[str, Schedule] = {
     "shifted": FlowSchedule(shift=3.0),
 }  # fmt: skip
 SIGMAS = (0.0, 0.1, 0.3, 1.0)
-RAYS: list[Path] = [RayPath(sigma=sigma) for sigma in SIGMAS]
+RAYS = [RayPath(sigma=sigma) for sigma in SIGMAS]
 ONE = torch.ones(1, dtype=torch.float64)
 schedules = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
 
@@ -100,7 +100,6 @@ class Told(nn.Module):
         return (torch.zeros_like(x),)
 
 
-@pytest.mark.parametrize("sigma", SIGMAS)
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [
@@ -111,20 +110,19 @@ class Told(nn.Module):
     ],
     ids=["epsilon", "v", "zero-snr", "flow"],
 )
-@pytest.mark.parametrize("path", ["RayPath", "StraightPath", "PairedDiffusionPath"])
+@pytest.mark.parametrize("path", [*RAYS, StraightPath(), PairedDiffusionPath()], ids=str)
 def test_the_last_time_of_training_is_the_first_one_of_sampling(
-    path: str, settings: dict[str, bool], kind: Kind, sigma: float
+    path: RayPath | StraightPath | PairedDiffusionPath, settings: dict[str, bool], kind: Kind
 ) -> None:
-    ray = {"sigma": sigma} if path == "RayPath" else {}
+    ray = {"sigma": path.sigma} if isinstance(path, RayPath) else {}
     scheduler = RayFlowScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind, path=path,
-        jump="anchored", **settings, **ray,
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind,
+        path=type(path).__name__, jump="anchored", **settings, **ray,
     )  # fmt: skip
     schedule, student = schedule_of(scheduler), Told()
     x_0, mu, eps = latents(3)
     batch = {"x_0": x_0, "target_mean": mu, "condition": torch.zeros(3, 2, 4)}
-    ended = {} if path == "PairedDiffusionPath" else {"end": "schedule"}
-    method = RayFlow(path=path_of({"kind": path, **ray, **ended}))  # type: ignore[arg-type]
+    method = RayFlow(path=path)
     given = Given(schedule, kind, 2, torch.zeros(1, 2, 4), 0, {})
     method.answers(given, student, batch, ONE.expand(3), eps)
     for steps in (1, 4, 8):

@@ -252,18 +252,18 @@ def fields(name: str, step: int) -> dict[str, Any]:
             return {"x_0": latent, "target_mean": mean, "condition": rng(step).normal((3, 5, 4))}
 
 
-def task_of(name: str, teacher: Path) -> Task:
+def task_of(name: str, teacher: Path, training: Training = TRAINING) -> Task:
     if name == "autoencoder":
         shape = AutoencoderShape(widths=(8, 16), groups=4)
-        return AutoencoderTask(shape=shape, optimizer=OPTIMIZER, training=TRAINING)
+        return AutoencoderTask(shape=shape, optimizer=OPTIMIZER, training=training)
     if name == "denoiser":
         tokens = Tokens(vocabulary=9, start=1, end=8, empty=(1, 8, 8, 8, 8))
         return DenoiserTask(
             tokens=tokens, latent_channels=4, latent_size=8, kind="v_prediction", shape=TINY, optimizer=OPTIMIZER,
-            training=TRAINING,
+            training=training,
         )  # fmt: skip
     method, lora = RayFlow(path=RayPath(sigma=0.2), times=SamplingTimes()), Lora(rank=2, alpha=2.0)
-    return DistillTask(teacher=str(teacher), method=method, weights=lora, optimizer=OPTIMIZER, training=TRAINING)
+    return DistillTask(teacher=str(teacher), method=method, weights=lora, optimizer=OPTIMIZER, training=training)
 
 
 def place(store: Store, name: str, stop: int | None = None) -> Place:
@@ -309,8 +309,7 @@ def test_activations_that_are_computed_anew_change_no_number(name: str, teacher:
     stores = {flag: open_store(str(tmp_path / str(flag))) for flag in (False, True)}
     recomputed = []
     for flag, store in stores.items():
-        task = task_of(name, teacher)
-        task = replace(task, training=replace(TRAINING, checkpointing=flag))  # type: ignore[type-var]
+        task = task_of(name, teacher, replace(TRAINING, checkpointing=flag))
         torch.manual_seed(0)
         built = task.build(torch.device("cpu")).modules[task.name]
         recomputed.append([m for m in built.modules() if getattr(m, "gradient_checkpointing", False)])
@@ -323,7 +322,10 @@ def test_activations_that_are_computed_anew_change_no_number(name: str, teacher:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, r"lanes of 3 samples: .*\n.*checkpointing=true, which.*lane_size=1 --set training\.lanes=2: another run"),
+        (
+            {},
+            r"lanes of 3 samples: .*\n.*checkpointing=true computes.*lane_size=1 --set training\.lanes=2: another run",
+        ),
         (
             {"checkpointing": True, "lane_size": 8},
             r"\n--set training\.lane_size=4 --set training\.lanes=2: another run",
@@ -388,9 +390,8 @@ class Watched:
 
 def test_ranks_with_different_data_draw_different_noise_and_only_rank_0_writes(teacher: Path, tmp_path: Path) -> None:
     first, second = open_store(str(tmp_path / "0")), open_store(str(tmp_path / "1"))
-    task = task_of("autoencoder", teacher)
+    task = task_of("autoencoder", teacher, replace(TRAINING, lanes=2))
     told: list[int] = []
-    task = replace(task, training=replace(task.training, lanes=2))  # type: ignore[type-var]
     run_task(task, place(first, "autoencoder"))
     run_task(task, replace(place(second, "autoencoder"), rank=1, world_size=2, on_step=told.append))
     assert first.exists(final_key(6))
