@@ -27,6 +27,7 @@ STOP_TIMEOUT_S = 6.0
 KEYS = "s3cfg.json"  # below the server's directory, as the next two
 CREDENTIALS = "credentials"  # the same keys, as boto3 and its like read them
 NOTE = "server.json"  # the port, while the server runs
+LOCK = "server.lock"  # held by the process that started the server, while that lives
 _PARTS = ("master", "volume", "filer", "admin")
 _NOT_YET = (botocore.exceptions.ClientError, botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)
 
@@ -57,6 +58,7 @@ class ObjectStoreServer:
         (folder / "objects").mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
         try:
+            (folder / NOTE).unlink(missing_ok=True)  # of one that was killed
             keys = _access_keys(folder)
             ports = free_ports(len(_PARTS) + 1)
             port = ports.pop() if port is None else _checked(port)
@@ -210,15 +212,34 @@ def _private(path: Path) -> IO[str]:
 
 def _locked(folder: Path) -> IO[str]:
     """Take the directory for this server: two over the same files would destroy them."""
-    lock = (folder / "server.lock").open("w")
+    lock = (folder / LOCK).open("w")
+    attempts = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(3),  # `running` looks at the lock for a moment
+        wait=tenacity.wait_fixed(0.05),
+        retry=tenacity.retry_if_exception_type(BlockingIOError),
+    )
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        attempts(fcntl.flock, lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except tenacity.RetryError as error:
         lock.close()
         raise DirectoryInUseError(
             f"another S3 server runs over {folder}; stop it, or give this one another directory."
         ) from error
     return lock
+
+
+def _owned(folder: Path) -> bool:
+    """Whether a living process holds the directory: a note without one is of a process that was killed, and its port
+    may be anybody's by now.
+    """
+    try:
+        with (folder / LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def _environment_of(port: int, folder: Path) -> dict[str, str]:
@@ -239,4 +260,4 @@ def running(directory: Path | str) -> dict[str, str] | None:
         port = int(json.loads((folder / NOTE).read_text())["port"])
     except (FileNotFoundError, json.JSONDecodeError):  # there is none, or it is being written
         return None
-    return _environment_of(port, folder) if answers(port) else None
+    return _environment_of(port, folder) if _owned(folder) and answers(port) else None

@@ -123,8 +123,17 @@ def test_another_process_finds_a_running_server_and_only_that(tmp_path: Path, mo
         note = (tmp_path / "server.json").read_text()
         assert _secret(server) not in note
     assert running(tmp_path) is None
-    (tmp_path / "server.json").write_text(note)  # as after a crash
+
+
+def test_a_note_of_a_killed_process_is_no_running_server(tmp_path: Path, s3_server: ObjectStoreServer) -> None:
+    """Its port may be another server's by now, which knows none of its keys."""
+    with ObjectStoreServer.start(tmp_path):
+        pass
+    note = json.dumps({"port": s3_server.port})
+    (tmp_path / "server.json").write_text(note)
     assert running(tmp_path) is None
+    with ObjectStoreServer.start(tmp_path) as server:
+        assert running(tmp_path) == server.environment()
 
 
 def test_a_directory_in_use_is_named(s3_server: ObjectStoreServer) -> None:
