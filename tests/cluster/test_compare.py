@@ -109,6 +109,20 @@ def test_what_is_there_is_not_measured_again(compared: dict[str, Any], workplace
     assert "Said by a person." in (workplace / "docs/results/methods.md").read_text()
 
 
+@pytest.mark.second
+def test_only_what_is_named_is_measured_again(compared: dict[str, Any], workplace: Path) -> None:
+    """The other rows stay as they are, and so do all costs, from which the second budget follows."""
+    path = workplace / "docs/results/methods.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps({**before, "runs": {k: {**one, "earlier": "x"} for k, one in before["runs"].items()}}))
+    done = compare(workplace, "--set", 'only=["RayFlow"]')
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = json.loads(path.read_text())
+    assert sum("earlier" in one for one in after["runs"].values()) == 2
+    assert after["costs"] == before["costs"]
+    assert "2 of 4 runs were measured by earlier code" in (workplace / "docs/results/methods.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

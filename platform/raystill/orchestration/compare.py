@@ -56,9 +56,10 @@ def launch_comparison(comparison: Comparison) -> str:
         shown = replace(study, seeds=study.seeds[:1], questions=study.questions[:1])  # first, while students are there
         path, picture = (comparison.results.with_suffix(suffix) for suffix in (".md", ".png"))
         try:
-            if measure_missing(shown, results, launcher) or not picture.exists():
+            new = measure_missing(entering(comparison, shown), results, launcher)
+            if not picture.exists() or (new and not comparison.only):  # else the others would be trained for it
                 draw_comparison(comparison, shown, results, by_teacher, launcher).save(picture)
-            measure_missing(study, results, launcher)
+            measure_missing(entering(comparison, study), results, launcher)
         finally:  # a stopped comparison has a page, too
             if "figures" in results.get("teacher", {}):
                 for question in study.questions:
@@ -85,7 +86,7 @@ def _prepare(comparison: Comparison, results: dict[str, Any], launcher: Launcher
             [solver.identity(), base.evaluation, base.reading, comparison.probe],
             partial(_of_solver, comparison, solver, launcher),
         )
-    for entrant in comparison.entrants:
+    for entrant in comparison.entering:
         search = comparison.search(entrant)
         keep("tuned", entrant.label, search, partial(_tuned, comparison, entrant, launcher))
     tuned = {label: found["config"] for label, found in results["tuned"].items() if "config" in found}
@@ -110,7 +111,10 @@ def _time(comparison: Comparison, runs: Mapping[str, Run], results: dict[str, An
         label: fingerprint([run.task, run.targets, run.targets.batch_size, run.training.checkpointing, threads, rounds])
         for label, run in runs.items()
     }
-    stored = {label: cost for label, cost in results.get("costs", {}).items() if EARLIER not in cost}
+    costs = results.get("costs", {})
+    if comparison.only and set(runs) <= set(costs):
+        return  # other costs would be other budgets, of which the rows that stay know nothing
+    stored = {label: cost for label, cost in costs.items() if EARLIER not in cost}
     known = comparable(stored, of, rounds, machine())
     there = results["costs"] = {
         label: {"of": of[label], "machine": machine(), "rounds": [], **known.get(label, {}), "targets": counts[label]}
@@ -121,6 +125,13 @@ def _time(comparison: Comparison, runs: Mapping[str, Run], results: dict[str, An
         every = [*there[label]["rounds"], asdict(timed(runs[label], threads, i / rounds))]
         there[label] |= {"rounds": every, **asdict(mean([Cost(**one) for one in every]))}
         write_results(comparison.results, results)
+
+
+def entering(comparison: Comparison, study: Study) -> Study:
+    """The study of the entrants that are measured."""
+    labels = {entrant.label for entrant in comparison.entering}
+    kept = [replace(q, variants=tuple(v for v in q.variants if v.label in labels)) for q in study.questions]
+    return replace(study, questions=tuple(kept))
 
 
 def _of_solver(comparison: Comparison, solver: Solver, launcher: Launcher) -> dict[str, Any]:

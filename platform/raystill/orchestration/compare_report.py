@@ -13,11 +13,13 @@ from matplotlib.ticker import ScalarFormatter
 
 from raystill.methods.method import STUDENT
 from raystill.orchestration.comparison import SECONDS, UPDATES, Comparison
+from raystill.orchestration.floor import above_floor
 from raystill.orchestration.report import (
     STEPS,
     Measured,
     commits_of,
     earlier,
+    floor_line,
     markdown,
     measured,
     spread,
@@ -29,11 +31,12 @@ from raystill.orchestration.study import Question, Study
 
 QUALITY = ("frechet", "kernel", "lpips_teacher")
 CHARTS = {UPDATES: "updates", SECONDS: "seconds"}  # in their files' names
-HEADS = {"frechet": "Frechet", "kernel": "kernel", "lpips_teacher": "agreement"}
+HEADS = {"frechet": "above floor", "kernel": "kernel", "lpips_teacher": "agreement"}
 
 
 def report(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> str:
     """The whole report as Markdown."""
+    results = above_floor(results)
     parts = [
         f"# {comparison.name}", earlier([results["runs"][key] for key in study.runs() if key in results["runs"]]),
         comparison.text, _head(comparison, study, results),
@@ -62,6 +65,7 @@ def chart(comparison: Comparison, study: Study, question: Question, results: Map
     """Frechet distances of a budget with their spread over seeds, the best at four steps on top; dotted lines are those
     of the best solver without training at each number of steps.
     """
+    results = above_floor(results)
     found = {variant.label: measured(study, variant, results) for variant in question.variants}
     order = {label: statistics.fmean(values) for label in found if (values := _distances(found[label], "4"))}
     labels = sorted(order, key=order.__getitem__, reverse=True)
@@ -77,7 +81,7 @@ def chart(comparison: Comparison, study: Study, question: Question, results: Map
         solvers = [results["solvers"][label]["figures"] for label in comparison.references()]
         if drawn := [figures[n]["frechet"] for figures in solvers if n in figures]:
             axes.axvline(min(drawn), color=colour, linestyle=":")
-    axes.set(xscale="log", xlabel=f"Frechet distance, {question.title}")
+    axes.set(xscale="log", xlabel=f"Frechet distance above its floor, {question.title}")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(ScalarFormatter())
     axes.set_yticks(range(len(labels)), labels)
@@ -112,8 +116,9 @@ def _head(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> s
         f"of the distillation, {run.evaluation.features} features. The first budget is {comparison.updates} updates "
         f"of the student, the second {comparison.seconds:g} seconds of one process, stored targets included. Seconds "
         "are of a process alone on one machine: the number of steps times their mean, of trainings timed in turn, "
-        "without the wait for data; peak memory is above that of its imports. Frechet and kernel distances are from "
-        "real pictures, agreement is the LPIPS (smaller is nearer) to the teacher's "
+        "without the wait for data; peak memory is above that of its imports. "
+        f"{floor_line(results['teacher'])} Kernel distances are from real pictures, too, and unbiased; "
+        "agreement is the LPIPS (smaller is nearer) to the teacher's "
         f"{run.evaluation.reference_steps} guided steps from the same start, diversity the mean distance of features "
         f"between pictures of one caption, of {comparison.probe.captions} samples. Means ± standard deviations over "
         f"seeds; every measurement is in `{comparison.results.name}`. Commits {commits_of(done)}; Python "
@@ -233,8 +238,8 @@ def _tuning(comparison: Comparison, results: Mapping[str, Any]) -> str:
         f"{comparison.trials} trials of the sweep tool for each method: its own settings{_first(comparison)}, then "
         "what Optuna's TPE proposes of its space. They are trained for the first budget and compared on the held-out "
         "captions and pictures of this page, with another seed of the training and other starts; the best one's "
-        "settings serve both budgets. Its distance is the geometric mean of the Frechet distances at the steps that "
-        "are named, of one seed each: neighbours in this column cannot be told apart."
+        "settings serve both budgets. Its distance is the geometric mean of the Frechet distances, floor "
+        "included, at the steps that are named, of one seed each: neighbours in this column cannot be told apart."
     )
     return f"{text}\n\n{markdown(['', 'searched', 'taken', 'trials', 'at steps', 'distance, best to worst'], rows)}"
 

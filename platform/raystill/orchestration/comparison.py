@@ -66,6 +66,8 @@ class Comparison:
         "DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
     ))  # fmt: skip
     probe: Probe = introduced_group(Probe)
+    # labels of the entrants that are measured, all where it is empty; the others keep the rows and costs that they have
+    only: Knob[tuple[str, ...]] = ()
     text: Knob[str] = ""  # of the report: what it says, written by people who have seen it
     output: Knob[str] = "docs/results"  # NAME.json with every measurement, NAME.md and a picture
 
@@ -73,6 +75,11 @@ class Comparison:
     def results(self) -> Path:
         """Where measurements are kept; what is there is not measured again."""
         return Path(self.output) / f"{self.name}.json"
+
+    @property
+    def entering(self) -> tuple[Entrant, ...]:
+        """The entrants that are measured."""
+        return tuple(entrant for entrant in self.entrants if not self.only or entrant.label in self.only)
 
     def references(self) -> dict[str, Solver]:
         """The teacher with solvers that need no training, guided and not, and as students begin; by label."""
@@ -156,6 +163,8 @@ class Comparison:
         labels = [entrant.label for entrant in self.entrants]
         if len(set(labels)) < max(1, len(labels)):
             raise UserError(f"entrants are {labels}; give at least one, each with a label of its own")
+        if unknown := [label for label in self.only if label not in labels]:
+            raise UserError(f"only has {', '.join(unknown)}; the entrants are {', '.join(labels)}")
         if not self.seeds or len({*self.seeds, self.tuning_seed}) <= len(self.seeds) or self.seconds <= 0:
             raise UserError(
                 f"seeds are {list(self.seeds)}, tuning_seed {self.tuning_seed} and seconds {self.seconds:g}; write "

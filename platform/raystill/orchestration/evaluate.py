@@ -76,7 +76,7 @@ def read_rows(store: Store, index: Index) -> list[Row]:
 def _measure(run: Run, identity: str, teacher: list[Row], student: list[Row], left_out: str) -> Evaluated:
     settings = run.evaluation
     real = _stack(teacher, "features_real")
-    reference = _stack(teacher, f"features_{settings.reference_steps}")
+    reference = features_of(teacher, settings.reference_steps)
     of_teacher = {str(n): _figures(teacher, n, real, reference) for n in settings.teacher_steps}
     of_student = {str(n): _figures(student, n, real, reference) for n in settings.student_steps}
     return Evaluated(identity, settings.features, of_teacher, of_student, _picture(run, teacher, student), left_out)
@@ -84,7 +84,7 @@ def _measure(run: Run, identity: str, teacher: list[Row], student: list[Row], le
 
 def _figures(rows: list[Row], steps: int, real: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
     """Figures of one step count; distances are on the evaluation's features, images per second are one actor's."""
-    features = _stack(rows, f"features_{steps}")
+    features = features_of(rows, steps)
     kernel = kernel_distance(features, real, subsets=1, subset_size=len(features))
     figures = {
         "frechet": frechet(features, real, allow_few=True),
@@ -96,6 +96,11 @@ def _figures(rows: list[Row], steps: int, real: torch.Tensor, reference: torch.T
         figures["lpips_teacher"] = float(np.mean([row[f"agreement_{steps}"] for row in rows]))
     # Linear algebra differs in its last bits from run to run, and the adapter's digest must not.
     return {name: float(f"{round(value, 5):.6g}") + 0.0 for name, value in figures.items()}  # + 0.0: no minus zero
+
+
+def features_of(rows: list[Row], steps: int) -> torch.Tensor:
+    """Features of the pictures that were drawn in so many steps, one row each."""
+    return _stack(rows, f"features_{steps}")
 
 
 def _stack(rows: list[Row], name: str) -> torch.Tensor:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from raystill.flow.efficiency import midpoints
 from raystill.flow.importance import LearnedTimes
 from raystill.flow.times import UniformTimes
+from raystill.orchestration.floor import above_floor
 from raystill.orchestration.run import Run
 from raystill.orchestration.study import EARLIER, Question, Study, Variant, measure_all
 
@@ -31,9 +32,9 @@ does to this); the time of these steps over that of all of uniform's, from the c
 seconds, on a machine that ran another training meanwhile; and what drawing and learning take of a student's forward and
 backward, on one rank."""
 WITHIN, COST = 1.2, 0.05  # what is asked of a learned law: its ratio over the best one's, and its share of a step
-SHORT = {"frechet": "Frechet", "frechet_teacher": "to teacher", "kernel": "kernel", "lpips_teacher": "LPIPS"}
+SHORT = {"frechet": "above floor", "frechet_teacher": "to teacher", "kernel": "kernel", "lpips_teacher": "LPIPS"}
 FIGURES = {
-    "frechet": "Frechet distance",
+    "frechet": "Frechet distance above its floor",
     "frechet_teacher": "to its own 50 steps",
     "kernel": "kernel distance",
     "lpips_teacher": "LPIPS to the teacher's sample",
@@ -50,6 +51,7 @@ def launch_study(study: Study, *, local: bool = False) -> str:
 
 def report(study: Study, results: Mapping[str, Any]) -> str:
     """The whole report as Markdown; draws its pictures beside the results."""
+    results = above_floor(results)
     parts = [_head(study, results), teacher_table(results["teacher"])]
     for number, question in enumerate(study.questions, 1):
         rows = [(variant, measured(study, variant, results)) for variant in question.variants]
@@ -93,10 +95,19 @@ def _head(study: Study, results: Mapping[str, Any]) -> str:
         f"{', '.join(map(str, study.seeds))}. {training.steps} steps of {training.step_size} samples;",
         "Calls are the teacher's for each target, stored once; those in training are for each sample of a step.",
         f"Teacher `{run.teacher}`; {_pictures(run)} held-out captions, {run.evaluation.features}.",
+        f"{floor_line(results['teacher'])} Kernel distances are unbiased: theirs is 0.",
         f"Means ± standard deviations over seeds; every measurement is in `{study.results.name}`.",
         f"Commits {commits_of(done)}; Python {platform.python_version()}, {versions}.",
     ]
     return "\n\n".join(filter(None, [f"# {study.name}", earlier(done), study.text, "\n".join(lines)]))
+
+
+def floor_line(teacher: Mapping[str, Any]) -> str:
+    """What the floor of the Frechet distances is, in a sentence."""
+    return (
+        "Frechet distances to real pictures are above their floor, the distance between two sets of as many of the "
+        f"teacher's own samples: {teacher['floor']:.4g}."
+    )
 
 
 def earlier(done: Sequence[Mapping[str, Any]]) -> str:
@@ -301,7 +312,7 @@ def _curve(question: Question, rows: Sequence[tuple[Variant, Measured]]) -> Figu
         ys = [statistics.fmean(values) for _, values in points]
         errors = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
         axes.errorbar(xs, ys, yerr=errors, marker="o", capsize=3, label=f"{steps} step{'s' * (steps != '1')}")
-    axes.set(xlabel=question.title, ylabel="Frechet distance")
+    axes.set(xlabel=question.title, ylabel="Frechet distance above its floor")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

@@ -27,6 +27,7 @@ from raystill.models.sampling import Sampling
 from raystill.orchestration.checkpoints import open_ended
 from raystill.orchestration.distill import compute_targets, inputs_of, train_student, trained_student, untold
 from raystill.orchestration.evaluate import draw_teacher, evaluate, read_rows
+from raystill.orchestration.floor import floor_of
 from raystill.orchestration.gradients import GradientProbe, GradientTransform, efficiency
 from raystill.orchestration.launch import surroundings
 from raystill.orchestration.launcher import Launcher, LocalLauncher
@@ -162,7 +163,7 @@ def missing_of(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
 def _has_teacher(study: Study, results: Mapping[str, Any]) -> bool:
     """Whether the teacher's own row is there."""
     found = results.get("teacher", {})
-    return found.get("of") == study.teacher_key and EARLIER not in found
+    return found.get("of") == study.teacher_key and "floor" in found and EARLIER not in found
 
 
 def by_training(planned: Mapping[str, Planned]) -> dict[str, dict[str, Planned]]:
@@ -299,12 +300,15 @@ def _overlap(
 
 
 def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
-    """The teacher's own stability and diversity, and its error of x_0 as a student that has learned nothing yet."""
+    """The floor of distances to it, the teacher's own stability and diversity, and its error of x_0 as a student that
+    has learned nothing yet.
+    """
     run, steps = study.base, study.base.evaluation.teacher_steps
     make = partial(teacher_draw, Path(run.teacher), run.evaluation.guidance, launcher.stage_device)
     identity = {"teacher": revision(Path(run.teacher)), "probe": study.probe, "guidance": run.evaluation.guidance}
     targets, _ = compute_targets(run, launcher)
     return {
+        "floor": round(floor_of(run, launcher), 5),
         "probes": _probe(run, study.probe, launcher, make, steps, identity),
         "overlap": _overlap(
             study, run.task.build, targets, launcher, {"untrained": run.task, "teacher": revision(Path(run.teacher))}

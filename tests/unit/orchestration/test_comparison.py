@@ -10,6 +10,7 @@ from raystill.config.errors import UserError
 from raystill.config.overrides import override
 from raystill.methods.lightning import Lightning
 from raystill.methods.method import STUDENT
+from raystill.orchestration.compare import entering
 from raystill.orchestration.compare_report import chart, report
 from raystill.orchestration.comparison import SECONDS, UPDATES, Comparison, Entrant
 from raystill.orchestration.costs import Cost, mean
@@ -121,24 +122,38 @@ def results_of(comparison: Comparison, distances: dict[str, float]) -> tuple[Any
         "costs": dict.fromkeys(distances, cost),
         "tuned": dict.fromkeys(distances, tuned),
         "solvers": {label: {"figures": figures, "diversity": {"1": 2.0}} for label in comparison.references()},
-        "teacher": {"figures": {}, "probes": {}},
+        "teacher": {"figures": {}, "probes": {}, "floor": 10.0},
     }
 
 
 def test_the_first_one_s_place_is_among_other_methods() -> None:
-    """Its own variant and entrants that do not sample so few steps have no place."""
+    """By distances above the floor; its own variant and entrants that do not sample so few steps have no place."""
     labels = ("RayFlow", "RayFlow, plain", "PeRFlow", "LCM")
     comparison = replace(SHIPPED, entrants=tuple(map(by_label, labels)))
     study, results = results_of(comparison, dict(zip(labels, (80.0, 60.0, 70.0, 100.0), strict=True)))
     text = report(comparison, study, results)
     for title in (UPDATES, SECONDS):
         part = text.partition(f". {title.capitalize()}")[2].partition("## ")[0]
-        assert "- 1 step: RayFlow is number 1 of 2; its distance over that of LCM, the best other one, is 0.8" in part
+        assert (
+            "- 1 step: RayFlow is number 1 of 2; its distance over that of LCM, the best other one, is 0.77" in part
+        )  # above the floor
         assert "- 4 steps: RayFlow is number 2 of 3; its distance over that of PeRFlow, the best other one" in part
     assert "| LCM | optimizer.learning_rate 5e-05 to 0.01, intervals 25 or 50 |" in text
     assert "1, 2, 4 | 90.02 to 109.9 |" in text
     assert "| PeRFlow | 100 | 100 | " in text
     assert re.search(r"^\| PeRFlow \| \[2405\.07510\]\S+ \| - \| - \| [\d.]+ ± [\d.e-]+ \|", text, re.MULTILINE)
+
+
+def test_only_some_entrants_are_measured() -> None:
+    comparison = replace(SHIPPED, only=("LCM", "RayFlow"))
+    comparison.check()
+    study, _ = results_of(comparison, dict.fromkeys([e.label for e in comparison.entrants], 80.0))
+    assert [entrant.label for entrant in comparison.entering] == ["RayFlow", "LCM"]
+    for question in entering(comparison, study).questions:
+        assert [variant.label for variant in question.variants] == ["RayFlow", "LCM"]
+    assert SHIPPED.entering == SHIPPED.entrants
+    with pytest.raises(UserError, match="only has rayflow; the entrants are RayFlow, RayFlow, plain, "):
+        replace(SHIPPED, only=("rayflow",)).check()
 
 
 def test_methods_that_share_a_file_are_cited_one_by_one() -> None:
@@ -167,7 +182,7 @@ def test_a_stopped_comparison_has_a_page() -> None:
 
 
 def test_a_chart_has_every_method_that_was_measured_best_at_four_steps_on_top() -> None:
-    """With the spread over seeds, and the best solver without training as a line at each number of steps."""
+    """Above the floor, with the spread over seeds; a line is the best solver without training at a number of steps."""
     labels = ("RayFlow", "PeRFlow", "LCM", "TCD")
     comparison = replace(SHIPPED, entrants=tuple(map(by_label, labels)))
     study, results = results_of(comparison, dict(zip(labels, (80.0, 70.0, 100.0, 60.0), strict=True)))
@@ -177,6 +192,6 @@ def test_a_chart_has_every_method_that_was_measured_best_at_four_steps_on_top() 
     (axes,) = figure.axes
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["LCM", "RayFlow", "PeRFlow"]
     one, *_, eight = axes.containers
-    assert one.lines[0].get_xdata().tolist() == pytest.approx([101.0, 80.8])  # PeRFlow has no student of one step
-    assert eight.lines[0].get_xdata().tolist() == pytest.approx([101.0, 80.8, 70.7])
-    assert sum(line.get_xdata()[0] == 90.0 for line in axes.lines) == 4
+    assert one.lines[0].get_xdata().tolist() == pytest.approx([91.0, 70.8])  # PeRFlow has no student of one step
+    assert eight.lines[0].get_xdata().tolist() == pytest.approx([91.0, 70.8, 60.7])
+    assert sum(line.get_xdata()[0] == 80.0 for line in axes.lines) == 4
