@@ -65,11 +65,11 @@ test-fast: lint ## lint, unit and contract tests: about 5 minutes on two cores
 	$(TWO) $(FIRST) tests/unit tests/contract
 
 test: lint ## what CI runs: lint and all tests but second proofs of the same: 22 minutes on two cores
-	$(TWO) $(FIRST) tests/jobs tests/unit tests/contract
+	$(TWO) $(FIRST) tests/jobs tests/studies tests/unit tests/contract
 	$(PYTEST) $(FIRST) tests/cluster
 
 test-all: lint ## lint and all tests that need no GPU
-	$(TWO) tests/jobs tests/unit tests/contract
+	$(TWO) tests/jobs tests/studies tests/unit tests/contract
 	$(PYTEST) tests/cluster
 
 lint: setup ## ruff, mypy --strict and the import rules

@@ -6,7 +6,7 @@ python jobs/bench.py --recipe nano --set cluster.zero_stage=1
 import sys
 
 from raystill.job import job
-from raystill.orchestration.bench import bench
+from raystill.run.bench import bench
 
 if __name__ == "__main__":
     sys.exit(job(__doc__, "nano", bench))

@@ -6,7 +6,7 @@ python jobs/demo.py --set training.steps=300
 import sys
 
 from raystill.job import job
-from raystill.orchestration.demo import demo
+from raystill.run.demo import demo
 
 if __name__ == "__main__":
     sys.exit(job(__doc__, "nano", demo, local=False))

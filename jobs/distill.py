@@ -7,7 +7,7 @@ python jobs/distill.py --recipe my_recipe.py:run --show
 import sys
 
 from raystill.job import job
-from raystill.orchestration.launch import launch_distillation
+from raystill.run.jobs import launch_distillation
 
 if __name__ == "__main__":
     sys.exit(job(__doc__, "nano", launch_distillation))

@@ -7,7 +7,7 @@ python jobs/evaluate.py --recipe nano --set 'evaluation.teacher_steps=[1,4]' --s
 import sys
 
 from raystill.job import job
-from raystill.orchestration.launch import launch_evaluation
+from raystill.run.jobs import launch_evaluation
 
 if __name__ == "__main__":
     sys.exit(job(__doc__, "nano", launch_evaluation))

@@ -6,7 +6,7 @@ python jobs/pretrain.py --recipe nano:teacher --set shards=s3://bucket/mine --se
 import sys
 
 from raystill.job import job
-from raystill.orchestration.launch import launch_pretraining
+from raystill.run.jobs import launch_pretraining
 
 if __name__ == "__main__":
     sys.exit(job(__doc__, "nano:teacher", launch_pretraining))

@@ -7,7 +7,7 @@ from pathlib import Path
 from raystill.data.build import EmojiBuild, FolderBuild, build_shards, emoji_source, folder_source
 from raystill.data.emoji import SETS
 from raystill.data.store import open_store
-from raystill.orchestration.command import guarded
+from raystill.launch.command import guarded
 
 
 def arguments() -> argparse.ArgumentParser:

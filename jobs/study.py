@@ -6,7 +6,7 @@ python jobs/study.py --recipe rayflow_study --set 'seeds=[0]' --set base.trainin
 import sys
 
 from raystill.job import job
-from raystill.orchestration.report import launch_study
+from raystill_studies.report import launch_study
 
 if __name__ == "__main__":
     sys.exit(job(__doc__, "rayflow_study", launch_study))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raystill.config.errors import UserError
-from raystill.orchestration.command import guarded
+from raystill.launch.command import guarded
 
 MIGRATE = """
 List what a work prefix, a folder of adapters and the registry hold, and what becomes of each in this version:
@@ -144,7 +144,7 @@ def _directory(model: str) -> Path:
 
 
 def _models(arguments: argparse.Namespace) -> None:
-    from raystill.orchestration.services import DIRECTORY
+    from raystill.launch.services import DIRECTORY
     from raystill.tracking.listing import listing
 
     print(listing(_registry(DIRECTORY), arguments.name))
@@ -152,8 +152,8 @@ def _models(arguments: argparse.Namespace) -> None:
 
 def _migrate(arguments: argparse.Namespace) -> None:
     from raystill.data.store import check, open_store
-    from raystill.orchestration.migrate import Held, as_json, held, held_adapters, table
-    from raystill.orchestration.services import DIRECTORY
+    from raystill.launch.services import DIRECTORY
+    from raystill.run.migrate import Held, as_json, held, held_adapters, table
     from raystill.tracking import listing
     from raystill.tracking.runs import tracking_uri
 
@@ -169,14 +169,14 @@ def _migrate(arguments: argparse.Namespace) -> None:
 
 
 def _submit(arguments: argparse.Namespace) -> None:
-    from raystill.orchestration.submit import submit
+    from raystill.launch.submit import submit
 
     print(submit(arguments.address, arguments.runtime_env, arguments.line, follow=not arguments.no_wait))
 
 
 def _fetch(model: str, to: Path | None) -> Path:
     """Pull from the tracking server of the environment, or from the one that runs keep under .raystill/."""
-    from raystill.orchestration.services import DIRECTORY
+    from raystill.launch.services import DIRECTORY
     from raystill.tracking.pull import pull
 
     uri = _registry(DIRECTORY)
@@ -186,7 +186,7 @@ def _fetch(model: str, to: Path | None) -> Path:
 
 def _ui(arguments: argparse.Namespace) -> None:
     from raystill.data.ports import listenable
-    from raystill.orchestration.services import DIRECTORY
+    from raystill.launch.services import DIRECTORY
     from raystill.tracking.browser import pages
 
     uri, port = _registry(DIRECTORY), arguments.port
@@ -205,7 +205,7 @@ def _ui(arguments: argparse.Namespace) -> None:
 
 def _exec(arguments: argparse.Namespace) -> None:
     """Run a command with the registry's address and its store's in its environment; its exit status is ours."""
-    from raystill.orchestration.services import DIRECTORY
+    from raystill.launch.services import DIRECTORY
 
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # as in an activated environment
     uri = _registry(DIRECTORY)
@@ -237,7 +237,7 @@ def _registry(directory: Path) -> str:
 @contextmanager
 def _store(directory: Path) -> Iterator[None]:
     """Start the embedded object store where the registry's files lie in one and no other is configured."""
-    from raystill.orchestration.services import EMBEDDED, object_store
+    from raystill.launch.services import EMBEDDED, object_store
 
     embedded = (directory / EMBEDDED).is_dir() and not any(
         k in os.environ for k in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI")

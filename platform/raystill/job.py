@@ -8,20 +8,15 @@ from typing import Any, get_type_hints
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
 from raystill.config.overrides import override, parse_assignments, paths
-from raystill.orchestration.command import guarded
-from raystill.orchestration.comparison import Comparison
-from raystill.orchestration.pretrain import Pretraining
-from raystill.orchestration.run import Run
-from raystill.orchestration.search import Search
-from raystill.orchestration.study import Study
+from raystill.launch.command import guarded
 from raystill.recipes.resolve import resolve
 
 JOBS = {  # that take settings of a type
-    Run: "jobs/demo.py, distill.py, targets.py, evaluate.py and bench.py",
-    Pretraining: "jobs/pretrain.py",
-    Study: "jobs/study.py",
-    Search: "jobs/search.py",
-    Comparison: "jobs/compare.py",
+    "Run": "jobs/demo.py, distill.py, targets.py, evaluate.py and bench.py",
+    "Pretraining": "jobs/pretrain.py",
+    "Study": "jobs/study.py",
+    "Search": "jobs/search.py",
+    "Comparison": "jobs/compare.py",
 }
 
 
@@ -68,9 +63,9 @@ def _check_kind(recipe: str, usual: str, wanted: type, found: object) -> None:
     """Refuse, with UserError, a recipe for another job."""
     if not isinstance(found, wanted):
         kind = type(found).__name__
-        others = next((f", for {names}" for settings, names in JOBS.items() if isinstance(found, settings)), "")
+        others = f", for {JOBS[kind]}" if kind in JOBS else ""
         raise UserError(
-            f"recipe {recipe!r} gives a {kind}{others}; {JOBS[wanted]} takes a {wanted.__name__}, "
+            f"recipe {recipe!r} gives a {kind}{others}; {JOBS[wanted.__name__]} takes a {wanted.__name__}, "
             f"such as --recipe {usual} gives"
         )
 

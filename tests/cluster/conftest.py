@@ -11,7 +11,7 @@ from tests.workplace import few, typed, workplace
 if TYPE_CHECKING:  # else in the fixtures: after the hook that checks shapes is in place
     from raystill.data.derive import Index
     from raystill.data.local import LocalStore
-    from raystill.orchestration.run import Cluster
+    from raystill.launch.settings import Cluster
 
 __all__ = ["few", "typed", "workplace"]
 PLATFORM = Path(__file__).parents[2] / "platform"
@@ -20,8 +20,8 @@ PLATFORM = Path(__file__).parents[2] / "platform"
 @pytest.fixture(scope="session")
 def session(s3: dict[str, str]) -> Iterator["Cluster"]:
     """Ray on this machine with room for two training workers; its processes inherit the S3 server's address and key."""
-    from raystill.orchestration.cluster import ray_session
-    from raystill.orchestration.run import Cluster, Share
+    from raystill.launch.cluster import ray_session
+    from raystill.launch.settings import Cluster, Share
 
     cluster = Cluster(workers=2, worker=Share(cpus=0.8), actors=1, max_failures=0)
     with ray_session(cluster, {"PYTHONPATH": str(PLATFORM), "OMP_NUM_THREADS": "1"}):
@@ -35,7 +35,7 @@ def targets(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     from raystill.data.local import LocalStore
     from raystill.data.records import Reading
     from raystill.data.shards import Sample, pack
-    from raystill.data.targets import Generated, TargetTransform
+    from raystill.targets.targets import Generated, TargetTransform
 
     place = tmp_path_factory.mktemp("data")
     source, target = (LocalStore(uri=str(place / part)) for part in ("source", "targets"))

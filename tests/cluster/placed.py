@@ -18,9 +18,9 @@ from raystill.data.plan import Plan
 from raystill.data.records import Row, pack_row, unpack_row
 from raystill.data.shards import Sample, pack
 from raystill.data.stream import stream_batches
-from raystill.orchestration.cluster import RayLauncher, ray_session
-from raystill.orchestration.placement import options_of
-from raystill.orchestration.run import Cluster, Share
+from raystill.launch.cluster import RayLauncher, ray_session
+from raystill.launch.placement import options_of
+from raystill.launch.settings import Cluster, Share
 
 SHARDS, ROWS, BATCH = 16, 32, 8
 SHAPE = (320, 256, 3)  # 245,760 bytes

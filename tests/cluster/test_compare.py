@@ -15,15 +15,15 @@ RECIPE = """
 from dataclasses import replace
 
 from raystill.data.records import Reading
-from raystill.data.targets import Encoded, Generated
+from raystill.targets.targets import Encoded, Generated
 from raystill.methods.dmd2 import DMD2
 from raystill.methods.rayflow import RayFlow
 from raystill.models.weights import Lora
-from raystill.orchestration.comparison import Entrant
-from raystill.orchestration.probes import Probe
-from raystill.orchestration.run import Evaluation, Targets
-from raystill.orchestration.space import Range
-from raystill.recipes import methods
+from raystill_studies.comparison import Entrant
+from raystill_studies.probes import Probe
+from raystill.run.settings import Evaluation, Targets
+from raystill.search.space import Range
+from raystill_studies.recipes import methods
 
 SPACE = (Range(path="optimizer.learning_rate", low=1e-4, high=1e-3, log=True),)
 FIRST = ({SPACE[0].path: 3e-4},)

@@ -22,6 +22,7 @@ from raystill.data.plan import Plan
 from raystill.engine.protocol import Optimizer
 from raystill.flow.premetrics import PseudoHuber
 from raystill.flow.stein import SteinTimes
+from raystill.launch.settings import Cluster
 from raystill.methods.add import ADD
 from raystill.methods.ctm import CTM
 from raystill.methods.dmd2 import DMD2
@@ -30,7 +31,6 @@ from raystill.methods.lightning import Lightning
 from raystill.methods.rayflow import RayFlow
 from raystill.methods.table import Distilling
 from raystill.models.weights import Full, Lora
-from raystill.orchestration.run import Cluster
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
 from raystill.training.task import Place, final_averages, run_task

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from tests.cluster.nodes import RAY, Node, Nodes, started
 from tests.workplace import ROOT, SMALL, Typed, cli, script
 
-from raystill.orchestration.submit import ADDRESSES
+from raystill.launch.submit import ADDRESSES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 240
@@ -127,7 +127,7 @@ def test_a_line_with_a_secret_is_not_sent(typed: Typed, monkeypatch: pytest.Monk
 
 SWEEP = """
 from dataclasses import replace
-from raystill.orchestration.space import Choice, Range
+from raystill.search.space import Choice, Range
 from raystill.recipes import nano_sweep
 
 def run():

@@ -22,11 +22,11 @@ from raystill.data.local import LocalStore
 from raystill.data.store import StoreError
 from raystill.engine.protocol import Optimizer
 from raystill.flow.stein import SteinTimes
+from raystill.launch.cluster import RayLauncher
+from raystill.launch.placement import check_resources
+from raystill.launch.settings import Cluster, Share
 from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
 from raystill.models.weights import Lora
-from raystill.orchestration.cluster import RayLauncher
-from raystill.orchestration.placement import check_resources
-from raystill.orchestration.run import Cluster, Share
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
 from raystill.training.task import final_averages, last_step

@@ -25,7 +25,7 @@ from raystill.config.errors import UserError
 from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import Engine, NonFiniteError, Optimizer
 from raystill.engine.replicated import ReplicatedEngine
-from raystill.orchestration.run import Cluster
+from raystill.launch.settings import Cluster
 from raystill.training.lanes import share
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

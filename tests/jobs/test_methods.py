@@ -13,7 +13,6 @@ from tests.workplace import SMALL
 
 from raystill.config.errors import UserError
 from raystill.config.overrides import override, parse_assignments
-from raystill.data.targets import Generated
 from raystill.methods.ctm import CTM
 from raystill.methods.dmd2 import DMD2
 from raystill.methods.rayflow import RayFlow
@@ -22,10 +21,11 @@ from raystill.models.adapter import Adapter
 from raystill.models.artifact import DELTA_NAME, verify
 from raystill.models.merging import merge_adapter
 from raystill.models.pipeline import load_pipeline
-from raystill.orchestration.launch import launch_distillation
-from raystill.orchestration.run import Run
 from raystill.recipes import nano_methods
 from raystill.recipes.resolve import resolve
+from raystill.run.jobs import launch_distillation
+from raystill.run.settings import Run
+from raystill.targets.targets import Generated
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 RECIPES = sorted(name for name in vars(nano_methods) if name.endswith("_nano"))

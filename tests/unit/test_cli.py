@@ -18,7 +18,7 @@ from raystill import cli
 from raystill.data.ports import answers
 from raystill.data.server import running
 from raystill.data.store import create_bucket
-from raystill.orchestration.services import object_store
+from raystill.launch.services import object_store
 from raystill.tracking.runs import open_experiment
 
 

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from raystill.data.records import Reading
-from raystill.data.targets import Generated, Independent
 from raystill.engine.protocol import Optimizer
+from raystill.launch.settings import Cluster
 from raystill.models.fresh import Tokens
-from raystill.orchestration.pretrain import Pretraining
-from raystill.orchestration.run import Cluster, Evaluation, Run, Targets
+from raystill.run.pretrain import Pretraining
+from raystill.run.settings import Evaluation, Run, Targets
+from raystill.targets.targets import Generated, Independent
 from raystill.training.loop import Training
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask
 

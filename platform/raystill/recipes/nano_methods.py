@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from raystill.data.targets import Encoded
 from raystill.flow.premetrics import VectorHuber
 from raystill.flow.times import UShapedTimes
 from raystill.methods.add import ADD
@@ -18,8 +17,9 @@ from raystill.methods.reflow import Reflow
 from raystill.methods.scott import SCott
 from raystill.methods.table import Distilling
 from raystill.methods.tcd import TCD
-from raystill.orchestration.run import Run, Targets
 from raystill.recipes import nano
+from raystill.run.settings import Run, Targets
+from raystill.targets.targets import Encoded
 
 
 def _run(method: Distilling, name: str | None = None) -> Run:

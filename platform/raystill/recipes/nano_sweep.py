@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from raystill.orchestration.run import Cluster, Share
-from raystill.orchestration.search import Search
-from raystill.orchestration.space import Choice, Range, Space
+from raystill.launch.settings import Cluster, Share
 from raystill.recipes import nano
+from raystill.search.settings import Search
+from raystill.search.space import Choice, Range, Space
 
 TEXT = """What sixteen trials of 2026-11-22 said (22 minutes on two cores beside other work): all seven that were
 trained to the end have their loss on data and draw times from a law over the sampler's own, learned; losses on

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from raystill import recipes
 from raystill.config.errors import UserError
 from raystill.recipes import nano_methods
+
+SHIPPED = ("raystill.recipes", "raystill_studies.recipes")  # packages; the second one is the project's own research
 
 
 def resolve(recipe: str) -> Any:
@@ -34,15 +35,22 @@ def _makes(name: str, value: Any, module: ModuleType) -> bool:
 
 
 def _shipped(name: str) -> ModuleType:
-    names = sorted(
-        m.name for m in pkgutil.iter_modules(recipes.__path__) if m.name != "resolve" and not m.name.startswith("_")
-    )
-    if name not in names:
+    places = {module: package for package in SHIPPED for module in _modules(package)}
+    if name not in places:
         raise UserError(
-            f"there is no recipe {name!r}; shipped are: {', '.join([*names, *_peers()])}. "
+            f"there is no recipe {name!r}; shipped are: {', '.join([*sorted(places), *_peers()])}. "
             "A file of your own: --recipe my_recipe.py:run"
         )
-    return importlib.import_module(f"{recipes.__name__}.{name}")
+    return importlib.import_module(f"{places[name]}.{name}")
+
+
+def _modules(package: str) -> list[str]:
+    """Names of a package's recipes; none where it is not installed."""
+    try:
+        path = importlib.import_module(package).__path__
+    except ModuleNotFoundError:
+        return []
+    return [m.name for m in pkgutil.iter_modules(path) if m.name != "resolve" and not m.name.startswith("_")]
 
 
 def _peers() -> list[str]:

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from raystill.config.fingerprint import Knob, introduced_group
-from raystill.data.targets import start_of
+from raystill.data.starts import start_of
 from raystill.engine.protocol import Optimizer
 from raystill.evaluation.pictures import curves, grid
 from raystill.flow.efficiency import midpoints

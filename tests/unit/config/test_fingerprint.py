@@ -12,15 +12,15 @@ import pytest
 from raystill.config.fingerprint import Knob, fingerprint, identity, introduced, introduced_group, knobs, undeclared
 from raystill.config.overrides import override
 from raystill.flow.starts import StartLaw
-from raystill.orchestration.comparison import Comparison
-from raystill.orchestration.pretrain import Pretraining
-from raystill.orchestration.run import Run
-from raystill.orchestration.samples import Solver
-from raystill.orchestration.search import Search
-from raystill.orchestration.study import Study
 from raystill.recipes.resolve import resolve
+from raystill.run.pretrain import Pretraining
+from raystill.run.samples import Solver
+from raystill.run.settings import Run
+from raystill.search.settings import Search
 from raystill.training.distillation import DistillTask
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask
+from raystill_studies.comparison import Comparison
+from raystill_studies.study import Study
 
 ROOTS = (Run, Pretraining, Search, Study, Comparison, DistillTask, AutoencoderTask, DenoiserTask, Solver, StartLaw)
 

@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raystill.data.estimators import Teacher
-from raystill.data.solved import Generated
 from raystill.flow.jumps import Walk, entry, stop, stops
 from raystill.flow.paths import (
     Coefficients,
@@ -31,6 +29,8 @@ from raystill.models.fresh import stable_diffusion_scheduler
 from raystill.models.pipeline import load_pipeline
 from raystill.models.scheduler import RayFlowScheduler
 from raystill.models.stock import schedule_of
+from raystill.targets.estimators import Teacher
+from raystill.targets.solved import Generated
 
 ALPHAS = stable_diffusion_scheduler("epsilon").alphas_cumprod.double()
 SD = DiffusionSchedule.from_alphas(ALPHAS)

@@ -7,9 +7,9 @@ import pytest
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
 from raystill.config.overrides import override, paths
-from raystill.orchestration.pretrain import Pretraining
-from raystill.orchestration.run import Run
 from raystill.recipes.resolve import resolve
+from raystill.run.pretrain import Pretraining
+from raystill.run.settings import Run
 
 
 def test_shipped_recipes_are_complete_and_pass_their_own_checks() -> None:

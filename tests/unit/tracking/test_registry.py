@@ -21,7 +21,7 @@ from raystill.models.artifact import ArtifactError
 from raystill.models.card import RAYSTILL_SCHEDULERS
 from raystill.models.sampling import ODE, Sampling
 from raystill.models.scheduler import RayFlowScheduler
-from raystill.orchestration.migrate import held_adapters
+from raystill.run.migrate import held_adapters
 from raystill.tracking.companions import needed
 from raystill.tracking.listing import held, listing
 from raystill.tracking.pull import PullError, pull

@@ -1,0 +1,123 @@
+"""Where stages and trainings run: in this process, or on a Ray cluster (`launch.cluster`)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from tqdm import tqdm
+
+from raystill.data.batches import local_batches
+from raystill.data.derive import Index, Source, Transform, derive
+from raystill.data.plan import Plan
+from raystill.data.store import Store
+from raystill.engine.local import LocalEngine
+from raystill.launch.stopping import asked_to_stop, saving
+from raystill.training.task import Place, Recorder, Task, last_step, run_task
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+MakeRecorder = Callable[[], AbstractContextManager[Recorder]]  # picklable: it is opened where rank 0 runs
+
+
+@runtime_checkable  # so that tests can check annotations
+class Launcher(Protocol):
+    """Runs the three kinds of work there are."""
+
+    @property
+    def stage_device(self) -> str:
+        """Device of the networks that compute derived shards."""
+
+    def derive(
+        self,
+        source: Source,
+        target: Store,
+        transform: Callable[[], Transform],
+        identity: Mapping[str, Any],
+        max_bad_fraction: float,
+    ) -> Index:
+        """Compute derived shards, or find them."""
+
+    def train(
+        self,
+        task: Task,
+        data: Store,
+        index: Index,
+        checkpoints: Store,
+        recorder: MakeRecorder | None,
+        *,
+        until: int | None = None,
+    ) -> None:
+        """Train a task to its end, or until a step, over derived shards; its averages lie in `checkpoints` afterwards.
+        KeyboardInterrupt, after a checkpoint, where it was stopped by a signal.
+        """
+
+    def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
+        """Do a training worker's share of work for each item, many at once where there is room; numbers of items with
+        results, as they are done.
+        """
+
+
+@dataclass(slots=True)
+class LocalLauncher:
+    """One process, plain torch, no Ray: a laptop, or a machine with one GPU."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @property
+    def stage_device(self) -> str:
+        """This process's device."""
+        return str(self.device)
+
+    def derive(
+        self,
+        source: Source,
+        target: Store,
+        transform: Callable[[], Transform],
+        identity: Mapping[str, Any],
+        max_bad_fraction: float,
+    ) -> Index:
+        """Compute derived shards one after the other, or find them."""
+        return derive(source, target, transform, identity, max_bad_fraction)
+
+    def train(
+        self,
+        task: Task,
+        data: Store,
+        index: Index,
+        checkpoints: Store,
+        recorder: MakeRecorder | None,
+        *,
+        until: int | None = None,
+    ) -> None:
+        """Train in this process."""
+        training = task.training
+        plan = Plan(shards=index.shards, seed=training.seed, lanes=training.lanes, lane_size=training.lane_size)
+        start = last_step(checkpoints)
+        if start >= (until or training.steps):
+            return
+        listening = recorder() if recorder is not None else nullcontext(None)
+        with (
+            saving(checkpoints),
+            listening as opened,
+            tqdm(total=training.steps, initial=start, desc=task.name, unit="step", smoothing=0.05) as bar,
+        ):
+            place = Place(
+                checkpoints=checkpoints,
+                engine=lambda module, optimizer: LocalEngine(module, optimizer, self.device),
+                batches=lambda step: local_batches(
+                    data, plan, range(training.lanes), step, training.steps - step, self.device
+                ),
+                recorder=opened,
+                device=self.device,
+                on_step=lambda step: bar.update(step - bar.n) and None,
+                stop=lambda: asked_to_stop(checkpoints),
+                until=until,
+            )
+            run_task(task, place)
+
+    def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
+        """One after the other."""
+        for number, item in enumerate(items):
+            yield number, work(item)

@@ -1,1 +1,0 @@
-"""Ray clusters, workers and the stages of a run."""

@@ -1,0 +1,74 @@
+"""The main job from beginning to end on this machine, and what a newcomer wants to know about it."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from raystill.launch.services import DIRECTORY
+from raystill.run.distill import Distilled, Seconds
+from raystill.run.evaluate import table
+from raystill.run.jobs import launch_distillation
+from raystill.run.settings import Run
+
+REPORT = DIRECTORY / "demo" / "report.json"
+
+
+def demo(run: Run) -> str:
+    """Distil, pull the adapter in a fresh process, draw with it, and report; returns what to tell the newcomer."""
+    seconds = Seconds()
+    done = launch_distillation(run, seconds=seconds)
+    picture = REPORT.parent / "grid.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    picture.write_bytes(done.picture.read_bytes())
+    drawn = REPORT.parent / "red-heart.png"
+    with seconds.stage("pull"):
+        _cli("pull", done.registered.uri)
+        _cli("sample", "a red heart", "--model", done.registered.uri, "--steps", "4", "--out", str(drawn))
+    REPORT.write_text(json.dumps(report(run, done, picture, seconds), indent=1) + "\n")
+    return summary(run, done, picture, drawn, seconds)
+
+
+def _cli(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "raystill.cli", *arguments], check=True)
+
+
+def report(run: Run, done: Distilled, picture: Path, seconds: Seconds) -> dict[str, Any]:
+    """What the demo writes for programs to read."""
+    return {
+        "teacher": done.evaluated.teacher,
+        "student": done.evaluated.student,
+        "features": done.evaluated.features,
+        "adapter_uri": done.registered.uri,
+        "adapter_version": done.registered.version,
+        "promotion": asdict(done.registered.promotion),
+        "picture": str(picture),
+        "seconds": {name: round(value, 1) for name, value in seconds.stages.items()},
+        "world_size": run.cluster.workers,
+        "zero_stage": run.cluster.zero_stage,
+    }
+
+
+def summary(run: Run, done: Distilled, picture: Path, drawn: Path, seconds: Seconds) -> str:
+    """The figures, where everything is, and what to try next."""
+    spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.stages.items())
+    promotion = done.registered.promotion
+    champion = "champion" if promotion.champion else f"candidate ({promotion.reason})"
+    return "\n".join([
+        "",
+        f"Frechet distances on {done.evaluated.features} features, {run.evaluation.shards} shards of captions:",
+        table(done.evaluated),
+        done.left_out,
+        f"picture    {picture}",
+        f"drawn with the pulled adapter: {drawn}",
+        f"registry   {done.registered.uri}, {champion}",
+        f"report     {REPORT}",
+        f"seconds    {spent}; all {sum(seconds.stages.values()):.0f} s",
+        "",
+        "Next:",
+        f'  .venv/bin/raystill sample "a blue car" --model models:/{run.model}@champion --steps 2 --out car.png',
+        "  .venv/bin/python jobs/distill.py --recipe nano --set method.path.sigma=0.05",
+        "  .venv/bin/raystill ui",
+    ])  # fmt: skip

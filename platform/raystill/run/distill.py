@@ -1,0 +1,269 @@
+"""The main job: targets, training, evaluation, export and registration of one distilled adapter."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from raystill.config.digest import canonical, digest
+from raystill.config.errors import UserError
+from raystill.config.fingerprint import fingerprint
+from raystill.data.derive import Index, Source
+from raystill.data.store import Store, check, open_store
+from raystill.evaluation.alexnet import find_checkpoint
+from raystill.launch.launcher import Launcher, MakeRecorder
+from raystill.methods.method import STUDENT
+from raystill.models import artifact
+from raystill.models.card import AdapterCard, Base, model_card
+from raystill.models.counts import sigmas_of, timesteps_of
+from raystill.models.ctm import WEIGHT
+from raystill.models.pipeline import licence_of, load_pipeline
+from raystill.models.revision import former_revisions, revision
+from raystill.models.sampling import NORMAL
+from raystill.models.stock import kind_of, read_scheduler, schedule_of
+from raystill.models.weights import Lora, delta, load_trained, lora_state, peft_config, prepare
+from raystill.run.adoption import adopted
+from raystill.run.checkpoints import checkpoints_at, left_out, train_at
+from raystill.run.evaluate import Evaluated, as_card, evaluate, table
+from raystill.run.samples import Trained
+from raystill.run.settings import Run
+from raystill.targets.targets import TargetTransform, check_identity, start_law_of
+from raystill.tracking.commit import code_commit
+from raystill.tracking.registry import Registered, register
+from raystill.tracking.runs import TrackedRun, Tracking, open_experiment, tracking_uri
+from raystill.training.task import averages_after, read_averages
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Seconds:
+    """Wall seconds of the stages of a job."""
+
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage and say that it begins."""
+        log.info("%s ...", name)
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - began
+
+
+@dataclass(slots=True)
+class Distilled:
+    """The outcome of the main job."""
+
+    registered: Registered
+    evaluated: Evaluated
+    adapter: Path
+    picture: Path
+    left_out: str  # samples that could not be used, as lines for people; empty where all could
+
+    def __str__(self) -> str:
+        """Figures, place in the registry and files, for people."""
+        place = f"{self.registered.uri}: {self.registered.promotion.reason}\n{self.adapter}"
+        return "\n".join(filter(None, [table(self.evaluated), self.left_out, place]))
+
+
+def check_inputs(run: Run) -> None:
+    """Find what can be wrong with the stores, the shards and the feature network before a worker is started."""
+    find_checkpoint()  # of AlexNet, the only network there is for evaluation.features
+    check(open_store(run.work))
+    if run.artifacts is not None and run.artifacts.startswith("s3://"):  # MLflow itself knows other places, too
+        check(open_store(run.artifacts))
+    Source.of(open_store(run.shards))
+
+
+def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> Distilled:
+    """Run every stage that an earlier, stopped run of the same settings has not finished; `directory` is local, for
+    small outputs.
+    """
+    uri = tracking_uri(directory)
+    open_experiment(uri, run.experiment, run.artifacts)
+    with seconds.stage("targets"):
+        targets, index = compute_targets(run, launcher)
+    tracking = Tracking(
+        uri=uri, experiment=run.experiment, name=run.name, inputs=inputs_of(run), without=untold(run, targets),
+        artifact_root=run.artifacts, spool=directory / "spool",
+    )  # fmt: skip
+    with seconds.stage("distillation"):
+        checkpoints = train_student(run, targets, index, launcher, partial(TrackedRun, tracking, run))
+    with seconds.stage("evaluation"):
+        trained = trained_student(run, checkpoints, targets, index)
+        evaluated = evaluate(run, launcher, trained)
+    with seconds.stage("registry"), TrackedRun(tracking, run) as tracked:
+        depends_on = {"run": run, "trained": trained.identity(), "evaluation": evaluated.digest}
+        adapter = export(run, trained, evaluated, directory / "adapters" / fingerprint(depends_on))
+        tracked.metrics(0, {"cost/teacher_calls_per_image": float(run.targets.estimator.calls)})
+        tracked.metrics(0, {"cost/teacher_calls_per_sample": run.method.calls(run.training.steps)})
+        for steps, figures in evaluated.student.items():
+            tracked.metrics(
+                run.training.steps, {f"evaluation/{name}_{steps}": value for name, value in figures.items()}
+            )
+        tracked.picture("evaluation/grid", evaluated.picture, run.training.steps)
+        registered = register(uri, run.model, adapter, tracked.run_id)
+    left_out = "\n".join(filter(None, [index.left_out, evaluated.left_out]))
+    return Distilled(registered, evaluated, adapter, adapter / artifact.PICTURE_NAME, left_out)
+
+
+def inputs_of(run: Run) -> str:
+    """Fingerprint of what a run's settings name by its place: the source shards and the teacher."""
+    return fingerprint(Source.of(open_store(run.shards)).identity(teacher=revision(Path(run.teacher))))
+
+
+def untold(run: Run, targets: Store) -> tuple[str, ...]:
+    """Settings by which this run's training is not told from another one in the same place, before it begins."""
+    return left_out(open_store(run.work), run.task, targets, teacher=revision(Path(run.teacher)))
+
+
+def checkpoints_of(run: Run, targets: Store) -> Store:
+    """Where this run's training keeps its state."""
+    return checkpoints_at(open_store(run.work), run.task, targets, teacher=revision(Path(run.teacher)))
+
+
+def train_student(
+    run: Run,
+    targets: Store,
+    index: Index,
+    launcher: Launcher,
+    recorder: MakeRecorder | None,
+    until: int | None = None,
+) -> Store:
+    """Train a run's student to the end, or until a step, from where an earlier run stopped; returns its checkpoints."""
+    return train_at(
+        open_store(run.work), run.task, targets, index, launcher, recorder, until=until,
+        teacher=revision(Path(run.teacher)),
+    )  # fmt: skip
+
+
+def training_source(run: Run) -> Source:
+    """The source shards that are trained on: those after the first ones, whose captions the evaluation draws; UserError
+    where none is left.
+    """
+    source, held = Source.of(open_store(run.shards)), run.evaluation.shards
+    if len(source.entries) <= held:
+        raise UserError(
+            f"{run.shards} has {len(source.entries)} shards, and evaluation.shards holds {held} of them out of the "
+            "training; cut the pictures into more shards, or hold out fewer: --set evaluation.shards=1"
+        )
+    last = None if run.targets.shards is None else held + run.targets.shards
+    return Source(source.store, source.entries[held:last])
+
+
+def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
+    """The teacher's targets for every sample that is trained on, computed or found; UserError where those found are
+    another's.
+    """
+    settings, scheduler = run.targets, read_scheduler(Path(run.teacher))
+    settings.estimator.check(schedule_of(scheduler), kind_of(scheduler))
+    source, identity, store = _targets_of(run)
+    make, before, began = target_maker(run, launcher), _keys(store), time.monotonic()
+    index = launcher.derive(source, store, make, identity, run.reading.max_bad_fraction)
+    check_identity(index, identity, store.uri)
+    _log_targets(store, index, settings.estimator.calls, computed_since(before, index), time.monotonic() - began)
+    return store, index
+
+
+def _targets_of(run: Run) -> tuple[Source, dict[str, Any], Store]:
+    """What a run's targets are made from, the identity that their index has, and where they are."""
+    source, teacher = training_source(run), Path(run.teacher)
+    depends_on = {"stage": "targets", "teacher": revision(teacher), "reading": run.reading, "targets": run.targets}
+    former = ({"teacher": value} for value in former_revisions(teacher))
+    store, identity = adopted(open_store(run.work), "targets", source, depends_on, former)
+    return source, identity, store
+
+
+def stored_targets(run: Run) -> frozenset[str]:
+    """Keys of the shards of targets that there are already."""
+    return _keys(_targets_of(run)[2])
+
+
+def _keys(store: Store) -> frozenset[str]:
+    return frozenset(entry.key for entry in store.list())
+
+
+def computed_since(before: frozenset[str], index: Index) -> int:
+    """Samples in shards that were not there before."""
+    return sum(shard.count for shard in index.shards if shard.key not in before)
+
+
+def target_maker(run: Run, launcher: Launcher) -> partial[TargetTransform]:
+    """What makes the teacher's targets where a stage runs."""
+    settings = run.targets
+    return partial(
+        TargetTransform,
+        Path(run.teacher),
+        settings.estimator,
+        run.reading,
+        settings.seed,
+        settings.batch_size,
+        settings.precision,
+        launcher.stage_device,
+    )
+
+
+def _log_targets(store: Store, index: Index, calls: int, computed: int, seconds: float) -> None:
+    """Say where the targets are, and how fast those were computed that an earlier run had not left."""
+    log.info("%d targets at %s, %d teacher calls each", index.count, store.uri, calls)
+    if computed:
+        rate = computed / seconds
+        log.info("computed %d of them at %.1f images/s, %.0f teacher calls/s", computed, rate, rate * calls)
+
+
+def trained_student(run: Run, checkpoints: Store, targets: Store, index: Index, steps: int | None = None) -> Trained:
+    """The run's student, once its training has come to its end, or so many steps, with the law that its targets' starts
+    have, where it begins at them.
+    """
+    averages = averages_after(checkpoints, steps or run.training.steps)
+    assert averages is not None
+    start = NORMAL
+    if "target_mean" in run.method.needs:
+        schedule = schedule_of(read_scheduler(Path(run.teacher)))
+        start = start_law_of(run.targets.estimator, schedule, targets, index)
+    return Trained(run.task, checkpoints, run.sampling, start, averages)
+
+
+def export(run: Run, trained: Trained, evaluated: Evaluated, directory: Path) -> Path:
+    """Write the adapter's directory: weights, scheduler, card, picture and readme."""
+    averages = read_averages(trained.checkpoints, trained.averages)
+    teacher = load_pipeline(run.teacher)
+    lora = run.weights if isinstance(run.weights, Lora) else None
+    trained_tensors = averages[STUDENT]
+    landing = {WEIGHT: trained_tensors.pop(WEIGHT)} if WEIGHT in trained_tensors else None
+    if lora is None:
+        state = delta(teacher.unet, trained_tensors)
+    else:
+        load_trained(prepare(teacher.unet, lora), trained_tensors)
+        state = lora_state(teacher.unet)
+    scheduler = run.method.scheduler(teacher.scheduler, trained.sampling, trained.start)
+    steps = run.evaluation.student_steps
+    card = AdapterCard(
+        base=Base(id=run.teacher, revision=teacher.revision),
+        method=run.method.name,
+        steps=steps,
+        default_steps=run.method.default_steps,
+        timesteps={str(n): timesteps_of(scheduler, n) for n in steps},
+        sigmas={str(n): sigmas for n in steps if (sigmas := sigmas_of(scheduler, n))},
+        guidance_scale=run.method.guides,
+        start=trained.start.to_json(),
+        recipe=canonical(run),
+        recipe_digest=digest(canonical(run)),
+        fingerprint=fingerprint(run),
+        commit=code_commit(),
+        evaluation=as_card(evaluated),
+    )
+    config = json.loads(scheduler.to_json_string())
+    licence = licence_of(Path(run.teacher))
+    readme = model_card(card, scheduler=type(scheduler).__name__, licence=licence, delta=lora is None)
+    lora_config = None if lora is None else peft_config(lora).to_dict()
+    artifact.write(directory, card, state, config, evaluated.picture, readme, lora_config=lora_config, landing=landing)
+    return directory

@@ -1,0 +1,153 @@
+"""Figures and pictures of a teacher and its student at every step count."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from raystill.config.digest import canonical
+from raystill.config.fingerprint import fingerprint
+from raystill.data.derive import Index, Source, place
+from raystill.data.records import Row, unpack_row
+from raystill.data.shards import unpack
+from raystill.data.store import Store, open_store
+from raystill.evaluation.distances import frechet, kernel_distance
+from raystill.evaluation.pictures import grid
+from raystill.launch.launcher import Launcher
+from raystill.models.revision import revision
+from raystill.run.samples import Drawn, StudentSamples, TeacherSamples
+from raystill.run.settings import Run
+
+Figures = dict[str, dict[str, float]]  # step count -> name -> value
+
+
+@dataclass(slots=True)
+class Evaluated:
+    """The outcome of one evaluation."""
+
+    digest: str  # fingerprint of everything that the figures depend on but the student
+    features: str
+    teacher: Figures
+    student: Figures
+    picture: Image
+    left_out: str  # samples that could not be used, as lines for people
+
+
+def evaluate(run: Run, launcher: Launcher, drawn: Drawn) -> Evaluated:
+    """Draw with teacher and student from the same captions and starts, and measure; what an earlier run drew is found,
+    not drawn again.
+    """
+    by_teacher, teacher = draw_teacher(run, launcher)
+    rows = read_rows(by_teacher, teacher), draw_student(run, launcher, drawn)
+    return _measure(run, fingerprint(teacher.identity), *rows, teacher.left_out)
+
+
+def draw_student(run: Run, launcher: Launcher, drawn: Drawn) -> list[Row]:
+    """The student's pictures of the captions that are evaluated, with features and agreement; drawn or found."""
+    settings, stage = run.evaluation, Source.of(draw_teacher(run, launcher)[0])
+    identity = stage.identity(stage="student samples", steps=settings.student_steps, **drawn.identity())
+    target = place(open_store(run.work), "student-samples", identity)
+    make = partial(StudentSamples, drawn, settings, launcher.stage_device)
+    return read_rows(target, launcher.derive(stage, target, make, identity, run.reading.max_bad_fraction))
+
+
+def draw_teacher(run: Run, launcher: Launcher) -> tuple[Store, Index]:
+    """The teacher's pictures of the captions that are evaluated, with the real ones' features; drawn or found."""
+    settings, source = run.evaluation, Source.of(open_store(run.shards), run.evaluation.shards)
+    apart = replace(settings, student_steps=())  # of which the teacher's pictures know nothing
+    identity = source.identity(
+        stage="teacher samples", teacher=revision(Path(run.teacher)), reading=run.reading, settings=apart
+    )
+    drawn = place(open_store(run.work), "teacher-samples", identity)
+    make = partial(TeacherSamples, Path(run.teacher), settings, run.reading, launcher.stage_device)
+    return drawn, launcher.derive(source, drawn, make, identity, run.reading.max_bad_fraction)
+
+
+def read_rows(store: Store, index: Index) -> list[Row]:
+    """All rows of an evaluation's stage, sorted by key."""
+    rows = [unpack_row(s) for shard in index.shards if shard.count for s in unpack(store.read(shard.key), shard.key)]
+    return sorted(rows, key=lambda row: str(row["key"]))
+
+
+def _measure(run: Run, identity: str, teacher: list[Row], student: list[Row], left_out: str) -> Evaluated:
+    settings = run.evaluation
+    real = _stack(teacher, "features_real")
+    reference = features_of(teacher, settings.reference_steps)
+    of_teacher = {str(n): _figures(teacher, n, real, reference) for n in settings.teacher_steps}
+    of_student = {str(n): _figures(student, n, real, reference) for n in settings.student_steps}
+    return Evaluated(identity, settings.features, of_teacher, of_student, _picture(run, teacher, student), left_out)
+
+
+def _figures(rows: list[Row], steps: int, real: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
+    """Figures of one step count; distances are on the evaluation's features, images per second are one actor's."""
+    features = features_of(rows, steps)
+    kernel = kernel_distance(features, real, subsets=1, subset_size=len(features))
+    figures = {
+        "frechet": frechet(features, real, allow_few=True),
+        "frechet_teacher": frechet(features, reference, allow_few=True),
+        "kernel": kernel.mean,
+        "images_per_s": 1 / float(np.mean([row[f"seconds_{steps}"] for row in rows])),
+    }
+    if f"agreement_{steps}" in rows[0]:
+        figures["lpips_teacher"] = float(np.mean([row[f"agreement_{steps}"] for row in rows]))
+    # Linear algebra differs in its last bits from run to run, and the adapter's digest must not.
+    return {name: float(f"{round(value, 5):.6g}") + 0.0 for name, value in figures.items()}  # + 0.0: no minus zero
+
+
+def features_of(rows: list[Row], steps: int) -> torch.Tensor:
+    """Features of the pictures that were drawn in so many steps, one row each."""
+    return _stack(rows, f"features_{steps}")
+
+
+def _stack(rows: list[Row], name: str) -> torch.Tensor:
+    return torch.from_numpy(np.stack([row[name] for row in rows]))
+
+
+def _picture(run: Run, teacher: list[Row], student: list[Row]) -> Image:
+    """Rows are captions, columns the teacher and the student at each step count."""
+    settings = run.evaluation
+    wanted = [i for caption in settings.captions for i, row in enumerate(teacher) if row["caption"] == caption]
+    chosen = wanted or list(range(0, len(teacher), max(1, len(teacher) // 10)))[:10]
+    columns = [(teacher, n, "teacher") for n in settings.teacher_steps] + [
+        (student, n, "student") for n in settings.student_steps
+    ]
+    rows = [[source[i][f"image_{n}"] for source, n, _ in columns] for i in chosen]
+    return grid(rows, [teacher[i]["caption"] for i in chosen], [f"{who} {n}" for _, n, who in columns])
+
+
+def table(evaluated: Evaluated) -> str:
+    """The figures as text: a line per network and step count."""
+    head = f"{'':8} {'steps':>5} {'frechet':>9} {'to teacher':>10} {'kernel':>8} {'lpips':>7} {'images/s':>9}"
+    lines = [head, "-" * len(head)]
+    for who, figures in (("teacher", evaluated.teacher), ("student", evaluated.student)):
+        for steps, f in figures.items():
+            agreement = f"{f['lpips_teacher']:7.3f}" if "lpips_teacher" in f else f"{'':7}"
+            lines.append(
+                f"{who:8} {steps:>5} {f['frechet']:9.3f} {f['frechet_teacher']:10.3f} {f['kernel']:8.4f} "
+                f"{agreement} {f['images_per_s']:9.1f}"
+            )
+    return "\n".join(lines)
+
+
+def spread(evaluated: list[Evaluated]) -> str:
+    """Mean and relative range of the Frechet distance over evaluations of the same models with other starts."""
+    lines = []
+    for who in ("teacher", "student"):
+        for steps in getattr(evaluated[0], who):
+            values = [getattr(e, who)[steps]["frechet"] for e in evaluated]
+            mean = float(np.mean(values))
+            share = (max(values) - min(values)) / mean
+            shown = ", ".join(f"{v:.2f}" for v in values)
+            lines.append(f"{who:8} {steps:>3} steps: {shown}; mean {mean:.2f}, range {share:.1%}")
+    return "\n".join(lines)
+
+
+def as_card(evaluated: Evaluated) -> dict[str, Any]:
+    """What the adapter's card carries of an evaluation."""
+    frechet_by_steps = {steps: f["frechet"] for steps, f in evaluated.student.items()}
+    every = canonical({"teacher": evaluated.teacher, "student": evaluated.student})
+    return {"digest": evaluated.digest, "features": evaluated.features, "frechet": frechet_by_steps, **every}

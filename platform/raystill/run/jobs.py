@@ -1,0 +1,147 @@
+"""Whole jobs on their surroundings: object store, cluster or this process alone, then the stages."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from raystill.config.errors import UserError
+from raystill.launch.launcher import Launcher, LocalLauncher
+from raystill.launch.services import DIRECTORY, HOME, object_store, upload_sample
+from raystill.launch.settings import Cluster
+from raystill.models.pipeline import picture_shape, teacher_facts
+from raystill.run.distill import (
+    Distilled,
+    Seconds,
+    check_inputs,
+    checkpoints_of,
+    compute_targets,
+    distil,
+    trained_student,
+)
+from raystill.run.evaluate import evaluate, spread, table
+from raystill.run.pretrain import Pretraining, pretrain
+from raystill.run.settings import Run, check_teacher
+from raystill.tracking.runs import Tracking, tracking_uri
+from raystill.training.lanes import advice, check_lanes
+from raystill.training.task import averages_after
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = None) -> Iterator[Launcher]:
+    """Everything a run needs, checked first and taken down at the end: its store with the sample, and its launcher."""
+    seconds = seconds or Seconds()
+    run.check()
+    check_teacher(run, teacher_facts(Path(run.teacher)))
+    check_reading(run)
+    if not local:
+        share_out(run.training.lanes, run.cluster.workers)
+    with ExitStack() as stack:
+        with seconds.stage("object store"):
+            variables = stack.enter_context(object_store(run.store, DIRECTORY, run.port))
+            if run.sample is not None:
+                upload_sample(run.sample, run.shards)
+        check_inputs(run)
+        launcher = _launcher(stack, run.cluster, local, seconds, variables)
+        if not local:
+            check_places(run)
+        yield launcher
+
+
+def share_out(lanes: int, workers: int, prefix: str = "") -> None:
+    """Refuse more workers than a step has lanes, and say where some would be idle for a part of every step."""
+    check_lanes(lanes, workers, prefix)
+    if line := advice(lanes, workers):
+        log.warning("%s", line)
+
+
+def check_reading(run: Run) -> None:
+    """Refuse, with UserError, to compare a teacher's pictures with real ones of another size or number of channels."""
+    size, channels = picture_shape(Path(run.teacher))
+    if (run.reading.picture_size, run.reading.channels) != (size, channels):
+        raise UserError(
+            f"{run.teacher} draws pictures of {size} pixels and {channels} channels, and reading asks for "
+            f"{run.reading.picture_size} and {run.reading.channels}: write --set reading.picture_size={size} "
+            f"--set reading.channels={channels}"
+        )
+
+
+def launch_distillation(run: Run, *, local: bool = False, seconds: Seconds | None = None) -> Distilled:
+    """Distil: targets, training, evaluation, registration. `local` does it in this process, without Ray."""
+    seconds = seconds or Seconds()
+    with surroundings(run, local=local, seconds=seconds) as launcher:
+        return distil(run, launcher, DIRECTORY, seconds)
+
+
+def launch_targets(run: Run, *, local: bool = False) -> str:
+    """Compute the targets alone; returns where they are."""
+    with surroundings(run, local=local) as launcher:
+        return compute_targets(run, launcher)[0].uri
+
+
+def launch_evaluation(run: Run, *, local: bool = False) -> str:
+    """Evaluate a finished training with three seeds of the starts, from the recipe's on; returns figures and spread.
+    UserError where it has not been finished.
+    """
+    with surroundings(run, local=local) as launcher:
+        targets, index = compute_targets(run, launcher)
+        checkpoints = checkpoints_of(run, targets)
+        if averages_after(checkpoints, run.training.steps) is None:
+            raise UserError(
+                f"{run.name} has not been trained to its end yet; run jobs/distill.py with the same settings first"
+            )
+        seeds = range(run.evaluation.seed, run.evaluation.seed + 3)
+        changed = [replace(run, evaluation=replace(run.evaluation, seed=seed)) for seed in seeds]
+        trained = trained_student(run, checkpoints, targets, index)
+        evaluated = [evaluate(one, launcher, trained) for one in changed]
+    return "\n\n".join([*(table(one) for one in evaluated), spread(evaluated)])
+
+
+def launch_pretraining(run: Pretraining, *, local: bool = False) -> Path:
+    """Train a pipeline from scratch."""
+    run.check()
+    if not local:
+        for prefix, task in (("autoencoder.", run.autoencoder), ("denoiser.", run.denoiser)):
+            share_out(task.training.lanes, run.cluster.workers, prefix)
+    tracking = Tracking(
+        uri=tracking_uri(DIRECTORY), experiment=run.experiment, name=run.name, spool=DIRECTORY / "spool"
+    )
+    with ExitStack() as stack:
+        return pretrain(run, _launcher(stack, run.cluster, local, Seconds(), {}), tracking)
+
+
+def check_places(run: Run) -> None:
+    """Refuse, with UserError, what only this machine can reach where the cluster has others, or may get some."""
+    from raystill.launch.placement import machines
+
+    others = sorted(machines())
+    here = {
+        "store=embedded": (run.store == "embedded", "--set store=environment, and AWS_* on every node"),
+        f"shards={run.shards}": ("://" not in run.shards, "--set shards=s3://..."),
+        f"work={run.work}": ("://" not in run.work, "--set work=s3://..."),
+        "MLflow's SQLite file": (tracking_uri(DIRECTORY).startswith("sqlite:"), "MLFLOW_TRACKING_URI=http://..."),
+    }
+    found = [f"  {name}: {advice}" for name, (local, advice) in here.items() if local]
+    if found and (len(others) > 1 or run.cluster.grows):
+        there = "can grow" if run.cluster.grows else f"has {len(others)} machines ({', '.join(others[:4])})"
+        raise UserError(f"the cluster {there}, and only this machine reaches\n" + "\n".join(found))
+
+
+def _launcher(
+    stack: ExitStack, cluster: Cluster, local: bool, seconds: Seconds, variables: Mapping[str, str]
+) -> Launcher:
+    if local:
+        return LocalLauncher()
+    from raystill.launch.cluster import (  # the local path must run where Ray is not installed
+        RayLauncher,
+        ray_session,
+    )
+
+    home = {} if HOME in os.environ else {HOME: str(DIRECTORY.resolve())}
+    with seconds.stage("cluster"):
+        stack.enter_context(ray_session(cluster, {**variables, **home}))
+    return RayLauncher(cluster, DIRECTORY)

@@ -1,0 +1,153 @@
+"""A whole pipeline from shards: pictures, tokenizer, autoencoder, latents, UNet and text encoder, written in diffusers'
+format.
+"""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from raystill.config.digest import canonical
+from raystill.config.errors import UserError
+from raystill.config.fingerprint import Knob, fingerprint, introduced_group
+from raystill.data.batches import local_batches
+from raystill.data.derive import Index, Source, place
+from raystill.data.encode import LatentTransform, PictureTransform
+from raystill.data.plan import Plan
+from raystill.data.records import Reading
+from raystill.data.shards import list_shards, unpack
+from raystill.data.store import Store, open_store
+from raystill.launch.launcher import Launcher, MakeRecorder
+from raystill.launch.settings import Cluster, check_cluster
+from raystill.methods.autoencoder import to_pictures
+from raystill.models.fresh import Tokens, load_tokenizer, save_autoencoder, save_pipeline, tokens_of
+from raystill.models.text import train_tokenizer
+from raystill.run.checkpoints import train_at
+from raystill.run.settings import check_training
+from raystill.tracking.runs import TrackedRun, Tracking, open_experiment
+from raystill.training.pretraining import AutoencoderTask, DenoiserTask
+from raystill.training.task import Task, averages_after, final_averages, read_averages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pretraining:
+    """Settings of one pipeline's training."""
+
+    name: Knob[str]
+    shards: Knob[str]  # where the source shards are: s3://bucket/prefix or a local path
+    work: Knob[str]  # where derived shards and checkpoints go
+    output: Knob[str]  # local directory of the finished pipeline
+    reading: Reading = introduced_group(Reading)
+    autoencoder: AutoencoderTask
+    denoiser: DenoiserTask  # its tokens and latent sizes are filled in from the stages before
+    # in MLflow; not the one of distillations, whose files may lie on an embedded store
+    experiment: Knob[str] = "pretraining"
+    cluster: Cluster = introduced_group(Cluster)
+
+    def check(self) -> None:
+        """Refuse, with UserError, settings that do not fit together."""
+        check_cluster(self.cluster)
+        check_training("autoencoder.", self.autoencoder.training, self.autoencoder.optimizer)
+        check_training("denoiser.", self.denoiser.training, self.denoiser.optimizer)
+        factor, size = self.autoencoder.shape.factor, self.reading.picture_size
+        if size % factor:
+            raise UserError(
+                f"reading.picture_size is {size}; the autoencoder divides pictures by {factor}, "
+                f"so it must be a multiple of that, such as --set reading.picture_size={(size // factor + 1) * factor}"
+            )
+        if self.reading.channels != self.autoencoder.shape.channels:
+            raise UserError(
+                f"reading.channels is {self.reading.channels} and autoencoder.shape.channels is "
+                f"{self.autoencoder.shape.channels}; set both to 1 or to 3"
+            )
+
+
+def pretrain(run: Pretraining, launcher: Launcher, tracking: Tracking) -> Path:
+    """Train every part, or find the parts that an earlier run finished; returns the pipeline's directory."""
+    run.check()
+    source, work, output = open_store(run.shards), open_store(run.work), Path(run.output)
+    started = time.monotonic()
+    identity = Source.of(source).identity(reading=run.reading)
+    tracking = replace(tracking, inputs=fingerprint(Source.of(source).identity()))
+    pictures = place(work, "pictures", identity)
+    decode = partial(PictureTransform, run.reading)
+    index = launcher.derive(Source.of(source), pictures, decode, identity, run.reading.max_bad_fraction)
+    tokens = _tokenizer(run, source, output / "tokenizer")
+    open_experiment(tracking.uri, tracking.experiment, tracking.artifact_root)
+    recorder = _recorder(run, tracking, run.autoencoder)
+    trained = _train_autoencoder(run, launcher, recorder, pictures, index, work, output / "vae")
+    seconds = {"autoencoder": time.monotonic() - started}
+    identity = Source.of(pictures).identity(
+        stage="latents", autoencoder=run.autoencoder, trained=trained, shape=run.denoiser.shape
+    )
+    latents = place(work, "latents", identity)
+    encode = partial(LatentTransform, output / "vae", output / "tokenizer", device=launcher.stage_device)
+    index = launcher.derive(Source.of(pictures), latents, encode, identity, run.reading.max_bad_fraction)
+    _train_denoiser(run, launcher, _recorder(run, tracking, run.denoiser), latents, index, work, output, tokens)
+    seconds["all"] = time.monotonic() - started
+    (output / "training.json").write_text(json.dumps({"recipe": canonical(run), "seconds": seconds}, indent=1) + "\n")
+    return output
+
+
+def _tokenizer(run: Pretraining, source: Store, directory: Path) -> Tokens:
+    """Learn the tokenizer from the captions, which are small beside the pictures."""
+    shape = run.denoiser.shape
+    samples = (sample for entry in list_shards(source) for sample in unpack(source.read(entry.key), entry.key))
+    captions = (sample.members.get("txt", b"").decode(errors="ignore").strip() for sample in samples)
+    train_tokenizer(filter(None, captions), shape.vocabulary, shape.text_length, directory)
+    return tokens_of(load_tokenizer(directory))
+
+
+def _recorder(run: Pretraining, tracking: Tracking, task: Task) -> MakeRecorder:
+    """An MLflow run for each of the two trainings."""
+    return partial(TrackedRun, replace(tracking, name=f"{run.name}-{task.name}"), {"task": task, "pretraining": run})
+
+
+def _train_autoencoder(
+    run: Pretraining,
+    launcher: Launcher,
+    recorder: MakeRecorder,
+    pictures: Store,
+    index: Index,
+    work: Store,
+    directory: Path,
+) -> str:
+    """Train the autoencoder and write it with the scale that gives its latents unit variance; returns what changes with
+    its weights.
+    """
+    checkpoints = train_at(work, run.autoencoder, pictures, index, launcher, recorder)
+    key = averages_after(checkpoints, run.autoencoder.training.steps)
+    assert key is not None
+    averages = read_averages(checkpoints, key)
+    vae = save_autoencoder(run.autoencoder.shape, averages["autoencoder"], 1.0, directory)
+    plan = Plan(shards=index.shards, seed=0, lane_size=min(512, index.count))
+    (batch,) = next(local_batches(pictures, plan, [0], 0, 1, torch.device("cpu")))
+    with torch.inference_mode():
+        latents = vae.encode(to_pictures(batch["image"])).latent_dist.mean
+    save_autoencoder(run.autoencoder.shape, averages["autoencoder"], float(1 / latents.std()), directory)
+    return checkpoints.list(key)[0].etag
+
+
+def _train_denoiser(
+    run: Pretraining,
+    launcher: Launcher,
+    recorder: MakeRecorder,
+    latents: Store,
+    index: Index,
+    work: Store,
+    output: Path,
+    tokens: Tokens,
+) -> None:
+    """Train UNet and text encoder and write the whole pipeline in half precision."""
+    shape = run.autoencoder.shape
+    size = run.reading.picture_size // shape.factor
+    task = replace(run.denoiser, tokens=tokens, latent_channels=shape.latent_channels, latent_size=size)
+    checkpoints = train_at(work, task, latents, index, launcher, recorder)
+    averages = final_averages(checkpoints, task.training.steps)
+    assert averages is not None
+    networks = task.networks()
+    networks.load_state_dict(averages["denoiser"], strict=False)
+    save_pipeline(networks.unet, networks.text_encoder, task.kind, output)

@@ -1,0 +1,212 @@
+"""Stages that draw pictures for an evaluation and store them with their features: the teacher's once for all runs, a
+student's per adapter.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raystill.config.fingerprint import Knob
+from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
+from raystill.data.shards import Sample
+from raystill.data.starts import start_of
+from raystill.data.store import Store
+from raystill.evaluation.alexnet import load_alexnet
+from raystill.evaluation.features import FeatureNetwork, Lpips, extract, feature_network, pairwise
+from raystill.flow.paths import RayPath
+from raystill.flow.predictions import Latent
+from raystill.flow.solvers import ddim
+from raystill.flow.starts import StartLaw
+from raystill.methods.method import STUDENT
+from raystill.models.denoiser import Denoiser, GuidedDenoiser
+from raystill.models.pipeline import Pipeline, load_pipeline
+from raystill.models.revision import revision
+from raystill.models.sampling import NORMAL, ODE, Sampling, draw, guided_network, ray_scheduler, solver
+from raystill.models.student import Student
+from raystill.models.weights import load_trained
+from raystill.run.settings import Evaluation
+from raystill.training.distillation import DistillTask
+from raystill.training.task import Assembly, read_averages
+
+Draw = Callable[[Latent, Tensor, int], Latent]  # (start, condition, steps) -> clean latents
+
+
+@dataclass(slots=True)
+class Drawing:
+    """Draws a shard's captions at several step counts, timing each."""
+
+    pipeline: Pipeline
+    draw: Draw
+    settings: Evaluation
+    features: FeatureNetwork
+
+    @torch.inference_mode()
+    def columns(self, rows: list[Row], steps: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """Pictures, features and seconds per picture, named `image_4`, `features_4`, `seconds_4` and so on."""
+        device = self.pipeline.unet.device
+        start = torch.stack([start_of(r["key"], self.settings.seed, self.pipeline.latent_shape) for r in rows]).to(
+            device
+        )
+        condition = self.pipeline.condition([r["caption"] for r in rows])
+        columns: dict[str, np.ndarray] = {}
+        for count in steps:
+            began = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+                parts = [
+                    self.draw(z, c, count)
+                    for z, c in zip(
+                        start.split(self.settings.batch_size), condition.split(self.settings.batch_size), strict=True
+                    )
+                ]
+            images = self.pipeline.decode(torch.cat(parts).float()).numpy()
+            seconds = (time.perf_counter() - began) / len(rows)
+            columns |= {f"image_{count}": images, f"features_{count}": extract(self.features, images).numpy()}
+            columns[f"seconds_{count}"] = np.full(len(rows), seconds)
+        return columns
+
+
+def teacher_draw(teacher: Path, guidance: float, device: str) -> tuple[Pipeline, Draw]:
+    """A teacher and its guided DDIM sampling at the stock timesteps."""
+    pipeline = load_pipeline(teacher).to(torch.device(device))
+    schedule = pipeline.schedule
+    guided = GuidedDenoiser(Denoiser(pipeline.unet, schedule, pipeline.kind), pipeline.condition([""]), guidance)
+    return pipeline, lambda z, c, n: ddim(lambda x, t: guided(x, t, c), schedule, z, schedule.sampling_times(n))
+
+
+@runtime_checkable  # so that tests can check annotations
+class Drawn(Protocol):
+    """Something that draws from captions and starts."""
+
+    def draw(self, device: str) -> tuple[Pipeline, Draw]:
+        """Load it on a device."""
+
+    def identity(self) -> dict[str, Any]:
+        """What its samples depend on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """A teacher with one of diffusers' solvers: nothing is trained."""
+
+    teacher: Knob[Path]
+    scheduler: str | None  # class of diffusers, which is told the teacher's schedule; None takes a student's
+    guidance: float
+
+    def draw(self, device: str) -> tuple[Pipeline, Draw]:
+        """Load the teacher on a device."""
+        pipeline = load_pipeline(self.teacher).to(torch.device(device))
+        network = guided_network(pipeline, self.guidance)
+        if self.scheduler is None:
+            scheduler = ray_scheduler(pipeline.scheduler, RayPath(), ODE, NORMAL)
+        else:
+            scheduler = solver(pipeline.scheduler, self.scheduler)
+        return pipeline, lambda z, c, n: draw(network, scheduler, z, c, n)
+
+    def identity(self) -> dict[str, Any]:
+        """What its samples depend on."""
+        return {"teacher": revision(self.teacher), "solver": self.scheduler, "guidance": self.guidance}
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A student that a training left, and how it is sampled."""
+
+    task: DistillTask
+    checkpoints: Store
+    sampling: Sampling
+    start: StartLaw
+    averages: str  # key of the checkpoints
+
+    def draw(self, device: str) -> tuple[Pipeline, Draw]:
+        """Load it on a device."""
+        tensors = read_averages(self.checkpoints, self.averages)[STUDENT]
+        make = partial(self.task.method.scheduler, sampling=self.sampling, start=self.start)
+        method = self.task.method
+        student = Student(
+            Path(self.task.teacher), self.task.weights, tensors, make, torch.device(device), method.guides
+        )
+        return student.pipeline, student.latents
+
+    def assembly(self, device: torch.device) -> Assembly:
+        """Its method, and its networks as they were averaged."""
+        averages = read_averages(self.checkpoints, self.averages)
+        built = self.task.build(device)
+        load_trained(built.modules[STUDENT], averages[STUDENT])
+        for role in built.small:
+            built.modules[role].load_state_dict(averages[role])
+        return built
+
+    def identity(self) -> dict[str, Any]:
+        """What its samples depend on."""
+        found = next(entry for entry in self.checkpoints.list(self.averages))
+        return {"adapter": found.etag, "method": self.task.method, "sampling": self.sampling, "start": self.start}
+
+
+class TeacherSamples:
+    """Source samples to the teacher's pictures at every step count, beside the real ones."""
+
+    def __init__(self, teacher: Path, settings: Evaluation, reading: Reading, device: str) -> None:
+        self.reading, self.settings = reading, settings
+        features = feature_network(settings.features)
+        self.drawing = Drawing(*teacher_draw(teacher, settings.guidance, device), settings, features)
+
+    def read(self, sample: Sample) -> Row:
+        """Caption and real picture."""
+        return {
+            "key": sample.key,
+            "caption": caption_of(sample, self.reading),
+            "image": picture_of(sample, self.reading),
+        }
+
+    def compute(self, rows: list[Row]) -> list[Row]:
+        """Draw, and take features of the real pictures too."""
+        rows = rows[: self.settings.pictures]
+        every = dict.fromkeys((*self.settings.teacher_steps, self.settings.reference_steps))
+        columns = self.drawing.columns(rows, tuple(every))
+        real = np.stack([row["image"] for row in rows])
+        columns["features_real"] = extract(self.drawing.features, real).numpy()
+        return _rows(rows, columns)
+
+
+class StudentSamples:
+    """The teacher's stored samples to a student's from the same captions and starts, with their agreement to the
+    teacher's reference.
+    """
+
+    def __init__(self, drawn: Drawn, settings: Evaluation, device: str) -> None:
+        self.settings = settings
+        features = feature_network(settings.features)
+        self.drawing = Drawing(*drawn.draw(device), settings, features)
+        self.lpips = Lpips(alexnet=load_alexnet())
+
+    def read(self, sample: Sample) -> Row:
+        """A row of the teacher's samples."""
+        row = unpack_row(sample)
+        return {name: row[name] for name in ("key", "caption", f"image_{self.settings.reference_steps}")}
+
+    def compute(self, rows: list[Row]) -> list[Row]:
+        """Draw and compare with the reference."""
+        steps = self.settings.student_steps
+        columns = self.drawing.columns(rows, steps)
+        reference = np.stack([row[f"image_{self.settings.reference_steps}"] for row in rows])
+        agreements = pairwise(self.lpips, reference, *(columns[f"image_{count}"] for count in steps)).numpy()
+        return _rows(rows, columns | {f"agreement_{n}": found for n, found in zip(steps, agreements, strict=True)})
+
+
+def _rows(rows: list[Row], columns: dict[str, np.ndarray]) -> list[Row]:
+    """Rows with the key and caption of the old ones and the new columns."""
+    return [
+        {
+            "key": row["key"],
+            "caption": row["caption"],
+            **{name: np.asarray(values[i]) for name, values in columns.items()},
+        }
+        for i, row in enumerate(rows)
+    ]

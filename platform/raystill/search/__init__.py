@@ -1,0 +1,1 @@
+"""Sweeps of settings with Ray Tune."""

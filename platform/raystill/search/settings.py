@@ -1,0 +1,59 @@
+"""The settings of a sweep."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raystill.config.checks import at_least
+from raystill.config.errors import UserError
+from raystill.config.fingerprint import Knob, introduced
+from raystill.config.overrides import override
+from raystill.run.settings import Run
+from raystill.search.space import Space, check_points, check_space
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """Settings of a sweep."""
+
+    name: Knob[str]
+    base: Run
+    space: Space
+    trials: int = introduced(16)
+    # settings of the first trials; what one of them leaves out is drawn
+    first: tuple[Mapping[str, Any], ...] = introduced(())
+    random: int = introduced(6)  # first trials, drawn at random for the search algorithm to learn from
+    seed: int = introduced(0)
+    steps: tuple[int, ...] = introduced((4,))  # of sampling, at which quality counts
+    rungs: tuple[int, ...] = introduced((30, 60))  # steps of training at which the worse trials are stopped
+    keep: int = introduced(2)  # one of so many trials goes on from a rung
+    max_failures: Knob[int] = 1  # of a trial, after which it is given up; the sweep goes on
+    report: Knob[str] = "docs/results/sweep.md"  # its pictures lie beside it
+    text: Knob[str] = ""  # of the report: what it says, written by people who have seen it
+
+    def run_of(self, config: Mapping[str, Any]) -> Run:
+        """The run of a trial."""
+        return override(self.base, config)
+
+    def check(self) -> None:
+        """Refuse, with UserError, a sweep that cannot run as it is written; nothing has been started yet."""
+        self.base.check()
+        at_least(max(1, len(self.first)), "trials", self.trials)
+        check_space(self.space, self.base)
+        check_points(self.first, self.space)
+        if self.base.cluster.workers != 1:
+            raise UserError(
+                f"a trial is one process, and base.cluster.workers is {self.base.cluster.workers}: "
+                "--set base.cluster.workers=1"
+            )
+        if not set(self.steps) <= set(self.base.evaluation.student_steps) or not self.steps:
+            raise UserError(
+                f"the sweep is for {self.steps} steps and evaluates {self.base.evaluation.student_steps}; "
+                "write steps that are evaluated: --set 'steps=[4]'"
+            )
+        expected = tuple(self.rungs[0] * self.keep**i for i in range(len(self.rungs))) if self.rungs else ()
+        if self.rungs != expected or self.keep < 2 or (self.rungs and self.rungs[-1] >= self.base.training.steps):
+            raise UserError(
+                f"the rungs are {self.rungs} and one of {self.keep} trials is kept; every rung is {self.keep} times "
+                f"the one before, and below base.training.steps, {self.base.training.steps}"
+            )

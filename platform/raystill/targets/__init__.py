@@ -1,0 +1,1 @@
+"""What the frozen teacher computes for every sample."""

@@ -1,0 +1,130 @@
+"""Instance targets (x_0, target mean) computed by the frozen teacher, once per sample and for every later run."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raystill.config.errors import UserError
+from raystill.data.derive import Index
+from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
+from raystill.data.shards import Sample, unpack
+from raystill.data.starts import start_of
+from raystill.data.store import Store
+from raystill.flow.schedules import Schedule
+from raystill.flow.starts import StartLaw
+from raystill.models.pipeline import load_pipeline
+from raystill.targets.estimators import Assigned, Encoded, Estimator, Independent, Teacher
+from raystill.targets.solved import Expectation, Generated, Inverted
+
+__all__ = [
+    "Assigned", "Encoded", "Expectation", "Generated", "Independent", "Inverted", "TargetTransform",
+    "check_identity", "fit_start", "start_law_of",
+]  # fmt: skip
+
+FITTED_SAMPLES = 1024  # target means that a start law is fitted to, at most
+
+
+class TargetTransform:
+    """Source samples to targets, with the condition that the student attends to stored beside them."""
+
+    def __init__(
+        self,
+        teacher: Path,
+        estimator: Estimator,
+        reading: Reading,
+        seed: int,
+        batch_size: int,
+        precision: str,
+        device: str = "cpu",
+    ) -> None:
+        self.teacher = Teacher.of(load_pipeline(teacher).to(torch.device(device)))
+        self.estimator, self.reading, self.seed, self.batch_size = estimator, reading, seed, batch_size
+        self.precision, self.device = precision, torch.device(device)
+
+    def read(self, sample: Sample) -> Row:
+        """Caption, and the picture where the estimator needs it; RejectedSampleError where it cannot be used."""
+        row: Row = {"key": sample.key, "caption": caption_of(sample, self.reading)}
+        if self.estimator.reads_picture:
+            row["image"] = picture_of(sample, self.reading)
+        return row
+
+    @torch.inference_mode()
+    def compute(self, rows: list[Row]) -> list[Row]:
+        """Targets of a shard, in batches; a sample's start depends on its key and the seed alone, however shards are
+        cut.
+        """
+        parts = (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
+        return self.estimator.arranged([row for part in parts for row in self._batch(part)])
+
+    def _batch(self, rows: list[Row]) -> list[Row]:
+        pipeline = self.teacher.pipeline
+        shape, revision = pipeline.latent_shape, self.estimator.revision
+        start = torch.stack([start_of(row["key"], self.seed, shape, revision) for row in rows]).to(self.device)
+        condition = pipeline.condition([row["caption"] for row in rows])
+        picture = None
+        if self.estimator.reads_picture:
+            stacked = torch.from_numpy(np.stack([row["image"] for row in rows])).to(self.device)
+            picture = stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            x_0, mean = self.estimator.targets(self.teacher, start, condition, picture)
+        made = {"x_0": x_0, "target_mean": mean, "condition": condition}
+        arrays = {
+            name: t.float().cpu().numpy() for name, t in made.items() if t is not None
+        }  # HOST SYNC: one per batch
+        return [
+            {"key": row["key"], "caption": row["caption"], **{name: array[i] for name, array in arrays.items()}}
+            for i, row in enumerate(rows)
+        ]
+
+
+def start_law_of(estimator: Estimator, schedule: Schedule, store: Store, index: Index) -> StartLaw:
+    """The law at inference of the starts z = s_1 x_0 + n_1 mu of an estimator's targets, for students to begin from.
+
+    A fitted one is fitted wherever this is called, to the first `FITTED_SAMPLES` targets of the index at most: whole
+    shards are read until there are as many, so that the driver never streams the data set. The index sorts shards by
+    name, hence shards should be as alike as shuffled ones are.
+    """
+    return estimator.start or fit_start(islice(_starts(schedule, store, index), FITTED_SAMPLES))
+
+
+def fit_start(starts: Iterable[np.ndarray]) -> StartLaw:
+    """The normal law per channel of starts of shape (channels, height, width), over samples and pixels; six digits of
+    it, so that it does not depend on the order of a sum. UserError where there is nothing to fit.
+    """
+    found = list(starts)
+    if not found:
+        raise UserError("there are no targets to fit a start law to; compute them first: jobs/targets.py")
+    mean = np.mean([t.mean(axis=(1, 2), dtype=np.float64) for t in found], axis=0)
+    square = np.mean([np.square(t - mean[:, None, None]).mean(axis=(1, 2)) for t in found], axis=0)
+    return StartLaw(law="channel_normal", mean=_rounded(mean), std=_rounded(np.sqrt(square)))
+
+
+def _rounded(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(f"{value:.6g}") for value in values)
+
+
+def _starts(schedule: Schedule, store: Store, index: Index) -> Iterator[np.ndarray]:
+    end = torch.ones(1, dtype=torch.float64)
+    signal, noise = float(schedule.signal(end)), float(schedule.noise(end))
+    for shard in index.shards:
+        if shard.count:
+            rows = (unpack_row(sample) for sample in unpack(store.read(shard.key), shard.key))
+            yield from (signal * row["x_0"] + noise * row["target_mean"] for row in rows)
+
+
+def check_identity(index: Index, identity: Mapping[str, Any], uri: str) -> None:
+    """Refuse, with UserError, targets that were made from something else than a run's own: another revision of the
+    teacher, other settings, other source shards. Their address says so already, unless somebody moved them.
+    """
+    names = sorted({*index.identity, *identity})
+    other = [name for name in names if index.identity.get(name) != identity.get(name)]
+    if other:
+        found = "; ".join(f"{n} is {index.identity.get(n)!r}, this run's {identity.get(n)!r}" for n in other)
+        raise UserError(
+            f"the targets at {uri} were computed for something else: {found}. Move them away from there, or let this "
+            "run compute its own elsewhere: --set work=s3://BUCKET/PREFIX"
+        )

@@ -1,0 +1,336 @@
+"""Studies: many variants of one run, several seeds each, measured alike and reported side by side.
+
+Every run is a training of one process; as many of them run at once as the cluster has room for.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from raystill.config.errors import UserError
+from raystill.config.fingerprint import Knob, fingerprint, identity, introduced, introduced_group
+from raystill.config.overrides import override
+from raystill.data.derive import Source, place
+from raystill.data.store import Store, open_store
+from raystill.engine.protocol import NonFiniteError
+from raystill.launch.launcher import Launcher, LocalLauncher
+from raystill.launch.services import DIRECTORY
+from raystill.methods.rayflow import RayFlow
+from raystill.models.pipeline import teacher_facts
+from raystill.models.revision import is_of, revision
+from raystill.models.sampling import Sampling
+from raystill.run.checkpoints import open_ended
+from raystill.run.distill import compute_targets, inputs_of, train_student, trained_student, untold
+from raystill.run.evaluate import draw_teacher, evaluate, read_rows
+from raystill.run.jobs import surroundings
+from raystill.run.samples import Drawn, Trained, teacher_draw
+from raystill.run.settings import Evaluation, Run, check_teacher
+from raystill.tracking.commit import code_commit
+from raystill.tracking.runs import TrackedRun, Tracking, history, open_experiment, tracking_uri
+from raystill_studies.floor import floor_of
+from raystill_studies.gradients import GradientProbe, GradientTransform, efficiency
+from raystill_studies.overlap import OverlapProbe, OverlapTransform, overlap
+from raystill_studies.probes import Probe, ProbeTransform, means
+
+log = logging.getLogger(__name__)
+LOSS = "loss/student"
+EARLIER = "earlier"  # in a measurement: it is of code that gave other numbers, and is made again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One row of a table: the base run with changes."""
+
+    label: Knob[str]
+    changes: Mapping[str, Any] = introduced_group(dict)  # as `override` takes them
+    x: Knob[float | None] = None  # its place on the horizontal axis, where the question is drawn as a curve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One table of the report, and a curve where its variants have an x."""
+
+    title: Knob[str]
+    text: Knob[str] = ""
+    conclusion: Knob[str] = ""  # what its figures say, written by people who have seen them
+    # also measured: stability, diversity and what is left of doubt, beside the teacher's
+    probes: bool = introduced(False)
+    # also measured: how well the law of times serves the gradient, and what it costs
+    gradients: bool = introduced(False)
+    variants: tuple[Variant, ...]
+
+
+class Planned(NamedTuple):
+    """One run of a study, and what is measured of it beside its pictures."""
+
+    run: Run
+    probes: bool
+    gradients: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """Settings of a study."""
+
+    name: Knob[str]
+    base: Run
+    questions: tuple[Question, ...]
+    seeds: tuple[int, ...] = introduced((0, 1, 2))  # of the training; targets and evaluation are shared
+    probe: Probe = introduced_group(Probe)
+    gradients: GradientProbe = introduced_group(GradientProbe)
+    overlap: OverlapProbe = introduced_group(OverlapProbe)
+    text: Knob[str] = ""  # of the report: its command, and what it found
+    output: Knob[str] = "docs/results"  # NAME.json with every measurement, NAME.md and pictures
+
+    @property
+    def results(self) -> Path:
+        """Where measurements are kept; what is there is not measured again."""
+        return Path(self.output) / f"{self.name}.json"
+
+    def runs(self) -> dict[str, Planned]:
+        """Every run by its key in the results: the first seed of all variants before the second one of any."""
+        planned: dict[str, Planned] = {}
+        for seed, question in product(self.seeds, self.questions):
+            for variant in question.variants:
+                key, run = self.run_of(variant, seed)
+                before = planned.get(key, Planned(run, False, False))
+                planned[key] = Planned(run, question.probes or before.probes, question.gradients or before.gradients)
+        return planned
+
+    @property
+    def teacher_key(self) -> str:
+        """What the teacher's own row depends on, as a fingerprint."""
+        run = self.base
+        return fingerprint([run.targets, run.reading, run.evaluation, self.probe, self.overlap])
+
+    def run_of(self, variant: Variant, seed: int) -> tuple[str, Run]:
+        """A variant's run with a seed. Its key is of what the figures depend on, not of names and places: equal runs
+        under two labels are measured once.
+        """
+        run = override(self.base, {**variant.changes, "training.seed": seed})
+        measured = (run.task, run.targets, run.reading, run.sampling, run.evaluation)
+        return fingerprint([*measured, self.probe, self.gradients, self.overlap]), run
+
+
+def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
+    """Measure every run that the results lack; a stopped study goes on where it was."""
+    results = read_results(study.results)
+    if missing_of(study, results) or not _has_teacher(study, results):
+        with surroundings(study.base, local=local) as launcher:
+            measure_missing(study, results, launcher)
+    return results
+
+
+def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -> int:
+    """Measure every run that the results lack, and add and write each as it is done; returns how many they were."""
+    missing = missing_of(study, results)
+    check_revision(study.base, study.results, results)
+    if not _has_teacher(study, results):  # its figures come with the runs, all missing then
+        known = {name: value for name, value in results.get("teacher", {}).items() if name != EARLIER}
+        results["teacher"] = {**known, "of": study.teacher_key, **_probe_teacher(study, launcher)}
+    _share(study, [one.run for one in missing.values()], launcher)
+    todo = list(by_training(missing).values())
+    done = launcher.each(partial(_measure_all, study), todo)
+    for _, measured in tqdm(done, study.name, len(todo), unit="training"):
+        for key, one in measured.items():
+            results["teacher"] |= one.pop("teacher", {})
+            results["runs"][key] = one
+        write_results(study.results, results)
+    return len(missing)
+
+
+def missing_of(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
+    """What has not been measured yet; UserError where a run does not fit together."""
+    planned, teacher = study.runs(), teacher_facts(Path(study.base.teacher))
+    for one in planned.values():
+        one.run.check()
+        check_teacher(one.run, teacher)
+        if one.gradients and not isinstance(one.run.method, RayFlow):
+            raise UserError(
+                f"gradients are of RayFlow's laws of times; found a variant with the method {one.run.method.name}"
+            )
+    there = {key for key, one in results["runs"].items() if EARLIER not in one}
+    return {key: one for key, one in planned.items() if key not in there}
+
+
+def _has_teacher(study: Study, results: Mapping[str, Any]) -> bool:
+    """Whether the teacher's own row is there."""
+    found = results.get("teacher", {})
+    return found.get("of") == study.teacher_key and "floor" in found and EARLIER not in found
+
+
+def by_training(planned: Mapping[str, Planned]) -> dict[str, dict[str, Planned]]:
+    """Runs that share a training, or a part of it, together: two processes must not train it at once."""
+    groups: dict[str, dict[str, Planned]] = {}
+    for key, one in planned.items():
+        groups.setdefault(_training(one.run), {})[key] = one
+    return groups
+
+
+def _training(run: Run) -> str:
+    """What runs have in common that are trained in the same place."""
+    return fingerprint(identity(_trained_as(run), open_ended(run.task)))
+
+
+def _trained_as(run: Run) -> Run:
+    """The run as far as its training goes: how a student is sampled and compared changes nothing in it, but for what is
+    held out and which captions are drawn on the way.
+    """
+    evaluation = Evaluation(shards=run.evaluation.shards, captions=run.evaluation.captions)
+    return replace(run, sampling=Sampling(), evaluation=evaluation)
+
+
+def _tracking(study: Study, run: Run, targets: Store) -> Tracking:
+    """Where a run's training is tracked, before it begins."""
+    return Tracking(
+        uri=tracking_uri(DIRECTORY), experiment=study.name, name=_training(run), inputs=inputs_of(run),
+        without=untold(run, targets), artifact_root=run.artifacts,
+    )  # fmt: skip
+
+
+def check_revision(base: Run, path: Path, results: dict[str, Any]) -> None:
+    """Refuse, with UserError, to add to the results of another teacher."""
+    ours = revision(Path(base.teacher))
+    found = results.setdefault("teacher_revision", ours)
+    if not is_of(Path(base.teacher), found):
+        raise UserError(
+            f"{path} holds results of the teacher {found}, and {base.teacher} is {ours}: move it away, "
+            "or write elsewhere: --set output=DIRECTORY"
+        )
+
+
+def _share(study: Study, runs: Sequence[Run], launcher: Launcher) -> None:
+    """Compute what runs have in common, on the whole cluster: their targets and the teacher's samples."""
+    open_experiment(tracking_uri(DIRECTORY), study.name, study.base.artifacts)
+    for run in {fingerprint(run.targets): run for run in runs}.values():
+        compute_targets(run, launcher)
+    draw_teacher(study.base, launcher)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The measurements so far."""
+    if not path.exists():
+        return {"runs": {}}
+    results: dict[str, Any] = json.loads(path.read_text())
+    return results
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Replace the file of the measurements."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_suffix(".partial")
+    partial_file.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    partial_file.replace(path)
+
+
+def _measure_all(study: Study, planned: Mapping[str, Planned]) -> dict[str, dict[str, Any]]:
+    """Measure runs one after the other in this process, shorter trainings first: longer ones may go on from them."""
+    ordered = sorted(planned.items(), key=lambda item: item[1].run.training.steps)
+    return {key: _measure(study, one) for key, one in ordered}
+
+
+def _measure(study: Study, planned: Planned) -> dict[str, Any]:
+    """Train, evaluate and probe one run in this process; a training that stops before a bad update is a result too."""
+    run, launcher = planned.run, LocalLauncher()
+    targets, index = compute_targets(run, launcher)
+    tracking, trained_as = _tracking(study, run, targets), _trained_as(run)
+    try:
+        checkpoints = train_student(run, targets, index, launcher, partial(TrackedRun, tracking, trained_as))
+    except NonFiniteError as error:
+        log.warning("%s", error)
+        return {"failed": str(error)}
+    trained = trained_student(run, checkpoints, targets, index)
+    evaluated = evaluate(run, launcher, trained)
+    return {
+        "student": evaluated.student,
+        "teacher": {"figures": evaluated.teacher},
+        "steps": run.training.steps,
+        "loss": history(tracking, trained_as, LOSS),
+        "data_mse": history(tracking, trained_as, f"{LOSS}_data_mse"),
+        "step_s": history(tracking, trained_as, "time/step_s"),
+        "loss_variance": history(tracking, trained_as, "times/weighted_loss_variance"),
+        "commit": code_commit(),
+        "teacher_calls": run.targets.estimator.calls,
+        "teacher_calls_in_training": run.method.calls(run.training.steps),  # for each sample
+        **(_probes(study, run, trained, targets, launcher) if planned.probes else {}),
+        **({"gradients": _gradients(study, trained, targets, launcher)} if planned.gradients else {}),
+    }
+
+
+def _probes(study: Study, run: Run, trained: Trained, targets: Store, launcher: Launcher) -> dict[str, Any]:
+    """Stability, diversity and what is left of doubt along the path."""
+    make, identity = partial(trained.draw, launcher.stage_device), {"probe": study.probe, **trained.identity()}
+    probes = {"probes": _steady(run, _probe(run, study.probe, launcher, make, run.evaluation.student_steps, identity))}
+    if not isinstance(run.method, RayFlow):
+        return probes
+    return {**probes, "overlap": _overlap(study, trained.assembly, targets, launcher, trained.identity())}
+
+
+def _steady(run: Run, probes: dict[str, float]) -> dict[str, float]:
+    """Probes without the Lipschitz estimates of a sampler that draws noise: a moved start would have other noise."""
+    noisy = run.method.noisy(run.sampling)
+    return {name: value for name, value in probes.items() if not (noisy and name.startswith("lipschitz"))}
+
+
+def _gradients(study: Study, trained: Trained, targets: Store, launcher: Launcher) -> dict[str, Any]:
+    """How well the law of times served this student, over some of its targets."""
+    source = Source.of(targets, study.gradients.shards)
+    identity = source.identity(stage="gradients", probe=study.gradients, task=trained.task, **trained.identity())
+    target = place(open_store(study.base.work), "gradients", identity)
+    make = partial(GradientTransform, trained.assembly, trained.task, study.gradients, launcher.stage_device)
+    return efficiency(read_rows(target, launcher.derive(source, target, make, identity, 0.0)))
+
+
+def _overlap(
+    study: Study, build: Any, targets: Store, launcher: Launcher, depends_on: Mapping[str, Any]
+) -> list[float]:
+    """A student's error of x_0 along the paths of some of its targets, noisy end first."""
+    source = Source.of(targets, study.overlap.shards)
+    identity = source.identity(stage="overlap", probe=study.overlap, **depends_on)
+    target = place(open_store(study.base.work), "overlap", identity)
+    make = partial(OverlapTransform, build, study.overlap, launcher.stage_device)
+    return overlap(read_rows(target, launcher.derive(source, target, make, identity, 0.0)))
+
+
+def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
+    """The floor of distances to it, the teacher's own stability and diversity, and its error of x_0 as a student that
+    has learned nothing yet.
+    """
+    run, steps = study.base, study.base.evaluation.teacher_steps
+    make = partial(teacher_draw, Path(run.teacher), run.evaluation.guidance, launcher.stage_device)
+    identity = {"teacher": revision(Path(run.teacher)), "probe": study.probe, "guidance": run.evaluation.guidance}
+    targets, _ = compute_targets(run, launcher)
+    return {
+        "floor": round(floor_of(run, launcher), 5),
+        "probes": _probe(run, study.probe, launcher, make, steps, identity),
+        "overlap": _overlap(
+            study, run.task.build, targets, launcher, {"untrained": run.task, "teacher": revision(Path(run.teacher))}
+        ),
+    }
+
+
+def diversity(run: Run, probe: Probe, drawn: Drawn, launcher: Launcher) -> dict[str, float]:
+    """How diverse pictures of one caption are, by the number of steps."""
+    make, steps = partial(drawn.draw, launcher.stage_device), run.evaluation.student_steps
+    found = _probe(run, probe, launcher, make, steps, {"probe": probe, **drawn.identity()})
+    return {str(n): found[f"diversity_{n}"] for n in steps}
+
+
+def _probe(
+    run: Run, probe: Probe, launcher: Launcher, make: Any, steps: tuple[int, ...], depends_on: Mapping[str, Any]
+) -> dict[str, float]:
+    """Means of the probes over captions."""
+    source = Source.of(open_store(run.shards), probe.shards)
+    features = run.evaluation.features
+    identity = source.identity(stage="probes", reading=run.reading, features=features, steps=steps, **depends_on)
+    target = place(open_store(run.work), "probes", identity)
+    transform = partial(ProbeTransform, make, steps, probe, run.reading, features)
+    index = launcher.derive(source, target, transform, identity, run.reading.max_bad_fraction)
+    return means(read_rows(target, index), steps)
