@@ -1,27 +1,7 @@
-"""The floor of a Frechet distance: what two sets of as many pictures of one law have, which is not 0 (Heusel et al.
-2017, arXiv:1706.08500, is biased upwards by the number of pictures).
-"""
+"""Results above the floor of their Frechet distances (`run.evaluate.floor_of`)."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
-
-from raystill.evaluation.distances import frechet
-from raystill.launch.launcher import Launcher
-from raystill.run.evaluate import draw_teacher, features_of, read_rows
-from raystill.run.settings import Run
-
-
-def floor_of(run: Run, launcher: Launcher) -> float:
-    """The Frechet distance between two sets of the teacher's own samples at its reference steps: of the evaluation's
-    captions and starts, and of the same captions and the starts of the next seed.
-    """
-    evaluation = run.evaluation
-    other = replace(run, evaluation=replace(evaluation, seed=evaluation.seed + 1))
-    ours, theirs = (
-        features_of(read_rows(*draw_teacher(one, launcher)), evaluation.reference_steps) for one in (run, other)
-    )
-    return frechet(ours, theirs, allow_few=True)
 
 
 def above_floor(results: Mapping[str, Any]) -> dict[str, Any]:

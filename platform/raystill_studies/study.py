@@ -28,13 +28,12 @@ from raystill.models.revision import is_of, revision
 from raystill.models.sampling import Sampling
 from raystill.run.checkpoints import open_ended
 from raystill.run.distill import compute_targets, inputs_of, train_student, trained_student, untold
-from raystill.run.evaluate import draw_teacher, evaluate, read_rows
+from raystill.run.evaluate import draw_teacher, evaluate, floor_of, read_rows
 from raystill.run.jobs import surroundings
 from raystill.run.samples import Drawn, Trained, teacher_draw
 from raystill.run.settings import Evaluation, Run, check_teacher
 from raystill.tracking.commit import code_commit
 from raystill.tracking.runs import TrackedRun, Tracking, history, open_experiment, tracking_uri
-from raystill_studies.floor import floor_of
 from raystill_studies.gradients import GradientProbe, GradientTransform, efficiency
 from raystill_studies.overlap import OverlapProbe, OverlapTransform, overlap
 from raystill_studies.probes import Probe, ProbeTransform, means

@@ -93,6 +93,7 @@ def test_an_evaluation_prints_its_spread_over_seeds(workplace: Path, alone: subp
     spread = rf"^(teacher|student) +(\d) steps: {number}, {number}, {number}; mean {number}, range \d+\.\d%$"
     expected = [("teacher", "1"), ("teacher", "2"), *(("student", n) for n in "1248")]
     assert re.findall(spread, done.stdout, re.MULTILINE) == expected
+    assert re.search(rf"^the floor, of two sets of the teacher's own 2 steps: {number}$", done.stdout, re.MULTILINE)
     assert "targets:" not in done.stderr
     assert "student:" not in done.stderr  # it evaluates what was trained
 

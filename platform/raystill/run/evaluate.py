@@ -76,7 +76,7 @@ def read_rows(store: Store, index: Index) -> list[Row]:
 def _measure(run: Run, identity: str, teacher: list[Row], student: list[Row], left_out: str) -> Evaluated:
     settings = run.evaluation
     real = _stack(teacher, "features_real")
-    reference = features_of(teacher, settings.reference_steps)
+    reference = _features(teacher, settings.reference_steps)
     of_teacher = {str(n): _figures(teacher, n, real, reference) for n in settings.teacher_steps}
     of_student = {str(n): _figures(student, n, real, reference) for n in settings.student_steps}
     return Evaluated(identity, settings.features, of_teacher, of_student, _picture(run, teacher, student), left_out)
@@ -84,7 +84,7 @@ def _measure(run: Run, identity: str, teacher: list[Row], student: list[Row], le
 
 def _figures(rows: list[Row], steps: int, real: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
     """Figures of one step count; distances are on the evaluation's features, images per second are one actor's."""
-    features = features_of(rows, steps)
+    features = _features(rows, steps)
     kernel = kernel_distance(features, real, subsets=1, subset_size=len(features))
     figures = {
         "frechet": frechet(features, real, allow_few=True),
@@ -98,8 +98,7 @@ def _figures(rows: list[Row], steps: int, real: torch.Tensor, reference: torch.T
     return {name: float(f"{round(value, 5):.6g}") + 0.0 for name, value in figures.items()}  # + 0.0: no minus zero
 
 
-def features_of(rows: list[Row], steps: int) -> torch.Tensor:
-    """Features of the pictures that were drawn in so many steps, one row each."""
+def _features(rows: list[Row], steps: int) -> torch.Tensor:
     return _stack(rows, f"features_{steps}")
 
 
@@ -117,6 +116,19 @@ def _picture(run: Run, teacher: list[Row], student: list[Row]) -> Image:
     ]
     rows = [[source[i][f"image_{n}"] for source, n, _ in columns] for i in chosen]
     return grid(rows, [teacher[i]["caption"] for i in chosen], [f"{who} {n}" for _, n, who in columns])
+
+
+def floor_of(run: Run, launcher: Launcher) -> float:
+    """The Frechet distance between two sets of the teacher's own samples at its reference steps, of the evaluation's
+    captions: of its starts, and of those of the next seed. A distance is biased upwards by the number of pictures
+    (arXiv:1706.08500); this is what a perfect student would have.
+    """
+    evaluation = run.evaluation
+    other = replace(run, evaluation=replace(evaluation, seed=evaluation.seed + 1))
+    ours, theirs = (
+        _features(read_rows(*draw_teacher(one, launcher)), evaluation.reference_steps) for one in (run, other)
+    )
+    return frechet(ours, theirs, allow_few=True)
 
 
 def table(evaluated: Evaluated) -> str:

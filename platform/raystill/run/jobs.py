@@ -21,7 +21,7 @@ from raystill.run.distill import (
     distil,
     trained_student,
 )
-from raystill.run.evaluate import evaluate, spread, table
+from raystill.run.evaluate import evaluate, floor_of, spread, table
 from raystill.run.pretrain import Pretraining, pretrain
 from raystill.run.settings import Run, check_teacher
 from raystill.tracking.runs import Tracking, tracking_uri
@@ -84,8 +84,8 @@ def launch_targets(run: Run, *, local: bool = False) -> str:
 
 
 def launch_evaluation(run: Run, *, local: bool = False) -> str:
-    """Evaluate a finished training with three seeds of the starts, from the recipe's on; returns figures and spread.
-    UserError where it has not been finished.
+    """Evaluate a finished training with three seeds of the starts, from the recipe's on; returns figures, spread, and
+    the floor of the distances. UserError where it has not been finished.
     """
     with surroundings(run, local=local) as launcher:
         targets, index = compute_targets(run, launcher)
@@ -98,7 +98,9 @@ def launch_evaluation(run: Run, *, local: bool = False) -> str:
         changed = [replace(run, evaluation=replace(run.evaluation, seed=seed)) for seed in seeds]
         trained = trained_student(run, checkpoints, targets, index)
         evaluated = [evaluate(one, launcher, trained) for one in changed]
-    return "\n\n".join([*(table(one) for one in evaluated), spread(evaluated)])
+        floor = floor_of(run, launcher)
+    said = f"the floor, of two sets of the teacher's own {run.evaluation.reference_steps} steps: {floor:.2f}"
+    return "\n\n".join([*(table(one) for one in evaluated), spread(evaluated), said])
 
 
 def launch_pretraining(run: Pretraining, *, local: bool = False) -> Path:
