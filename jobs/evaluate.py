@@ -1,4 +1,4 @@
-"""Evaluate a finished training, once per seed of the starts, and print the spread over the seeds.
+"""Evaluate a finished training, once per seed of the starts; print the spread over seeds and the distances' floor.
 
 python jobs/evaluate.py --recipe nano
 python jobs/evaluate.py --recipe nano --set 'evaluation.teacher_steps=[1,4]' --set evaluation.reference_steps=8

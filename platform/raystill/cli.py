@@ -139,7 +139,7 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 def _directory(model: str) -> Path:
-    """An adapter's directory: the given one, or the registry's, fetched."""
+    """The directory of an adapter: the given one, or one that is fetched from the registry."""
     return Path(model) if Path(model).is_dir() else _fetch(model, None)
 
 
@@ -175,7 +175,7 @@ def _submit(arguments: argparse.Namespace) -> None:
 
 
 def _fetch(model: str, to: Path | None) -> Path:
-    """Pull from the tracking server of the environment, or from the one that runs keep under .raystill/."""
+    """Pull an adapter from the tracking server of the environment, or from the one that runs keep under .raystill/."""
     from raystill.launch.services import DIRECTORY
     from raystill.tracking.pull import pull
 
@@ -204,7 +204,7 @@ def _ui(arguments: argparse.Namespace) -> None:
 
 
 def _exec(arguments: argparse.Namespace) -> None:
-    """Run a command with the registry's address and its store's in its environment; its exit status is ours."""
+    """Run a command with the addresses of the registry and its store in its environment, and exit with its status."""
     from raystill.launch.services import DIRECTORY
 
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # as in an activated environment
@@ -223,7 +223,7 @@ def _exec(arguments: argparse.Namespace) -> None:
 
 
 def _registry(directory: Path) -> str:
-    """The tracking server of the environment, or the file that runs keep; UserError where there is neither."""
+    """Address of the environment's tracking server, or of the file that runs keep; UserError where there is neither."""
     from raystill.tracking.runs import tracking_uri
 
     if "MLFLOW_TRACKING_URI" not in os.environ and not (directory / "mlflow.db").exists():

@@ -11,7 +11,7 @@ from raystill.config.overrides import override, parse_assignments, paths
 from raystill.launch.command import guarded
 from raystill.recipes.resolve import resolve
 
-JOBS = {  # that take settings of a type
+JOBS = {  # type of settings -> the jobs that take it
     "Run": "jobs/demo.py, distill.py, targets.py, evaluate.py and bench.py",
     "Pretraining": "jobs/pretrain.py",
     "Study": "jobs/study.py",
@@ -21,9 +21,10 @@ JOBS = {  # that take settings of a type
 
 
 def job(description: str | None, recipe: str, action: Callable[..., object], *, local: bool = True) -> int:
-    """Resolve the recipe that was typed (`recipe` by default), override it, print what `action(run, local=...)` gives;
-    returns the exit status. The annotation of `action`'s first parameter says which settings it takes. An action of a
-    cluster only is called without `local` and does not offer `--local`.
+    """Run a job's command line: resolve the recipe that was typed (`recipe` by default), override it, and print what
+    `action(run, local=...)` gives; return the exit status. The annotation of `action`'s first parameter says which
+    settings it takes. With `local` False, for actions that need a cluster, the action is called without `local`, and
+    there is no `--local`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -54,7 +55,7 @@ def _act(typed: argparse.Namespace, check: Callable[[Any], None], action: Callab
 
 
 def _settings_of(action: Callable[..., object]) -> type:
-    """The annotation of the first parameter."""
+    """The type of settings that an action takes: the annotation of its first parameter."""
     kind: type = next(iter(get_type_hints(action).values()))
     return kind
 
@@ -71,5 +72,5 @@ def _check_kind(recipe: str, usual: str, wanted: type, found: object) -> None:
 
 
 def shown(run: Any) -> str:
-    """Every setting as `--set` takes it, and the fingerprint of those that results depend on."""
+    """Every setting of a run as `--set` takes it, and the fingerprint of those that results depend on."""
     return "\n".join([*(f"{path}={value}" for path, value in paths(run).items()), f"# fingerprint {fingerprint(run)}"])

@@ -1,4 +1,4 @@
-"""Methods side by side: targets, tuning, costs, trainings of two budgets, solvers without training, and the report."""
+"""A comparison of methods: targets, tuning, costs, trainings of two budgets, training-free solvers, and the report."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -38,12 +38,12 @@ from raystill_studies.study import (
 
 log = logging.getLogger(__name__)
 SHOWN = (1, 4)  # steps of the picture's columns
-AT_ONCE = 2  # trials of one entrant at most: what the next one is proposed from depends on it
+AT_ONCE = 2  # trials of one entrant, at most: proposals depend on which trials have ended
 UNCAPTIONED = 4  # rows of the picture, at most, of samples that are read without their captions
 
 
 def launch_comparison(comparison: Comparison) -> str:
-    """Measure what is missing and write the report; returns it. A stopped comparison goes on where it was."""
+    """Measure what a comparison lacks, write the report and return it. A stopped comparison goes on where it was."""
     comparison.check()
     results = read_results(comparison.results)
     with surroundings(comparison.base) as launcher:
@@ -69,7 +69,9 @@ def launch_comparison(comparison: Comparison) -> str:
 
 
 def _prepare(comparison: Comparison, results: dict[str, Any], launcher: Launcher) -> dict[str, dict[str, Any]]:
-    """Reference rows, tuned settings by label, and costs; each is measured again where what it depends on changed."""
+    """Measure the reference rows, tune every entrant and measure the costs, each again only where what it depends on
+    changed; return the tuned settings by label.
+    """
 
     def keep(part: str, label: str, depends_on: Any, measure: Callable[[], dict[str, Any]]) -> None:
         of = fingerprint(depends_on)
@@ -102,8 +104,8 @@ def _prepare(comparison: Comparison, results: dict[str, Any], launcher: Launcher
 
 
 def _time(comparison: Comparison, runs: Mapping[str, Run], results: dict[str, Any], launcher: Launcher) -> None:
-    """Costs, all trainings in turn in every round, since machines do not stay as fast as they are. Each is written as
-    it is measured.
+    """Measure the costs of all trainings, in turn in every round, since machines do not stay as fast as they are. Each
+    cost is written as it is measured.
     """
     threads, rounds = threads_of(comparison.base.cluster.worker), comparison.rounds
     counts = {label: compute_targets(run, launcher)[1].count for label, run in runs.items()}
@@ -128,14 +130,14 @@ def _time(comparison: Comparison, runs: Mapping[str, Run], results: dict[str, An
 
 
 def entering(comparison: Comparison, study: Study) -> Study:
-    """The study of the entrants that are measured."""
+    """A study with only those variants whose entrants are to be measured."""
     labels = {entrant.label for entrant in comparison.entering}
     kept = [replace(q, variants=tuple(v for v in q.variants if v.label in labels)) for q in study.questions]
     return replace(study, questions=tuple(kept))
 
 
 def _of_solver(comparison: Comparison, solver: Solver, launcher: Launcher) -> dict[str, Any]:
-    """Figures of the teacher with a solver."""
+    """Figures and diversity of the teacher, sampled by a solver."""
     return {
         "figures": evaluate(comparison.base, launcher, solver).student,
         "diversity": diversity(comparison.base, comparison.probe, solver, launcher),
@@ -143,7 +145,7 @@ def _of_solver(comparison: Comparison, solver: Solver, launcher: Launcher) -> di
 
 
 def _tuned(comparison: Comparison, entrant: Entrant, launcher: Launcher) -> dict[str, Any]:
-    """The trials of an entrant, and the settings of the best one, or why all of them failed."""
+    """Run an entrant's trials; return them with the settings of the best one, or why all of them failed."""
     from raystill.search.sweep import (  # Ray reads once, when it is imported, which lines it shall not show
         best_trial,
         concurrent_trials,
@@ -176,8 +178,8 @@ def _tuned(comparison: Comparison, entrant: Entrant, launcher: Launcher) -> dict
 def seconds_steps(
     comparison: Comparison, results: Mapping[str, Any], tuned: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, int]:
-    """Steps in the second budget by label: what the seconds hold after an entrant's targets. UserError where that is
-    less than two steps.
+    """Training steps in the second budget, by label: as many as its seconds hold beside the entrant's targets.
+    UserError where that is less than two steps.
     """
     steps = {}
     for label in tuned:
@@ -195,8 +197,8 @@ def seconds_steps(
 def draw_comparison(
     comparison: Comparison, study: Study, results: Mapping[str, Any], by_teacher: list[Row], launcher: Launcher
 ) -> Image:
-    """Rows are captions and some samples without, columns the teacher and every method at one and four steps, of the
-    first seed and budget.
+    """A grid of pictures: rows are captions and some samples without, columns the teacher and every method at one and
+    four steps, of the first seed and budget.
     """
     settings, local = comparison.base.evaluation, LocalLauncher()
     columns = [_pictures(by_teacher, settings.captions, settings.reference_steps)]

@@ -21,12 +21,12 @@ from raystill_studies.report import STEPS, Measured, commits_of, earlier, floor_
 from raystill_studies.study import Question, Study
 
 QUALITY = ("frechet", "kernel", "lpips_teacher")
-CHARTS = {UPDATES: "updates", SECONDS: "seconds"}  # in their files' names
+CHARTS = {UPDATES: "updates", SECONDS: "seconds"}  # title of a budget -> its name in the files of charts
 HEADS = {"frechet": "above floor", "kernel": "kernel", "lpips_teacher": "agreement"}
 
 
 def report(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> str:
-    """The whole report as Markdown."""
+    """The report of a comparison as Markdown."""
     results = above_floor(results)
     parts = [
         f"# {comparison.name}", earlier([results["runs"][key] for key in study.runs() if key in results["runs"]]),
@@ -48,13 +48,13 @@ def report(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> 
 
 
 def chart_path(comparison: Comparison, question: Question) -> Path:
-    """Where a budget's chart lies, beside the results."""
+    """The path of a budget's chart, beside the results."""
     return comparison.results.with_name(f"{comparison.name}-{CHARTS[question.title]}.png")
 
 
 def chart(comparison: Comparison, study: Study, question: Question, results: Mapping[str, Any]) -> Figure:
-    """Frechet distances of a budget with their spread over seeds, the best at four steps on top; dotted lines are those
-    of the best solver without training at each number of steps.
+    """A figure of the Frechet distances of a budget with their spread over seeds, the best at four steps on top; dotted
+    lines are those of the best solver without training at each number of steps.
     """
     results = above_floor(results)
     found = {variant.label: measured(study, variant, results) for variant in question.variants}
@@ -87,7 +87,7 @@ def _distances(found: Measured, n: str) -> list[float]:
 
 
 def _left_out(comparison: Comparison, results: Mapping[str, Any]) -> str:
-    """Entrants whose trials failed."""
+    """Lines that name the entrants that are left out because their trials failed."""
     tuned = {entrant.label: results["tuned"][entrant.label] for entrant in comparison.entrants}
     return "\n".join(f"- {label} is left out: {one['failed']}" for label, one in tuned.items() if "failed" in one)
 
@@ -118,7 +118,7 @@ def _head(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> s
 
 
 def _references(comparison: Comparison, results: Mapping[str, Any]) -> str:
-    """The teacher with solvers that need no training."""
+    """The section on the teacher with solvers that need no training."""
     head = ["teacher", *(f"{HEADS[name]} {n}" for name in QUALITY for n in STEPS), *_diversities()]
     rows = []
     for label in comparison.references():
@@ -174,7 +174,9 @@ def _diverse(found: Measured) -> list[str]:
 
 
 def _costs(run: Run, cost: Mapping[str, Any]) -> list[str]:
-    """Updates, steps, teacher calls per image that was trained on, seconds with those of targets, and memory."""
+    """The cells of a row of costs: updates, steps, teacher calls per image that was trained on, seconds with those of
+    targets, seconds of targets, and memory.
+    """
     steps, method = run.training.steps, run.method
     updates = sum(STUDENT in method.turn(step) for step in range(steps))
     stored = run.targets.estimator.calls * cost["targets"] / (steps * run.training.step_size)
@@ -186,8 +188,8 @@ def _costs(run: Run, cost: Mapping[str, Any]) -> list[str]:
 
 
 def _ranks(comparison: Comparison, study: Study, question: Question, results: Mapping[str, Any]) -> str:
-    """The first entrant's place among other methods at each number of steps, by mean Frechet distances, of those that
-    no seed failed of; and ratios of runs of one seed to the best other one.
+    """Lines that give the first entrant's rank among other methods at each number of steps, by mean Frechet distances,
+    of entrants of which no seed failed; and ratios of its distances to the best other one's at the same seeds.
     """
     methods = {entrant.label: entrant.method.name for entrant in comparison.entrants}
     own = {label for label, name in methods.items() if name == comparison.entrants[0].method.name}
@@ -213,7 +215,7 @@ def _ranks(comparison: Comparison, study: Study, question: Question, results: Ma
 
 
 def _tuning(comparison: Comparison, results: Mapping[str, Any]) -> str:
-    """What was tried of each entrant, and the settings that were taken."""
+    """The section on tuning: what was tried of each entrant, and the settings that were taken."""
     rows = []
     for entrant in comparison.entrants:
         found, steps = results["tuned"][entrant.label], comparison.search(entrant).steps
@@ -236,19 +238,19 @@ def _tuning(comparison: Comparison, results: Mapping[str, Any]) -> str:
 
 
 def _first(comparison: Comparison) -> str:
-    """What the first trials change of a method's own settings, for people."""
+    """The changes that the first trials make to a method's own settings, as text."""
     paths = dict.fromkeys(path for point in comparison.first for path in point)
     given = [f"{_short(path)} {', '.join(_value(p[path]) for p in comparison.first if path in p)}" for path in paths]
     return f" with {' and '.join(given)} in turn" if given else ""
 
 
 def _short(path: str) -> str:
-    """The path of a setting, for people."""
+    """The path of a setting as text for tables."""
     return path.removeprefix("method.") if path != "method.learning_rate" else "adversary's learning_rate"
 
 
 def _domain(domain: Choice | Range) -> str:
-    """What a space offers, for people."""
+    """What a search space offers of a setting, as text."""
     return (" to " if isinstance(domain, Range) else " or ").join(map(_value, domain.extremes))
 
 

@@ -22,59 +22,60 @@ from raystill_studies.probes import Probe
 from raystill_studies.study import Question, Study, Variant
 
 UNTRAINED = "the student before its training"
-NAMES = {  # of the classes of diffusers
+NAMES = {  # class of diffusers -> name in the tables
     "DDIMScheduler": "DDIM",
     "DPMSolverMultistepScheduler": "DPM-Solver++",
     "UniPCMultistepScheduler": "UniPC",
     "DEISMultistepScheduler": "DEIS",
 }
-UPDATES, SECONDS = "equal updates of the student", "equal wall seconds"  # the budgets
+UPDATES, SECONDS = "equal updates of the student", "equal wall seconds"  # titles of the budgets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entrant:
-    """A method as it is compared."""
+    """A method as it is compared: with its targets, and with the settings that it may tune."""
 
     label: Knob[str]
     method: Distilling
-    targets: Targets  # of as many shards as the base has
-    space: Space  # what its trials search
-    shares: Mapping[str, float] = introduced_group(dict)  # of a training's steps, for settings that count steps
-    sampled: tuple[int, ...] | None = introduced(None)  # steps of its sampler; None takes the base's
-    # of these, those at which its trials are compared; None: the comparison's
+    targets: Targets  # its targets, of as many shards as the base run's
+    space: Space  # settings that its trials search
+    # path of a setting that counts steps -> share of a training's steps
+    shares: Mapping[str, float] = introduced_group(dict)
+    sampled: tuple[int, ...] | None = introduced(None)  # step counts of its sampler; None takes the base run's
+    # those of its step counts at which its trials are compared; None takes the comparison's
     searched: tuple[int, ...] | None = introduced(None)
-    paper: Knob[str | None] = None  # arXiv number, where it is not the method's
+    paper: Knob[str | None] = None  # arXiv number, where it is another than the method's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Settings of a comparison."""
+    """Settings of a comparison: the base run, the methods that enter, and two budgets."""
 
     name: Knob[str]
     base: Run
     entrants: tuple[Entrant, ...]  # the first one is what the others are compared with
-    trials: int = introduced(5)  # of the sweep tool, for each entrant
-    # changes of an entrant's own settings, of which its first trials are
+    trials: int = introduced(5)  # trials for each entrant, run by the sweep tool
+    # changes that an entrant's first trials make to its own settings, one trial for each
     first: tuple[Mapping[str, Any], ...] = introduced(({},))
-    # steps of sampling at which trials are compared, of those that there are
+    # sampling step counts at which trials are compared, where an entrant has them
     searched: tuple[int, ...] = introduced((1, 2, 4))
-    updates: int = introduced(100)  # of the student, in the first budget
-    seconds: float = introduced(300.0)  # of one process, teacher calls included, in the second
-    seeds: tuple[int, ...] = introduced((0, 1, 2))
-    tuning_seed: int = introduced(3)  # of the trials, none of those that are compared
-    rounds: int = introduced(2)  # of timing every training in turn
-    solvers: tuple[str, ...] = introduced((  # classes of diffusers
+    updates: int = introduced(100)  # updates of the student in the first budget
+    seconds: float = introduced(300.0)  # seconds of one process in the second budget, teacher calls included
+    seeds: tuple[int, ...] = introduced((0, 1, 2))  # seeds of the trainings that are compared
+    tuning_seed: int = introduced(3)  # training seed of the trials, none of those that are compared
+    rounds: int = introduced(2)  # rounds in which every training is timed in turn
+    solvers: tuple[str, ...] = introduced((  # classes of diffusers' solvers
         "DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
     ))  # fmt: skip
     probe: Probe = introduced_group(Probe)
     # labels of the entrants that are measured, all where it is empty; the others keep the rows and costs that they have
     only: Knob[tuple[str, ...]] = ()
-    text: Knob[str] = ""  # of the report: what it says, written by people who have seen it
-    output: Knob[str] = "docs/results"  # NAME.json with every measurement, NAME.md and a picture
+    text: Knob[str] = ""  # text of the report: what it says, written by people who have seen it
+    output: Knob[str] = "docs/results"  # directory of NAME.json with every measurement, NAME.md and a picture
 
     @property
     def results(self) -> Path:
-        """Where measurements are kept; what is there is not measured again."""
+        """The file of the measurements; what is there is not measured again."""
         return Path(self.output) / f"{self.name}.json"
 
     @property
@@ -83,7 +84,7 @@ class Comparison:
         return tuple(entrant for entrant in self.entrants if not self.only or entrant.label in self.only)
 
     def references(self) -> dict[str, Solver]:
-        """The teacher with solvers that need no training, guided and not, and as students begin; by label."""
+        """Samplers without training, by label: the teacher with solvers, guided and not, and the untrained student."""
         teacher, guidance = Path(self.base.teacher), self.base.evaluation.guidance
         names = {name: NAMES.get(name, name) for name in self.solvers}
         guided = {label: Solver(teacher, name, guidance) for name, label in names.items()}
@@ -91,7 +92,7 @@ class Comparison:
         return {**guided, **free, UNTRAINED: Solver(teacher, None, 1.0)}
 
     def steps(self, entrant: Entrant) -> int:
-        """Steps of training in the first budget: those of a method whose student waits for others are more."""
+        """Training steps in the first budget: more than the updates where other roles take turns with the student."""
         steps = found = 0
         while found < self.updates:
             found += STUDENT in entrant.method.turn(steps)
@@ -99,7 +100,7 @@ class Comparison:
         return steps
 
     def run_of(self, entrant: Entrant, steps: int, config: Mapping[str, Any]) -> Run:
-        """An entrant's training of so many steps, with tuned settings."""
+        """The run of an entrant: the base run with its method, targets and tuned settings, of so many steps."""
         sampled = self.base.evaluation.student_steps if entrant.sampled is None else entrant.sampled
         run = override(
             self.base,
@@ -116,8 +117,8 @@ class Comparison:
         return override(override(run, counted), config)
 
     def search(self, entrant: Entrant) -> Search:
-        """The trials of an entrant, all of the first budget, with another seed and other starts than are compared: its
-        own settings with every first change, then what the search proposes.
+        """The sweep that tunes an entrant, all trials of the first budget, with another seed and other starts than are
+        compared: its own settings with every first change, then what the search proposes.
         """
         run = self.run_of(entrant, self.steps(entrant), {"training.seed": self.tuning_seed})
         evaluation = replace(run.evaluation, seed=run.evaluation.seed + 1)
@@ -131,9 +132,7 @@ class Comparison:
         )  # fmt: skip
 
     def study(self, tuned: Mapping[str, Mapping[str, Any]], steps: Mapping[str, int]) -> Study:
-        """What is measured of the entrants that have tuned settings, with their steps in the second budget; both by
-        label.
-        """
+        """The study of the tuned entrants in both budgets; `tuned` settings and `steps` in the second are by label."""
         entrants = [entrant for entrant in self.entrants if entrant.label in tuned]
         budgets = {UPDATES: {e.label: self.steps(e) for e in entrants}, SECONDS: steps}
         questions = tuple(

@@ -1,6 +1,4 @@
-"""What a training takes: seconds of its steps and of its stored targets, and memory, of a process that does nothing
-else.
-"""
+"""Costs of a training, of a process that does nothing else: seconds of steps and of stored targets, and memory."""
 
 import statistics
 import time
@@ -29,44 +27,44 @@ from raystill.run.settings import Run
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Learner, Observers, Training, train
 
-PICKED = 12  # steps of a training that are timed, about, in each round
-LEAST = 4  # of each kind of turn
+PICKED = 12  # steps of a training that are timed in each round, about
+LEAST = 4  # steps that are timed, at least, of each kind of turn (the roles that a step updates)
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one training, on this machine."""
+    """The cost of one training on this machine."""
 
-    step_s: float  # without the wait for data
-    target_s: float  # of one stored target, read and computed
-    peak_gib: float  # above what a process has before it builds networks
+    step_s: float  # seconds of a step, without the wait for data
+    target_s: float  # seconds of one stored target, read and computed
+    peak_gib: float  # peak memory above what a process has before it builds networks
 
 
 class Picked:
-    """A method of which some steps are taken, in the order given."""
+    """A method that takes some steps of another one, in the order given."""
 
     def __init__(self, inner: Method, steps: Sequence[int]) -> None:
         self.inner, self.learners, self.needs, self.steps = inner, inner.learners, inner.needs, steps
 
     def turn(self, step: int) -> tuple[str, ...]:
-        """The inner method's."""
+        """Return the roles that the inner method updates at the picked step."""
         return self.inner.turn(self.steps[step])
 
     def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """The inner method's."""
+        """Return the inner method's losses at the picked step."""
         return self.inner.losses(networks, batch, rng, self.steps[step])
 
 
 def machine() -> str:
-    """This machine since it was started, as Linux calls it: seconds of another one do not compare."""
+    """Linux's identifier of this machine since it was started: seconds of another machine do not compare."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def comparable(
     costs: Mapping[str, Mapping[str, Any]], of: Mapping[str, str], rounds: int, here: str
 ) -> dict[str, Mapping[str, Any]]:
-    """Stored costs by label whose settings are the present ones; where rounds are missing yet, which are measured
-    here, only those of the same machine.
+    """Stored costs, by label, whose settings are the present ones; while rounds are missing, which are measured here,
+    only those of the same machine.
     """
     known = {label: cost for label, cost in costs.items() if cost["of"] == of.get(label)}
     if all(len(known.get(label, {}).get("rounds", ())) >= rounds for label in of):
@@ -75,18 +73,18 @@ def comparable(
 
 
 def timed(run: Run, threads: int, offset: float) -> Cost:
-    """Time a training in a process of its own; `offset`, in [0, 1), says which of its steps."""
+    """Measure the cost of a training in a process of its own; `offset`, in [0, 1), says which steps are timed."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(measured, run, threads, offset).result()
 
 
 def mean(every: Sequence[Cost]) -> Cost:
-    """Of several rounds."""
+    """The mean cost of several rounds."""
     return Cost(*(statistics.fmean(values) for values in zip(*map(astuple, every), strict=True)))
 
 
 def measured(run: Run, threads: int, offset: float) -> Cost:
-    """Time some steps of a training on a batch of noise, and a batch of targets, in this process."""
+    """Measure the cost of a training in this process: of some steps on a batch of noise, and of a batch of targets."""
     quiet_libraries()
     torch.set_num_threads(threads)
     launcher = LocalLauncher()
@@ -97,7 +95,7 @@ def measured(run: Run, threads: int, offset: float) -> Cost:
 
 
 def _step_seconds(task: DistillTask, device: torch.device, offset: float) -> float:
-    """Mean over the steps of the whole training: each kind of turn counts as often as it comes."""
+    """Mean seconds of a step over the whole training: each kind of turn counts as often as it comes."""
     torch.manual_seed(task.training.seed)
     built = task.build(device)
     learners = {}
@@ -142,7 +140,7 @@ def picks(
 
 
 def _target_seconds(run: Run, launcher: LocalLauncher) -> float:
-    """Seconds of one target, of a batch of the first shard that is trained on."""
+    """Mean seconds of one target, over a batch of the first shard that is trained on."""
     transform, source = target_maker(run, launcher)(), training_source(run)
     key = source.entries[0].key
     samples = list(islice(unpack(source.store.read(key), key), run.targets.batch_size))
@@ -156,7 +154,7 @@ def _target_seconds(run: Run, launcher: LocalLauncher) -> float:
 
 
 def _noise(task: DistillTask, device: torch.device) -> Batch:
-    """A batch of every field."""
+    """A batch of random data and target means, with the condition of the empty caption."""
     pipeline, count = load_pipeline(task.teacher), task.training.lane_size
     x_0, mean = generator(0, 0, 0).normal((2, count, *pipeline.latent_shape)).to(device)
     condition = pipeline.condition([""] * count).clone().to(device)
@@ -164,7 +162,7 @@ def _noise(task: DistillTask, device: torch.device) -> Batch:
 
 
 def _forget_peak(device: torch.device) -> float:
-    """Begin to look for the highest memory anew; returns the present, GiB."""
+    """Reset the peak of the memory; return the present memory, GiB."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -173,7 +171,7 @@ def _forget_peak(device: torch.device) -> float:
 
 
 def _peak(device: torch.device) -> float:
-    """GiB of the device, or of the process, at its highest."""
+    """Peak memory of the device, or of the process, GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

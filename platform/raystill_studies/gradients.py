@@ -32,20 +32,21 @@ TENSORS = ("x_0", "target_mean", "condition")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientProbe:
-    """Where gradients are measured."""
+    """Settings that say where gradients are measured."""
 
-    shards: int = introduced(2)  # of the targets
-    instances: int = introduced(16)  # of each shard
-    # of time, in the middles of equal shares of the objective's law: whole tenths, as the stock law has
+    shards: int = introduced(2)  # shards of the targets that are used
+    instances: int = introduced(16)  # instances of each shard
+    # points of time, in the middles of equal shares of the objective's law; a multiple of ten, since the default law of
+    # times has shares of tenths
     points: int = introduced(40)
-    seed: int = introduced(7000)  # of the path's noise
-    timed: int = introduced(3)  # steps of the student, and ten times as many of the law
+    seed: int = introduced(7000)  # seed of the path's noise
+    timed: int = introduced(3)  # steps of the student that are timed, and ten times as many of the law of times
 
     revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
 
 
 class GradientTransform:
-    """Stored targets to ||grad||^2 of a student's loss along their paths, beside the law's density."""
+    """The transform of stored targets to ||grad||^2 of a student's loss along their paths, and its law's density."""
 
     def __init__(
         self, build: Callable[[torch.device], Assembly], task: DistillTask, probe: GradientProbe, device: str
@@ -58,7 +59,7 @@ class GradientTransform:
         self.student, self.law = built.modules[STUDENT], built.modules.get(TIME_SAMPLER)
 
     def read(self, sample: Sample) -> Row:
-        """A row of the targets."""
+        """Read a stored row of the targets."""
         return unpack_row(sample)
 
     def compute(self, rows: list[Row]) -> list[Row]:
@@ -90,12 +91,12 @@ class GradientTransform:
         return torch.stack([torch.as_tensor(s) for s in squares]).cpu()
 
     def _losses(self, batch: Batch, t: Times, eps: Latent) -> Float[Tensor, " batch"]:
-        """The samples' losses at their times."""
+        """The loss of each sample at its time."""
         return self.settings.objective.per_sample(*self.settings.answers(self.given, self.student, batch, t, eps))
 
     @torch.no_grad()
     def _density(self, row: Row, v: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
-        """q / p at v for one instance."""
+        """The density q / p of the law of times at quantiles v, for one instance."""
         times = self.settings.times
         if not isinstance(times, LearnedTimes):
             return times.relative_density(v)
@@ -117,7 +118,7 @@ class GradientTransform:
         return student, seconds(self._law_step(batch), 10 * self.probe.timed)
 
     def _law_step(self, batch: Batch) -> Callable[[], object]:
-        """Draw a batch of times and, where they are learned, learn from its squared gradients."""
+        """A function that draws a batch of times and, where they are learned, learns from its squared gradients."""
         times, law, path, schedule = self.settings.times, self.law, self.settings.path, self.given.schedule
         rng, squares = generator(0, 0, 0), torch.rand(len(batch["x_0"]), device=self.device) + 0.1
         if not isinstance(times, LearnedTimes):
@@ -135,7 +136,7 @@ class GradientTransform:
 
 
 def batch_of(rows: list[Row], device: torch.device) -> Batch:
-    """Stored targets as a batch of a training."""
+    """Rows of stored targets as a batch of a training."""
     return {name: torch.from_numpy(np.stack([row[name] for row in rows])).to(device) for name in TENSORS}
 
 

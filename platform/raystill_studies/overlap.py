@@ -20,19 +20,20 @@ from raystill_studies.gradients import batch_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverlapProbe:
-    """Where the error of x_0 is measured."""
+    """Settings that say where on its path a student's error of x_0 is measured."""
 
-    shards: int = introduced(2)  # of the targets
-    instances: int = introduced(64)  # of each shard
-    # the angles of the stock sampler's timesteps in so many steps: the same ones for every path
+    shards: int = introduced(2)  # shards of the targets that are used
+    instances: int = introduced(64)  # instances of each shard
+    # points of a path: the angles of the stock sampler's timesteps in so many steps, the same ones for every path
     points: int = introduced(8)
-    seed: int = introduced(6000)  # of the path's noise
+    seed: int = introduced(6000)  # seed of the path's noise
 
     revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
 
 
 class OverlapTransform:
-    """Stored targets to a student's squared error of x_0 along their paths, beside the variance of x_0.
+    """The transform of stored targets to a student's squared error of x_0 along their paths, beside the variance of
+    x_0.
 
     Two instances whose paths meet at one point and time cannot both be known from it, so that the least error there is
     the variance of x_0 given the point: 0 where no paths meet (2209.03003).
@@ -47,7 +48,7 @@ class OverlapTransform:
         self.student = built.modules[STUDENT].eval()
 
     def read(self, sample: Sample) -> Row:
-        """A row of the targets."""
+        """Read a stored row of the targets."""
         return unpack_row(sample)
 
     @torch.inference_mode()

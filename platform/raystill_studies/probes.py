@@ -25,19 +25,20 @@ MakeDraw = Callable[[], tuple[Pipeline, Draw]]  # picklable: it is called where 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What is probed."""
+    """Settings of the probes of stability and diversity."""
 
-    shards: int = introduced(1)  # of the source
-    captions: int = introduced(64)  # of each shard
-    starts: int = introduced(4)  # per caption, for the diversity
-    distance: float = introduced(0.05)  # of the moved start: z' = sqrt(1 - d^2) z + d xi keeps the start's law
-    seed: int = introduced(5000)
+    shards: int = introduced(1)  # shards of the source that are probed
+    captions: int = introduced(64)  # captions of each shard
+    starts: int = introduced(4)  # starts per caption, for the diversity
+    # distance d of the moved start: z' = sqrt(1 - d^2) z + d xi keeps the start's law
+    distance: float = introduced(0.05)
+    seed: int = introduced(5000)  # seed of the starts
 
     revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
 
 
 class ProbeTransform:
-    """Captions to Lipschitz estimates and diversities at each step count."""
+    """The transform of captions to Lipschitz estimates and diversities of a sampler at each step count."""
 
     def __init__(self, make: MakeDraw, steps: tuple[int, ...], probe: Probe, reading: Reading, features: str) -> None:
         self.pipeline, self.draw = make()
@@ -45,7 +46,7 @@ class ProbeTransform:
         self.features = feature_network(features)
 
     def read(self, sample: Sample) -> Row:
-        """Caption."""
+        """Read a sample's caption."""
         return {"key": sample.key, "caption": caption_of(sample, self.reading)}
 
     @torch.inference_mode()
@@ -72,7 +73,7 @@ class ProbeTransform:
         return torch.stack([*starts, moved])
 
     def _diversity(self, drawn: Float[Tensor, "starts captions channels height width"]) -> Float[Tensor, " captions"]:
-        """Mean distance of features over pairs of starts."""
+        """Mean distance of features over pairs of starts, for each caption."""
         found = [extract(self.features, self.pipeline.decode(latents).numpy()) for latents in drawn]
         pairs = [_norms(a - b) for i, a in enumerate(found) for b in found[:i]]
         return torch.stack(pairs).mean(dim=0).cpu()
@@ -85,6 +86,6 @@ def _norms(x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
 
 
 def means(rows: list[Row], steps: tuple[int, ...]) -> dict[str, float]:
-    """Mean of every probe over captions."""
+    """The mean of every probe over captions, by its name."""
     names = [f"{kind}_{n}" for kind in ("lipschitz", "diversity") for n in steps]
     return {name: float(np.mean([row[name] for row in rows])) for name in names}

@@ -16,9 +16,9 @@ from raystill.run.settings import Run
 from raystill_studies.floor import above_floor
 from raystill_studies.study import EARLIER, Question, Study, Variant, measure_all
 
-Measured = Mapping[int, Mapping[str, Any]]  # by seed
+Measured = Mapping[int, Mapping[str, Any]]  # measurements of the runs of a variant, by seed
 STEPS = ("1", "2", "4", "8")
-SMOOTHED = 5  # reports of a training, whose mean is compared
+SMOOTHED = 5  # reports of a training whose mean is compared
 PAIRS = "Ratios to the first row, of runs with the same seed: what a seed does to all rows is not in their spread."
 PROBES = """How far an output moves, relative to its start, where that moves a little (of latents, in Euclidean norms),
 the mean distance of features between pictures of one caption from independent starts, and the squared error of x_0
@@ -43,7 +43,7 @@ FIGURES = {
 
 
 def launch_study(study: Study, *, local: bool = False) -> str:
-    """Measure what is missing and write the report; returns it."""
+    """Measure what a study's results lack, write the report and return it."""
     text = report(study, measure_all(study, local=local))
     path = study.results.with_suffix(".md")
     path.write_text(text)
@@ -51,7 +51,7 @@ def launch_study(study: Study, *, local: bool = False) -> str:
 
 
 def report(study: Study, results: Mapping[str, Any]) -> str:
-    """The whole report as Markdown; draws its pictures beside the results."""
+    """The report of a study as Markdown; draws its pictures beside the results."""
     results = above_floor(results)
     parts = [_head(study, results), teacher_table(results["teacher"])]
     for number, question in enumerate(study.questions, 1):
@@ -72,13 +72,13 @@ def report(study: Study, results: Mapping[str, Any]) -> str:
 
 
 def measured(study: Study, variant: Variant, results: Mapping[str, Any]) -> Measured:
-    """What was measured of a variant, by seed; those are left out whose training stopped before a bad update."""
+    """The measurements of a variant, by seed; runs are left out whose training stopped before a bad update."""
     found = {seed: results["runs"].get(study.run_of(variant, seed)[0]) for seed in study.seeds}
     return {seed: one for seed, one in found.items() if one is not None and "failed" not in one}
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds; a dash where nothing was measured."""
+    """Mean and standard deviation over seeds, as text; a dash where nothing was measured."""
     if not values:
         return "-"
     mean = statistics.fmean(values)
@@ -104,7 +104,7 @@ def _head(study: Study, results: Mapping[str, Any]) -> str:
 
 
 def floor_line(teacher: Mapping[str, Any]) -> str:
-    """What the floor of the Frechet distances is, in a sentence."""
+    """A sentence that says what the floor of the Frechet distances is."""
     return (
         "Frechet distances to real pictures are above their floor, the distance between two sets of as many of the "
         f"teacher's own samples: {teacher['floor']:.4g}."
@@ -124,19 +124,19 @@ def earlier(done: Sequence[Mapping[str, Any]]) -> str:
 
 
 def commits_of(done: Sequence[Mapping[str, Any]]) -> str:
-    """The commits that measured, shortened, with a mark where files had been edited."""
+    """The commits of the code that measured, shortened, with a mark where files had been edited."""
     names = (str(one["commit"]).partition("-") for one in done if "commit" in one)
     return ", ".join(sorted({f"{commit[:10]}{dash}{mark}" for commit, dash, mark in names}))
 
 
 def _pictures(run: Run) -> str:
-    """How many are compared, for people."""
+    """How many pictures are compared, as text."""
     each, shards = run.evaluation.pictures, run.evaluation.shards
     return f"all of {shards} shards'" if each is None else f"the first {each} of each of {shards} shards'"
 
 
 def teacher_table(teacher: Mapping[str, Any]) -> str:
-    """The teacher's own figures at each number of steps."""
+    """A table of the teacher's own figures at each number of steps."""
     figures, probes = teacher["figures"], teacher["probes"]
     head = ["steps", *FIGURES.values(), "lipschitz", "diversity"]
     lines = [
@@ -151,7 +151,7 @@ def teacher_table(teacher: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[tuple[Variant, Measured]]) -> str:
-    """Every figure of quality at every step count, a table per two figures, and ratios of pairs of one seed."""
+    """Tables of every figure of quality at every step count, two figures each, and of ratios of pairs of one seed."""
     tables = [_figures(rows, names) for names in (("frechet", "frechet_teacher"), ("kernel", "lpips_teacher"))]
     return "\n\n".join([*tables, PAIRS, _pairs(rows, ("frechet", "lpips_teacher"))])
 
@@ -169,7 +169,7 @@ def _figures(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> 
 
 
 def _pairs(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> str:
-    """Figures over those of the first row with the same seed."""
+    """A table of every row's figures, divided by those of the first row with the same seed."""
     (first, base), *others = rows
     head = [f"over {first.label}", *(f"{SHORT[name]} {n}" for name in names for n in STEPS)]
     lines = []
@@ -185,7 +185,7 @@ def _pairs(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> st
 
 
 def _probes(rows: Sequence[tuple[Variant, Measured]], teacher: Mapping[str, Any]) -> str:
-    """How far outputs move with their starts, how diverse they are, at each step count, and what is left of doubt."""
+    """A table of how far outputs move with their starts, how diverse they are, by step count, and the error of x_0."""
     names = [f"{kind}_{n}" for kind in ("lipschitz", "diversity") for n in STEPS]
     own = [f"{teacher['probes'][name]:.3g}" if name in teacher["probes"] else "-" for name in names]
     lines = [["the teacher", *own, f"{statistics.fmean(teacher['overlap']):.3g}"]]
@@ -203,14 +203,14 @@ def _probes(rows: Sequence[tuple[Variant, Measured]], teacher: Mapping[str, Any]
 
 
 def _gradients(rows: Sequence[tuple[Variant, Measured]]) -> str:
-    """How well each law of times serves the gradient, what it costs, and how soon it is where uniform times end."""
+    """A table of laws of times: how well each serves the gradient, its cost, and when it is where uniform times end."""
     uniform = next((found for variant, found in rows if _times(variant) == UniformTimes()), {})
     head = ["", "gradient", "best of time", "quotient", "loss variance", "steps", "time", "seconds", "cost of a step"]
     return markdown(head, [_gradient_row(variant, found, uniform) for variant, found in rows])
 
 
 def _verdicts(rows: Sequence[tuple[Variant, Measured]]) -> str:
-    """Which learned laws did what is asked of them, by their means over seeds."""
+    """Lines that say which learned laws of times keep the limits WITHIN and COST, by their means over seeds."""
     lines = []
     for variant, found in rows:
         law = [one["gradients"] for one in found.values() if "gradients" in one]
@@ -227,8 +227,8 @@ def _verdicts(rows: Sequence[tuple[Variant, Measured]]) -> str:
 
 
 def _laws(rows: Sequence[tuple[Variant, Measured]]) -> Figure:
-    """Densities of the learned laws of uniform times, means over seeds and instances, and the best law of time alone
-    for the student that was trained with uniform times.
+    """A figure with the densities of the learned laws over uniform times, means over seeds and instances, and the best
+    law of time alone for the student that was trained with uniform times.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -276,17 +276,17 @@ def _gradient_row(variant: Variant, found: Measured, uniform: Measured) -> list[
 
 
 def _cost(one: Mapping[str, Any]) -> float:
-    """A step with its law of times over one without, both timed in one process."""
+    """The time of a step with its law of times over that of one without, both timed in one process."""
     return 1 + _law(one["gradients"]) if "gradients" in one else 1.0
 
 
 def _law(measured: Mapping[str, Any]) -> float:
-    """What the law takes, as a share of the student's forward and backward."""
+    """The time of the law of times as a share of that of the student's forward and backward."""
     return float(measured["law_s"] / measured["student_s"])
 
 
 def reach(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
-    """First step at which the loss, a mean over reports, is down to the other's final one; None where never."""
+    """First step at which a run's loss, a mean over reports, is down to another run's final one; None where never."""
     last, losses = _late(other["loss"]), one["loss"]
     every = one["steps"] / len(losses)
     means = ((i + 1, statistics.fmean(losses[max(0, i + 1 - SMOOTHED) : i + 1])) for i in range(len(losses)))
@@ -298,7 +298,7 @@ def _late(values: Sequence[float]) -> float:
 
 
 def _curve(question: Question, rows: Sequence[tuple[Variant, Measured]]) -> Figure:
-    """Frechet distance against x, a line per step count, with the spread over seeds."""
+    """A figure of the Frechet distance against x, a line per step count, with the spread over seeds."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for steps in STEPS:

@@ -40,7 +40,7 @@ from raystill_studies.probes import Probe, ProbeTransform, means
 
 log = logging.getLogger(__name__)
 LOSS = "loss/student"
-EARLIER = "earlier"  # in a measurement: it is of code that gave other numbers, and is made again
+EARLIER = "earlier"  # key that marks a measurement by code that gave other numbers; it is made again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Variant:
     """One row of a table: the base run with changes."""
 
     label: Knob[str]
-    changes: Mapping[str, Any] = introduced_group(dict)  # as `override` takes them
+    changes: Mapping[str, Any] = introduced_group(dict)  # changed settings by path, as `override` takes them
     x: Knob[float | None] = None  # its place on the horizontal axis, where the question is drawn as a curve
 
 
@@ -59,9 +59,9 @@ class Question:
     title: Knob[str]
     text: Knob[str] = ""
     conclusion: Knob[str] = ""  # what its figures say, written by people who have seen them
-    # also measured: stability, diversity and what is left of doubt, beside the teacher's
+    # whether stability, diversity and the error of x_0 along the path are also measured, beside the teacher's
     probes: bool = introduced(False)
-    # also measured: how well the law of times serves the gradient, and what it costs
+    # whether it is also measured how well the law of times serves the gradient, and what the law costs
     gradients: bool = introduced(False)
     variants: tuple[Variant, ...]
 
@@ -76,21 +76,21 @@ class Planned(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """Settings of a study."""
+    """Settings of a study: a base run, the variants of every question, and the seeds."""
 
     name: Knob[str]
     base: Run
     questions: tuple[Question, ...]
-    seeds: tuple[int, ...] = introduced((0, 1, 2))  # of the training; targets and evaluation are shared
+    seeds: tuple[int, ...] = introduced((0, 1, 2))  # seeds of the training; targets and evaluation are shared
     probe: Probe = introduced_group(Probe)
     gradients: GradientProbe = introduced_group(GradientProbe)
     overlap: OverlapProbe = introduced_group(OverlapProbe)
-    text: Knob[str] = ""  # of the report: its command, and what it found
-    output: Knob[str] = "docs/results"  # NAME.json with every measurement, NAME.md and pictures
+    text: Knob[str] = ""  # text of the report: its command, and what it found
+    output: Knob[str] = "docs/results"  # directory of NAME.json with every measurement, NAME.md and pictures
 
     @property
     def results(self) -> Path:
-        """Where measurements are kept; what is there is not measured again."""
+        """The file of the measurements; what is there is not measured again."""
         return Path(self.output) / f"{self.name}.json"
 
     def runs(self) -> dict[str, Planned]:
@@ -105,7 +105,7 @@ class Study:
 
     @property
     def teacher_key(self) -> str:
-        """What the teacher's own row depends on, as a fingerprint."""
+        """The fingerprint of what the teacher's own row depends on."""
         run = self.base
         return fingerprint([run.targets, run.reading, run.evaluation, self.probe, self.overlap])
 
@@ -119,7 +119,7 @@ class Study:
 
 
 def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
-    """Measure every run that the results lack; a stopped study goes on where it was."""
+    """Measure every run that the results lack, and return all results; a stopped study goes on where it was."""
     results = read_results(study.results)
     if missing_of(study, results) or not _has_teacher(study, results):
         with surroundings(study.base, local=local) as launcher:
@@ -128,7 +128,7 @@ def measure_all(study: Study, *, local: bool = False) -> dict[str, Any]:
 
 
 def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -> int:
-    """Measure every run that the results lack, and add and write each as it is done; returns how many they were."""
+    """Measure every run that the results lack, and add and write each as it is done; return how many runs they were."""
     missing = missing_of(study, results)
     check_revision(study.base, study.results, results)
     if not _has_teacher(study, results):  # its figures come with the runs, all missing then
@@ -146,7 +146,7 @@ def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -
 
 
 def missing_of(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
-    """What has not been measured yet; UserError where a run does not fit together."""
+    """The runs that have not been measured yet, by key; UserError where a run's settings do not fit together."""
     planned, teacher = study.runs(), teacher_facts(Path(study.base.teacher))
     for one in planned.values():
         one.run.check()
@@ -160,13 +160,13 @@ def missing_of(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
 
 
 def _has_teacher(study: Study, results: Mapping[str, Any]) -> bool:
-    """Whether the teacher's own row is there."""
+    """Whether the results hold the teacher's own row for this study."""
     found = results.get("teacher", {})
     return found.get("of") == study.teacher_key and "floor" in found and EARLIER not in found
 
 
 def by_training(planned: Mapping[str, Planned]) -> dict[str, dict[str, Planned]]:
-    """Runs that share a training, or a part of it, together: two processes must not train it at once."""
+    """Runs in groups that share a training, or a part of it: two processes must not train it at once."""
     groups: dict[str, dict[str, Planned]] = {}
     for key, one in planned.items():
         groups.setdefault(_training(one.run), {})[key] = one
@@ -174,20 +174,20 @@ def by_training(planned: Mapping[str, Planned]) -> dict[str, dict[str, Planned]]
 
 
 def _training(run: Run) -> str:
-    """What runs have in common that are trained in the same place."""
+    """The fingerprint that runs have in common whose trainings are kept in the same place."""
     return fingerprint(identity(_trained_as(run), open_ended(run.task)))
 
 
 def _trained_as(run: Run) -> Run:
-    """The run as far as its training goes: how a student is sampled and compared changes nothing in it, but for what is
-    held out and which captions are drawn on the way.
+    """A run as far as its training goes: how a student is sampled and compared changes nothing in the training, but for
+    which shards are held out and which captions are drawn on the way.
     """
     evaluation = Evaluation(shards=run.evaluation.shards, captions=run.evaluation.captions)
     return replace(run, sampling=Sampling(), evaluation=evaluation)
 
 
 def _tracking(study: Study, run: Run, targets: Store) -> Tracking:
-    """Where a run's training is tracked, before it begins."""
+    """The MLflow run that a run's training reports to; asked before the training begins."""
     return Tracking(
         uri=tracking_uri(DIRECTORY), experiment=study.name, name=_training(run), inputs=inputs_of(run),
         without=untold(run, targets), artifact_root=run.artifacts,
@@ -214,7 +214,7 @@ def _share(study: Study, runs: Sequence[Run], launcher: Launcher) -> None:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The measurements so far."""
+    """The measurements of a results file; no runs where there is no file."""
     if not path.exists():
         return {"runs": {}}
     results: dict[str, Any] = json.loads(path.read_text())
@@ -264,7 +264,7 @@ def _measure(study: Study, planned: Planned) -> dict[str, Any]:
 
 
 def _probes(study: Study, run: Run, trained: Trained, targets: Store, launcher: Launcher) -> dict[str, Any]:
-    """Stability, diversity and what is left of doubt along the path."""
+    """Stability and diversity of a trained student, and for RayFlow its error of x_0 along the path."""
     make, identity = partial(trained.draw, launcher.stage_device), {"probe": study.probe, **trained.identity()}
     probes = {"probes": _steady(run, _probe(run, study.probe, launcher, make, run.evaluation.student_steps, identity))}
     if not isinstance(run.method, RayFlow):
@@ -279,7 +279,7 @@ def _steady(run: Run, probes: dict[str, float]) -> dict[str, float]:
 
 
 def _gradients(study: Study, trained: Trained, targets: Store, launcher: Launcher) -> dict[str, Any]:
-    """How well the law of times served this student, over some of its targets."""
+    """How well the law of times served a student, over some of its targets (`gradients.efficiency`)."""
     source = Source.of(targets, study.gradients.shards)
     identity = source.identity(stage="gradients", probe=study.gradients, task=trained.task, **trained.identity())
     target = place(open_store(study.base.work), "gradients", identity)
@@ -299,8 +299,8 @@ def _overlap(
 
 
 def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
-    """The floor of distances to it, the teacher's own stability and diversity, and its error of x_0 as a student that
-    has learned nothing yet.
+    """The teacher's own row: the floor of Frechet distances, its stability and diversity, and its error of x_0 as a
+    student that has learned nothing yet.
     """
     run, steps = study.base, study.base.evaluation.teacher_steps
     make = partial(teacher_draw, Path(run.teacher), run.evaluation.guidance, launcher.stage_device)
@@ -316,7 +316,7 @@ def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
 
 
 def diversity(run: Run, probe: Probe, drawn: Drawn, launcher: Launcher) -> dict[str, float]:
-    """How diverse pictures of one caption are, by the number of steps."""
+    """The diversity of pictures of one caption, by the number of steps."""
     make, steps = partial(drawn.draw, launcher.stage_device), run.evaluation.student_steps
     found = _probe(run, probe, launcher, make, steps, {"probe": probe, **drawn.identity()})
     return {str(n): found[f"diversity_{n}"] for n in steps}
@@ -325,7 +325,7 @@ def diversity(run: Run, probe: Probe, drawn: Drawn, launcher: Launcher) -> dict[
 def _probe(
     run: Run, probe: Probe, launcher: Launcher, make: Any, steps: tuple[int, ...], depends_on: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Means of the probes over captions."""
+    """The means of the probes over captions, by their names."""
     source = Source.of(open_store(run.shards), probe.shards)
     features = run.evaluation.features
     identity = source.identity(stage="probes", reading=run.reading, features=features, steps=steps, **depends_on)

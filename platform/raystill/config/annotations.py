@@ -1,4 +1,6 @@
-"""Fits plain values to the annotations of settings, without guessing: what needs a guess is refused."""
+"""Conversion of plain values to the types that settings are annotated with; a value that would need a guess is
+refused.
+"""
 
 import dataclasses
 import math
@@ -30,7 +32,9 @@ def fit(value: Any, hint: Any) -> Any:
 
 
 def group_names(hint: Any) -> list[str]:
-    """Names of the groups of settings that an annotation accepts and that need no argument: text can choose them."""
+    """Names of the settings classes that an annotation accepts and that need no argument, so that a text can choose
+    one.
+    """
     return [name for name, group in _groups(hint).items() if not _required(group)]
 
 
@@ -116,7 +120,9 @@ def _fit_literal(value: Any, choices: tuple[Any, ...]) -> Any:
 
 
 def _fit_union(value: Any, members: tuple[Any, ...]) -> Any:
-    """An exact type wins over a conversion, and text is the last resort: 3 stays an int for `str | int`."""
+    """Return the value as one member of a union wants it: an exact type wins over a conversion, and text is the last
+    resort, so that 3 stays an int for `str | int`.
+    """
     ordered = sorted(members, key=lambda member: (member is not type(value), member is str, member is Path))
     for member in ordered:
         try:

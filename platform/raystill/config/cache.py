@@ -1,4 +1,4 @@
-"""Where this user's machine keeps what can be had again."""
+"""The cache directory of this user, for files that can be fetched or computed again."""
 
 import os
 from pathlib import Path

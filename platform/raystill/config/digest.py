@@ -1,4 +1,6 @@
-"""Canonical JSON of settings, for people and cards, and its checksum; addresses are `config.fingerprint`'s."""
+"""Canonical JSON of complete settings, for people and adapters' cards, and its checksum; addresses of stored results
+come from `config.fingerprint`.
+"""
 
 import dataclasses
 import hashlib
@@ -9,7 +11,7 @@ from typing import Any
 
 def canonical(value: Any) -> Any:
     """Turn nested settings into plain JSON values; a dataclass carries its class name, so that equal fields of two
-    classes differ.
+    classes differ. TypeError for other values.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}

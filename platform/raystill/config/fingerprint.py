@@ -1,14 +1,14 @@
-"""Addresses of stored results: what they depend on, and nothing else.
+"""Addresses of stored results, made from the settings that a result depends on and nothing else.
 
-Each field of settings with a default declares what becomes of it in addresses, where it stands:
+Each field with a default declares, in its own line, how it counts in addresses:
 
     steps: int = introduced(1000)                      # left out where it is 1000, whatever the default is later
-    end: str = introduced("signal", now="teacher")     # the default was changed: runs that rely on it moved
+    end: str = introduced("signal", now="teacher")     # default changed: runs that rely on it have new addresses
     path: RayPath = introduced_group(RayPath)          # left out where it is what RayPath() was when this was written
     log_every: Knob[int] = 10                          # speed or reports only: never counts
 
 So a new field changes no address, and a changed default changes those of the runs that rely on it. A class whose
-numbers change without its settings raises `revision`, a ClassVar[int] that is 1 where there is none, or a field.
+results change while its settings stay raises its `revision`: a ClassVar[int], 1 where there is none, or a field.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 T = TypeVar("T")
 FORMAT = 2  # of addresses; those of format 1 are digests of all settings (`config.legacy`)
 KNOB = object()
-Knob: TypeAlias = Annotated[T, KNOB]  # of a setting that changes speed, reports, names or places only
-_INTRODUCED = "introduced"  # in a field's metadata: gives the identity that it had then
+Knob: TypeAlias = Annotated[T, KNOB]  # marks a setting that changes only speed, reports, names or locations
+_INTRODUCED = "introduced"  # key of a field's metadata: the function that gives the introduced identity
 _SAME: Any = object()
 
 
@@ -33,8 +33,8 @@ def is_group(value: Any) -> bool:
 
 
 def introduced(value: T, *, now: T = _SAME) -> T:
-    """Declare a field by the value that it had when it was introduced, which is never edited; `now` is its default
-    where that has been changed since.
+    """Declare a field by the value that it had when it was introduced, which is never edited; `now` is the field's
+    default where the default has been changed since.
     """
     declared: T = dataclasses.field(
         default=value if now is _SAME else now, metadata={_INTRODUCED: partial(identity, value)}
@@ -44,17 +44,17 @@ def introduced(value: T, *, now: T = _SAME) -> T:
 
 def introduced_group(made: Callable[[], T], *, now: Callable[[], T] | None = None) -> T:
     """Declare a field that is a group of settings, by its class or a `functools.partial` of it, as it was introduced:
-    with the values that its own fields were introduced with, at revision 1. `now` is its default where that has been
-    changed since.
+    with the values that its own fields were introduced with, at revision 1. `now` makes the field's default where the
+    default has been changed since.
     """
     declared: T = dataclasses.field(default_factory=now or made, metadata={_INTRODUCED: partial(_made, made)})
     return declared
 
 
 def identity(value: Any, without: Collection[str] = ()) -> Any:
-    """What an address depends on of nested settings, as plain JSON values: their canonical form without knobs, without
-    what is as it was introduced, and with every revision but the first. `without` are dotted paths of settings that
-    are left out, too. TypeError for what is no setting.
+    """The part of nested settings that an address depends on, as plain JSON values: the canonical form without knobs,
+    without fields whose value is the introduced one, and with every revision above 1. `without` are dotted paths of
+    settings that are left out, too. TypeError for a value that is no setting.
     """
     if is_group(value):
         kind = type(value)
@@ -74,8 +74,8 @@ def identity(value: Any, without: Collection[str] = ()) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """The address of what depends on these settings alone: the first 16 hex digits of the SHA-256 of the format number
-    and their identity. ValueError for a number that is not finite.
+    """The address of a result that depends on these settings alone: the first 16 hex digits of the SHA-256 of the
+    format number and the settings' identity. ValueError for a number that is not finite.
     """
     text = json.dumps([FORMAT, identity(value)], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -83,14 +83,14 @@ def fingerprint(value: Any) -> str:
 
 @cache
 def knobs(kind: type) -> frozenset[str]:
-    """Names of a dataclass's fields that never count."""
+    """Names of a dataclass's fields that are marked as `Knob` and never count in addresses."""
     hints = get_type_hints(kind, include_extras=True)
     marked = {name for name, hint in hints.items() if any(mark is KNOB for mark in getattr(hint, "__metadata__", ()))}
     return frozenset(field.name for field in dataclasses.fields(kind) if field.name in marked)
 
 
 def undeclared(kind: type) -> list[str]:
-    """Names of a dataclass's fields that have a default and do not say what becomes of them in addresses."""
+    """Names of a dataclass's fields that have a default but are neither `introduced` nor a `Knob`."""
     absent = dataclasses.MISSING
     return [
         field.name
@@ -102,7 +102,9 @@ def undeclared(kind: type) -> list[str]:
 
 
 def revision_of(kind: type) -> int:
-    """Revision of a class of settings, whose numbers changed with each; 1 where it is a field or there is none."""
+    """Revision of a class of settings, raised whenever the class's results changed; 1 where the class has none, or has
+    it as a field.
+    """
     if any(field.name == "revision" for field in dataclasses.fields(kind)):
         return 1
     return int(getattr(kind, "revision", 1))
@@ -130,7 +132,9 @@ def _made(made: Any) -> Any:
 
 
 def _given(value: Any) -> Any:
-    """A setting of a group as it was introduced: of a group within it what its defaults do not say."""
+    """The introduced value of one setting of a group; of a group within it only the fields that differ from their
+    defaults.
+    """
     if not is_group(value):
         return value
     default = {

@@ -1,6 +1,8 @@
-"""Addresses of format 1, digests of all settings: how what lies there is found by what it depends on now.
+"""Addresses of format 1, which were digests of all settings, and how results stored there are found by today's
+settings.
 
-For results that were made before `config.fingerprint`. Nothing else needs this file: once nobody has any, it can go.
+For results that were made before `config.fingerprint`. Nothing else needs this file: once nobody has such results, it
+can go.
 """
 
 import dataclasses
@@ -67,9 +69,9 @@ FIELDS = {
         "VectorHuber": "c",
     }.items()
 }
-# Names that they have now, by class and field.
+# Present names of renamed fields, by class and former name.
 RENAMED = {("Training", "batch_size"): "lane_size"}
-# Defaults of those that there are no more, by class and field.
+# Defaults of removed fields, by class and name.
 GONE: dict[tuple[str, str], Any] = {
     ("GridTimes", "power"): 0.5,
     ("SecondMomentTimes", "power"): 1.0,
@@ -81,20 +83,22 @@ GONE: dict[tuple[str, str], Any] = {
 
 @dataclass(slots=True)
 class Earlier:
-    """Settings as addresses of format 1 have them, and what they say that these cannot."""
+    """Settings in the form of addresses of format 1, and how results that were made then differ from what the settings
+    make now.
+    """
 
-    form: Any  # canonical JSON
-    settings: dict[str, Any] = field(default_factory=dict)  # by path: what it was, where it is something else now
-    raised: list[str] = field(default_factory=list)  # classes whose numbers have changed since
+    form: Any  # the settings as canonical JSON of format 1
+    settings: dict[str, Any] = field(default_factory=dict)  # dotted path -> value then, where it differs now
+    raised: list[str] = field(default_factory=list)  # classes that are new or whose results have changed since
 
     @property
     def same(self) -> bool:
-        """Whether what these settings make is what they made then."""
+        """Whether results that were made then equal what the settings make now."""
         return not self.settings and not self.raised
 
 
 def earlier(value: Any) -> Earlier:
-    """Settings as addresses of format 1 have them: without the fields that came later."""
+    """Settings of today in the form of addresses of format 1, without the fields that came later."""
     found = Earlier(None)
     found.form = _form(value, "", found)
     return found
@@ -130,8 +134,8 @@ def _group(value: Any, path: str, found: Earlier) -> dict[str, Any]:
 
 
 def revived(form: Any, kinds: Mapping[str, type]) -> Any:
-    """Settings from their canonical JSON of then, by the classes that they may be of; fields that came later are as
-    they were introduced. MisfitError where it is of something else.
+    """Settings rebuilt from canonical JSON of format 1 with the classes in `kinds`, by name; fields that came later
+    have the values that they were introduced with. MisfitError for JSON of other classes or fields.
     """
     if not isinstance(form, Mapping) or "kind" not in form:
         return form
@@ -149,6 +153,6 @@ def revived(form: Any, kinds: Mapping[str, type]) -> Any:
 
 
 def _later(kind: type, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that fields were introduced with that count and came later."""
+    """Introduced values, by name, of a class's fields that `known` lacks and that count in addresses."""
     later = [f for f in dataclasses.fields(kind) if f.name not in known and f.name not in knobs(kind)]
     return {field.name: introduced_value(field) for field in later}

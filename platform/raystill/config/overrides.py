@@ -43,8 +43,8 @@ def paths(run: Any) -> dict[str, Any]:
 
 
 def setting(run: Any, path: str) -> Any:
-    """The value at a dotted path as `override` takes it: a group of settings is its name. `UserError` for an unknown
-    path.
+    """The value at a dotted path as `override` takes it, where a group of settings is given by its class's name.
+    `UserError` for an unknown path.
     """
     known = dict(_nodes(run))
     if path not in known:

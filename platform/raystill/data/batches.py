@@ -1,4 +1,4 @@
-"""Batches of rows as tensors, read along a plan in this process; `data.stream` does the same through Ray Data."""
+"""Batches of rows as tensors, read in a plan's order in this process; `data.stream` does the same through Ray Data."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -52,7 +52,7 @@ def _batches(
 
 
 class _Remembered:
-    """Rows of shards that were read before; derived shards are small beside the network that learns from them."""
+    """Rows of every shard read so far, kept since derived shards are small beside the network that learns from them."""
 
     def __init__(self, store: Store) -> None:
         self.store = store

@@ -32,7 +32,7 @@ class S3Store:
 
     @property
     def prefix(self) -> str:
-        """What stands before every key in the bucket: empty, or ending with '/'."""
+        """The prefix of every key in the bucket: empty, or ending with '/'."""
         rest = self.uri.removeprefix("s3://").partition("/")[2].strip("/")
         return f"{rest}/" if rest else ""
 
@@ -55,7 +55,7 @@ class S3Store:
         return sorted(entries, key=lambda entry: entry.key)
 
     def folders(self) -> builtins.list[str]:
-        """List the names of the folders directly below, sorted, over as many pages as it takes."""
+        """List the names of the folders directly below the uri, sorted, over as many pages as it takes."""
         with s3.translated(self._where("")):
             pages = s3.client().get_paginator("list_objects_v2")
             found = pages.paginate(Bucket=self.bucket, Prefix=self.prefix, Delimiter="/")
@@ -89,12 +89,12 @@ class S3Store:
         return S3Store(uri=f"{self.uri.rstrip('/')}/{checked_key(sub.strip('/'))}")
 
     def check(self) -> None:
-        """Ask for one entry, which needs a right key and a bucket that exists."""
+        """Make sure, by asking for one entry, that the bucket exists and that the access key may list it."""
         with s3.translated(self.uri):
             s3.client().list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
 
     def create(self) -> None:
-        """Create the bucket; one that is there already is no error if this key may list it."""
+        """Create the bucket; one that is there already is no error if the access key may list it."""
         region = s3.client().meta.region_name
         abroad = region not in {None, "us-east-1", "aws-global"} and ".amazonaws.com" in s3.endpoint()
         options = {"CreateBucketConfiguration": {"LocationConstraint": region}} if abroad else {}

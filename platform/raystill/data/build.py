@@ -21,7 +21,7 @@ METADATA = "metadata.jsonl"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Samples still to be made: `total` counts their files; as they are taken, `skipped` fills with bad files."""
+    """Samples that are made as they are taken: `total` counts their files, `skipped` fills with undecodable ones."""
 
     total: int
     samples: Iterator[Sample]
@@ -30,7 +30,7 @@ class Source:
 
 
 def build_shards(source: Source, store: Store, per_shard: int = 256) -> str:
-    """Write a source's shards and its credits (ATTRIBUTION.md) with a progress bar; its summary names bad files."""
+    """Write a source's shards and credits (ATTRIBUTION.md) with a progress bar; return a summary with bad files."""
     progress = tqdm(source.samples, total=source.total, unit="picture")
     # A generator, as a runtime type checker takes the bar itself for a container and draws a sample to look at.
     shards = list(write_shards(store, (sample for sample in progress), per_shard))
@@ -52,8 +52,8 @@ class FolderBuild:
     folder: Path
     size: int | None = None  # pixels of the shorter side, stored as lossless WebP; None keeps the files as they are
     allow_empty_caption: bool = False
-    max_bad_fraction: float = 0.05  # of all pictures; more undecodable ones stop the build
-    seed: int = 0  # of the order
+    max_bad_fraction: float = 0.05  # share of pictures that may fail to decode; more of them stop the build
+    seed: int = 0  # seed of the samples' shuffled order
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +64,12 @@ class EmojiBuild:
     cache: Path = Path("~/.cache/raystill/npm")
     unpacked: dict[str, Path] = dataclasses.field(default_factory=dict)  # package name@version -> folder
     size: int = 64  # pixels of each side
-    with_style: bool | None = None  # caption ends in ", noto style"; None: where there are several sets
-    seed: int = 0  # of the order
+    with_style: bool | None = None  # captions end in ", noto style"; None: only where there are several sets
+    seed: int = 0  # seed of the samples' shuffled order
 
 
 def folder_source(build: FolderBuild) -> Source:
-    """Pair a folder's pictures with their captions; UserError for none, missing captions or clashing names."""
+    """A folder's captioned pictures in shuffled order; UserError for none, missing captions or clashing names."""
     paths = _picture_files(build.folder)
     captions = _captions(build, paths)
     _refuse_clashes(build.folder, paths)
@@ -183,7 +183,7 @@ def _refuse_too_many(build: FolderBuild, total: int, skipped: Sequence[str]) -> 
 
 
 def emoji_source(build: EmojiBuild) -> Source:
-    """List the drawings of the sets, fetching what is missing; UserError for a name that is no set."""
+    """The sets' captioned drawings in shuffled order, missing packages fetched; UserError for a name that is no set."""
     unknown = [name for name in build.sets if name not in SETS]
     if unknown or not build.sets:
         raise UserError(f"emoji sets {unknown or 'none'} are not known; expected some of: {', '.join(SETS)}.")

@@ -1,5 +1,5 @@
-"""Shards computed from shards: one output shard an input shard, addressed by what it depends on, found again instead of
-computed.
+"""Derived shards: each is computed from one source shard, stored at an address made of all that it depends on, and
+found there instead of computed again.
 """
 
 import json
@@ -23,13 +23,13 @@ INDEX = "index.json"
 
 @runtime_checkable  # so that tests can check annotations
 class Transform(Protocol):
-    """How source samples become derived rows."""
+    """The computation of a stage, from the samples of a source shard to the rows of a derived one."""
 
     def read(self, sample: Sample) -> Row:
         """Read what is needed of one sample; RejectedSampleError where it cannot be used."""
 
     def compute(self, rows: list[Row]) -> list[Row]:
-        """Derive the rows of one shard, in order; a stage of samples of a shard may give fewer."""
+        """Derive the rows of one shard, in order; a stage that uses only some of a shard's samples gives fewer rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Index:
-    """What a derived prefix holds, and what it was made from."""
+    """The finished shards of a stage, and their identity: all that they depend on."""
 
     identity: Mapping[str, Any]
     shards: tuple[Shard, ...]
@@ -62,7 +62,7 @@ class Index:
 
     @property
     def left_out(self) -> str:
-        """How many samples were rejected, and each with its reason, as lines for people; empty where none was."""
+        """The number of rejected samples, and each with its reason, as lines of text; empty where none was rejected."""
         bad = self.rejected
         head = f"{len(bad)} of {self.count + len(bad)} samples were left out:"
         return "\n  ".join([head, *bad]) if bad else ""
@@ -70,7 +70,7 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The shards that a stage reads: some or all of one store's."""
+    """The shards that a stage reads: all shards of a store, or some of them."""
 
     store: Store
     entries: tuple[Entry, ...]
@@ -86,26 +86,26 @@ class Source:
         return [entry.key for entry in self.entries]
 
     def identity(self, **depends_on: Any) -> dict[str, Any]:
-        """Everything that shards derived from these depend on: their names, sizes and entity tags, and the given
-        settings.
+        """The identity of shards derived from these: all that they depend on, which is these shards' names, sizes and
+        entity tags, and the given settings.
         """
         return {**self.contents, **{name: identity(value) for name, value in depends_on.items()}}
 
     @property
     def contents(self) -> dict[str, Any]:
-        """What says which shards these are, wherever they lie: a checksum of their names, sizes and entity tags."""
+        """The shards' number and a checksum of their names, sizes and entity tags, the same wherever the shards lie."""
         shards = [[e.key, e.size, e.etag] for e in self.entries]
         return {"source_digest": digest(shards), "source_shards": len(shards)}
 
 
 def place(work: Store, stage: str, identity: Mapping[str, Any]) -> Store:
-    """Where the shards of this identity live: `<work>/<stage>/<fingerprint>`."""
+    """The store of a stage's shards of this identity: `<work>/<stage>/<fingerprint>`."""
     return work.join(f"{stage}/{fingerprint(identity)}")
 
 
 def find(target: Store, max_bad_fraction: float = 1.0) -> Index | None:
-    """Read the index of finished derived shards, and warn of what was left out; None where not all are there. UserError
-    where more samples were rejected than are allowed now.
+    """Read the index of finished derived shards, and warn of rejected samples; None where the stage is not finished.
+    UserError where more samples were rejected than are allowed now.
     """
     if not target.exists(INDEX):
         return None
@@ -118,7 +118,7 @@ def find(target: Store, max_bad_fraction: float = 1.0) -> Index | None:
 
 
 def derive_shard(source: Store, key: str, target: Store, transform: Transform) -> Shard:
-    """Compute one shard and write it, unless an earlier, stopped run did; beside it lies what was rejected."""
+    """Compute and write one derived shard, with its rejected samples in a file beside it, unless a stopped run did."""
     name = plain_name(key)
     note = name.removesuffix(".tar") + ".json"
     if target.exists(note):
@@ -166,7 +166,7 @@ def _warn(index: Index) -> None:
 def derive(
     source: Source, target: Store, make: Callable[[], Transform], identity: Mapping[str, Any], max_bad_fraction: float
 ) -> Index:
-    """Derive every shard in this process, or find the finished ones; the path of a machine without Ray."""
+    """Derive every shard of a source in this process, without Ray, or find the finished ones."""
     found = find(target, max_bad_fraction)
     if found is not None:
         return found

@@ -1,7 +1,8 @@
-"""Processes of our own that are no children of ours.
+"""Processes that are no children of the process that starts them, and so outlive a signal to it and its children.
 
 A cluster that stops a job signals its driver and every child of it at once; a server that is still needed to save what
-the driver has must not be among them. It ends when it is stopped, or when the process that started it is gone.
+the driver has must not be among them. A detached process ends when it is stopped, or when the process that started it
+is gone.
 """
 
 import os
@@ -23,7 +24,7 @@ class Detached:
     """A running process that outlives signals to its starter, but not the starter."""
 
     def __init__(self, command: Sequence[str], log: Path, cwd: Path, environment: Mapping[str, str]) -> None:
-        """Start it in a session of its own, where no Ctrl-C arrives; its output goes to the end of `log`."""
+        """Start the command in a session of its own, where no Ctrl-C arrives; its output goes to the end of `log`."""
         with log.open("ab") as file:
             started = subprocess.run(
                 ["sh", "-c", DETACHED, "sh", str(os.getpid()), *command], stdin=subprocess.DEVNULL,
@@ -32,14 +33,14 @@ class Detached:
         self.pid = int(started.stdout)
 
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process is still running."""
         try:
             return bool(psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
 
     def stop(self, timeout_s: float) -> None:
-        """SIGTERM, and SIGKILL where that does not end it in time. Stopping twice is no error."""
+        """Send SIGTERM, and SIGKILL where the process has not ended in time. Stopping twice is no error."""
         try:
             process = psutil.Process(self.pid)
             process.terminate()

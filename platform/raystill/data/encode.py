@@ -1,4 +1,4 @@
-"""The stages before training a pipeline: decoded pictures, then latents and tokens."""
+"""The two stages before the training of a pipeline: samples to decoded pictures, and pictures to latents and tokens."""
 
 from pathlib import Path
 
@@ -12,23 +12,23 @@ from raystill.models.pipeline import tokenize
 
 
 class PictureTransform:
-    """Source samples to decoded pictures of one size, so that no picture is decoded twice."""
+    """The transform of source samples to decoded pictures of one size, so that no picture is decoded twice."""
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
 
     def read(self, sample: Sample) -> Row:
-        """Caption and picture; RejectedSampleError where one is missing or does not decode."""
+        """Read a sample's caption and picture; RejectedSampleError where one is missing or does not decode."""
         caption = caption_of(sample, self.reading)
         return {"key": sample.key, "caption": caption, "image": picture_of(sample, self.reading)}
 
     def compute(self, rows: list[Row]) -> list[Row]:
-        """Nothing is left to do."""
+        """Return the rows as they are, since `read` has decoded the pictures."""
         return rows
 
 
 class LatentTransform:
-    """Decoded pictures to scaled latent means and token ids."""
+    """The transform of decoded pictures to scaled latent means, and of captions to token ids."""
 
     def __init__(self, vae: Path, tokenizer: Path, device: str = "cpu") -> None:
         self.vae = load_autoencoder(vae).to(device)
@@ -36,12 +36,12 @@ class LatentTransform:
         self.device = device
 
     def read(self, sample: Sample) -> Row:
-        """A decoded picture's row."""
+        """Read the stored row of a decoded picture."""
         return unpack_row(sample)
 
     @torch.inference_mode()
     def compute(self, rows: list[Row]) -> list[Row]:
-        """Encode a shard's pictures in batches of 64."""
+        """Return the latents and token ids of a shard's rows; pictures are encoded in batches of 64."""
         tokens = tokenize(self.tokenizer, [row["caption"] for row in rows]).numpy()
         latents = []
         for i in range(0, len(rows), 64):

@@ -69,7 +69,7 @@ class LocalStore:
         return sorted(entries, key=lambda entry: entry.key)
 
     def folders(self) -> builtins.list[str]:
-        """List the names of the folders directly below, sorted; there are none in a folder that does not exist."""
+        """List the names of the folders directly below the uri, sorted; none where the uri's folder does not exist."""
         with translated(self.root):
             return sorted(path.name for path in self.root.iterdir() if path.is_dir()) if self.root.is_dir() else []
 

@@ -26,7 +26,7 @@ class Store(Protocol):
 
     @property
     def uri(self) -> str:
-        """The place that keys are relative to, as given."""
+        """The uri that keys are relative to, as it was given."""
         ...
 
     def list(self, prefix: str = "") -> list[Entry]:
@@ -34,7 +34,7 @@ class Store(Protocol):
         ...
 
     def folders(self) -> builtins.list[str]:
-        """List the names of the folders directly below, sorted; what is in them is not looked at."""
+        """List the names of the folders directly below the uri, sorted; what is in them is not looked at."""
         ...
 
     def read(self, key: str) -> bytes:

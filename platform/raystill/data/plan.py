@@ -18,8 +18,8 @@ class Plan:
 
     Every epoch all shards are permuted and dealt into groups of `shuffle_shards`, whose samples are permuted together:
     one sequence, in which epochs follow each other and each holds every sample once. Step s takes the samples
-    s N to (s + 1) N of it, N = lanes * lane_size, but that whole steps of an epoch are exchanged in rounds: over the
-    steps of a round a lane takes samples that lie side by side, about as many as a group has, so that it reads few
+    s N to (s + 1) N of it, N = lanes * lane_size, except within rounds, runs of whole steps of one epoch: over the
+    steps of a round each lane takes samples that lie side by side, about as many as a group has, so that it reads few
     shards. Every sample is seen once an epoch, whatever the number of ranks, and what is left of an epoch after its
     last whole step opens the next one.
     """
@@ -27,7 +27,7 @@ class Plan:
     shards: tuple[Shard, ...]
     seed: int
     lanes: int = 1
-    lane_size: int = 32  # samples of a lane in a step
+    lane_size: int = 32  # samples of each lane in a step
     shuffle_shards: int = 4  # shards whose samples are mixed together
 
     def __post_init__(self) -> None:
@@ -36,12 +36,12 @@ class Plan:
 
     @property
     def samples(self) -> int:
-        """Samples of an epoch."""
+        """The number of samples in an epoch."""
         return sum(shard.count for shard in self.shards)
 
     @property
     def step_size(self) -> int:
-        """Samples N of a step, of all lanes."""
+        """The number N of samples in a step, over all lanes."""
         return self.lanes * self.lane_size
 
 
@@ -83,7 +83,7 @@ def _stretches(plan: Plan, lane: int, start: int, end: int) -> Iterator[tuple[in
 
 
 def _round(plan: Plan, step: int) -> tuple[int, int]:
-    """First step and length of the round of a step; a step of two epochs is a round of its own."""
+    """First step and number of steps of the round that a step is in; a step of two epochs is a round of its own."""
     size, samples = plan.step_size, plan.samples
     epoch = step * size // samples
     first, end = -(-epoch * samples // size), (epoch + 1) * samples // size  # whole steps of the epoch
@@ -108,7 +108,7 @@ def _between(plan: Plan, first: int, last: int) -> Iterator[Group]:
 
 
 def _cut(plan: Plan, epoch: int, first: int, last: int) -> Iterator[tuple[list[Shard], int, int]]:
-    """The groups of an epoch, with what of each lies between two of the epoch's samples."""
+    """The groups of an epoch, each with the part of it that lies between samples `first` and `last` of the epoch."""
     shards = [shard for shard in plan.shards if shard.count]
     order = np.random.default_rng((plan.seed, epoch, 0)).permutation(len(shards))
     dealt = [[shards[j] for j in order[i : i + plan.shuffle_shards]] for i in range(0, len(order), plan.shuffle_shards)]

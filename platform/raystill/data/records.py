@@ -23,14 +23,14 @@ class RejectedSampleError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How anybody's source samples become rows."""
+    """Settings that say how source samples are read into rows."""
 
     picture_size: int = introduced(32)  # pixels; pictures are laid whole on a white square of this side
     channels: int = introduced(3)  # 3 for colour, 1 for grey
-    allow_empty_caption: bool = introduced(False)  # else a sample without a caption is rejected, counted and named
+    allow_empty_caption: bool = introduced(False)  # False rejects a sample without a caption, counted and named
     # share of samples, chosen by key, whose caption is read as empty; 1 reads none
     drop_captions: float = introduced(0.0)
-    # of rejected samples (no caption, no picture or a bad one), over which a run stops
+    # share of rejected samples (no caption, no picture or a bad one) above which a run stops
     max_bad_fraction: Knob[float] = 0.05
 
     def __post_init__(self) -> None:

@@ -69,7 +69,7 @@ def _client(pid: int, fingerprint: str) -> Any:
 
 
 def endpoint() -> str:
-    """Give the address that requests go to, for messages."""
+    """Give the address that requests go to, for error messages."""
     return str(client().meta.endpoint_url)
 
 

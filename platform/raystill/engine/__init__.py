@@ -1,1 +1,1 @@
-"""How a module is updated: plain torch or DeepSpeed ZeRO."""
+"""Engines, which update the trainable parameters of a module: plain torch or DeepSpeed ZeRO."""

@@ -9,7 +9,7 @@ DECAYS = ("cosine", "constant")
 
 
 def learning_rate(optimizer: Optimizer, step: int, steps: int) -> float:
-    """Rate of update `step` (0 ... steps - 1): linear warm-up, then decay; raises `UserError` for an unknown decay."""
+    """Learning rate of update `step` (0 ... steps - 1): linear warm-up, then decay; UserError for an unknown decay."""
     check_decay("optimizer.decay", optimizer)
     if not 0 <= step < steps:
         raise ValueError(f"step {step} lies outside a run of {steps} steps (0 ... {steps - 1})")
@@ -25,11 +25,11 @@ def learning_rate(optimizer: Optimizer, step: int, steps: int) -> float:
 
 
 def depends_on_total(optimizer: Optimizer) -> bool:
-    """Whether the rate of a step depends on how many come after it, so that a longer run is another one."""
+    """Whether the learning rate of a step depends on the total of steps, so that a longer run is another run."""
     return optimizer.decay != "constant"
 
 
 def check_decay(path: str, optimizer: Optimizer) -> None:
-    """Refuse, with UserError, a decay that `learning_rate` does not know; `path` is the setting's."""
+    """Refuse, with UserError, a decay that `learning_rate` does not know; `path` is the dotted path of the setting."""
     if optimizer.decay not in DECAYS:
         raise UserError(f'{path} is "{optimizer.decay}"; write "cosine" or "constant": --set {path}=cosine')

@@ -1,4 +1,4 @@
-"""One process, plain torch: the engine of a laptop or of one GPU."""
+"""The engine of one process in plain torch, for a laptop or one GPU."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ _PROGRESS = "state.json"
 
 
 def adamw(parameters: Iterable[nn.Parameter], optimizer: Optimizer) -> torch.optim.AdamW:
-    """The torch AdamW that every engine uses; its rate is overwritten before each step."""
+    """The torch AdamW that every engine uses; its learning rate is overwritten before each step."""
     return torch.optim.AdamW(
         parameters,
         lr=optimizer.learning_rate,
@@ -42,7 +42,7 @@ def write_state(directory: Path, tensors: Mapping[str, Tensor], updates: int) ->
 
 
 def read_state(directory: Path, shapes: Mapping[str, torch.Size]) -> tuple[dict[str, Tensor], int]:
-    """Read what `write_state` wrote; raises `UserError` where it is of other names and shapes."""
+    """Read the tensors and the number of updates of a resume state; `UserError` where its names or shapes differ."""
     tensors = load_file(directory / _TENSORS)
     found = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}
     if found != set(shapes):
@@ -86,17 +86,17 @@ class LocalEngine:
     def step(self, learning_rate: float) -> Tensor:
         """Clip, update and zero the gradients; returns the norm before clipping, shape (); raises `NonFiniteError`."""
         norm = self._clip()
-        # HOST SYNC: the one of a step. The loss is added because an infinite one can have finite gradients.
+        # HOST SYNC: the only one of a step. The loss is added because an infinite one can have finite gradients.
         if not bool(torch.isfinite(norm + self._loss)):
             raise NonFiniteError(f"gradient norm {norm.item()}, loss {self._loss.item()}; the update was not applied")
         return self._update(learning_rate, norm)
 
     def _clip(self) -> Tensor:
-        """Clip the gradients; returns the norm before."""
+        """Clip the gradients; returns their global norm before clipping, shape ()."""
         return nn.utils.clip_grad_norm_(self._named.values(), self._clip_norm)
 
     def _update(self, learning_rate: float, norm: Tensor) -> Tensor:
-        """Update and begin anew; returns the norm."""
+        """Apply one update, zero the gradients and the summed loss, and return `norm`."""
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         self._adamw.step()
@@ -122,7 +122,7 @@ class LocalEngine:
         write_state(directory, tensors, self._updates)
 
     def load(self, directory: Path) -> None:
-        """Restore what `save` of any engine wrote; raises `UserError` where the parameters differ."""
+        """Restore the state that `save` of any engine wrote; raises `UserError` where the parameters differ."""
         tensors, self._updates = read_state(directory, self._shapes)
         for name, parameter in self._named.items():
             parameter.data.copy_(tensors[f"parameter/{name}"])

@@ -1,4 +1,4 @@
-"""What a training loop may ask of an engine; one engine owns one learner (one role, one optimizer, one graph)."""
+"""The interface of an engine to the training loop; one engine owns one learner (one role, one optimizer, one graph)."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -14,16 +14,16 @@ from raystill.config.fingerprint import introduced
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimizer:
-    """AdamW and what surrounds it."""
+    """Settings of AdamW, its learning-rate schedule and gradient clipping."""
 
-    learning_rate: float = introduced(1e-3)  # peak
-    warmup_steps: int = introduced(50)  # linear from 0
-    decay: str = introduced("cosine")  # after the warm-up: "cosine" to final_fraction of the peak, or "constant"
-    final_fraction: float = introduced(0.05)  # of the peak, reached at the last step
+    learning_rate: float = introduced(1e-3)  # reached at the end of the warm-up
+    warmup_steps: int = introduced(50)  # updates in which the learning rate rises linearly from 0
+    decay: str = introduced("cosine")  # after the warm-up: "cosine" down to final_fraction, or "constant"
+    final_fraction: float = introduced(0.05)  # of learning_rate, at the last step of a cosine decay
     beta_1: float = introduced(0.9)
     beta_2: float = introduced(0.99)
     weight_decay: float = introduced(0.0)
-    clip_norm: float = introduced(1.0)  # of the global gradient; the norm before clipping is reported
+    clip_norm: float = introduced(1.0)  # largest norm of all gradients together; the norm before clipping is reported
 
 
 @runtime_checkable  # so that tests can check annotations
@@ -49,7 +49,7 @@ class Engine(Protocol):
         """Write parameters and optimizer state of this rank for resuming. Collective."""
 
     def load(self, directory: Path) -> None:
-        """Restore what `save` wrote. Collective."""
+        """Restore the parameters and optimizer state that `save` wrote. Collective."""
 
 
 class NonFiniteError(UserError):

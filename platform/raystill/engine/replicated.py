@@ -1,4 +1,4 @@
-"""A small module, whole and equal on every rank: the engine of a role that waits for nothing."""
+"""The engine of a small module that is whole and equal on every rank, and whose updates never wait for the device."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ class ReplicatedEngine(LocalEngine):
     """AdamW on gradients that are averaged over ranks in one collective, without a host-device synchronisation.
 
     Numbers that are not finite stop the run where the state is saved, so that no checkpoint holds them, and not before
-    the update: an engine that waits for its device in the same step must see what the module gave, as the student's
-    does, whose loss is weighted by the law of times.
+    the update. So another engine that checks its numbers in every step must depend on the module's outputs, as the
+    student's engine does: the student's loss is weighted by the learned law of times.
     """
 
     def __init__(
         self, module: nn.Module, optimizer: Optimizer, device: torch.device | str = "cpu", *, world_size: int = 1
     ) -> None:
-        """Move `module` to `device`; rank 0's values win. Collective where there are several ranks."""
+        """Move `module` to `device`; every rank takes rank 0's parameters. Collective where there are several ranks."""
         super().__init__(module, optimizer, device)
         self._world_size = world_size
         self._finite = torch.ones((), dtype=torch.bool, device=device)
@@ -30,7 +30,7 @@ class ReplicatedEngine(LocalEngine):
                 dist.broadcast(parameter.data, 0)  # COLLECTIVE
 
     def step(self, learning_rate: float) -> Tensor:
-        """Average, clip, update and zero; returns the norm of the average before clipping, shape (). Collective."""
+        """Average the gradients, clip, update, zero; returns the mean's norm before clipping, shape (). Collective."""
         if self._world_size > 1:
             self._average()
         norm = self._clip()
@@ -38,7 +38,7 @@ class ReplicatedEngine(LocalEngine):
         return self._update(learning_rate, norm)
 
     def save(self, directory: Path) -> None:
-        """Write parameters and optimizer state; raises `NonFiniteError` on every rank where they are not finite."""
+        """Write parameters and optimizer state; `NonFiniteError` on every rank after a non-finite loss or gradient."""
         # HOST SYNC: one a checkpoint.
         if not bool(self._finite):
             raise NonFiniteError("a gradient or loss was not finite since the last checkpoint; no other was written")

@@ -1,4 +1,4 @@
-"""Several processes, DeepSpeed ZeRO stages 0 to 3: the only module that imports deepspeed."""
+"""The engine of several processes by DeepSpeed ZeRO, stages 0 to 3: the only module that imports deepspeed."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ if not torch.cuda.is_available():
 import deepspeed
 from deepspeed import utils as zero
 
-# They are about torch functions that DeepSpeed calls, not we.
+# These warnings are about torch functions that DeepSpeed calls, not raystill.
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+_tensor` is deprecated", category=FutureWarning)
 # DeepSpeed compiles a shared-memory all-reduce on first use, for inference only; an empty table spares g++ and ninja.
 deepspeed.ops.__compatible_ops__ = {}
@@ -71,7 +71,7 @@ class ZeroEngine:
         precision: str = "float32",
         device: torch.device | str | None = None,
     ) -> None:
-        """Wrap `module` at a ZeRO stage 0 to 3; rank 0's values win. Raises `UserError` for bad settings. Collective.
+        """Wrap `module` at a ZeRO stage 0 to 3; ranks take rank 0's values. `UserError` for bad settings. Collective.
 
         `precision` "bfloat16" makes the forward autocast: DeepSpeed switches an autocast from outside off.
         """
@@ -108,7 +108,9 @@ class ZeroEngine:
         self._engine.backward(loss)
 
     def step(self, learning_rate: float) -> Tensor:
-        """Clip, update, zero; returns the global norm, unclipped, shape (); raises `NonFiniteError`. Collective."""
+        """Clip, update and zero the gradients; returns the global norm before clipping, shape (). Collective.
+
+        Raises `NonFiniteError` on every rank, without an update, where a loss or the norm is not finite."""
         self._check_losses()
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
@@ -142,7 +144,7 @@ class ZeroEngine:
         dist.barrier()  # COLLECTIVE: no rank may go on to read what is not yet written.
 
     def load(self, directory: Path) -> None:
-        """Restore what `save` of any engine wrote, from a directory that every rank sees. Collective."""
+        """Restore the state that `save` of any engine wrote, from a directory that every rank sees. Collective."""
         tensors, self._updates = read_state(directory, self._shapes)
         parameters = list(self._named.values())
         # COLLECTIVE: the values of rank 0 are handed out at the end of the context.
@@ -172,7 +174,7 @@ class ZeroEngine:
             raise NonFiniteError(f"global gradient norm {self._norm.item()}; the update was not applied")
 
     def _create_moments(self) -> None:
-        """Start AdamW at zero now rather than in the first step, so that a state can be saved and loaded before it."""
+        """Create AdamW's moments as zeros before the first step, so that a state can be saved and loaded before it."""
         owners: list[Tensor] = list(self._named.values())
         if self._stage in (1, 2):
             owners = self._engine.optimizer.single_partition_of_fp32_groups
@@ -191,7 +193,7 @@ class ZeroEngine:
         return torch.as_tensor(zero.safe_get_full_optimizer_state(parameter, kind))  # COLLECTIVE
 
     def _restore(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        """Set a moment, or the copy of the parameter that the optimizer keeps and that would undo the load."""
+        """Set a moment of a parameter, or the optimizer's copy of it, which the next update would else write back."""
         if self._stage == 0:
             if kind in _MOMENTS:
                 self._adamw.state[parameter][kind].copy_(value)
@@ -210,8 +212,8 @@ class ZeroEngine:
 
 @contextmanager
 def _contiguous(module: nn.Module, *, restored: bool) -> Iterator[None]:
-    """Lay tensors out plainly while DeepSpeed sends them to all ranks, and frozen ones afterwards as they were; those
-    that are trained, which it lays out anew, stay plain.
+    """Give channels-last parameters the contiguous layout while DeepSpeed sends them to all ranks, and where `restored`
+    frozen ones their own layout afterwards; trained ones, which DeepSpeed lays out anew, stay contiguous.
     """
     last = torch.channels_last
     turned = [p for p in module.parameters() if p.ndim == 4 and p.is_contiguous(memory_format=last)]

@@ -1,1 +1,1 @@
-"""Distances between sets of pictures, and what a picture costs."""
+"""Evaluation of pictures: feature networks, distances between sets, grids and curves to look at, tables, timing."""

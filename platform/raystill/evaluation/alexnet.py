@@ -103,7 +103,7 @@ def read_arrays(data: bytes) -> dict[str, Any]:
 class _ArraysOnly(pickle.Unpickler):
     """An unpickler that can rebuild numpy arrays and plain containers and nothing else."""
 
-    # The file was written by an old numpy: the old address on the left, today's on the right.
+    # The file was written by an old numpy: the old module path on the left, today's on the right.
     ALLOWED = {  # noqa: RUF012 - never written to
         ("numpy.core.multiarray", "_reconstruct"): ("numpy._core.multiarray", "_reconstruct"),
         ("numpy", "ndarray"): ("numpy", "ndarray"),

@@ -22,7 +22,7 @@ class Gaussian:
 
 
 class Estimate(NamedTuple):
-    """A mean over random subsets and the standard deviation between them."""
+    """A distance estimated on random subsets: its mean over them, and the standard deviation between them."""
 
     mean: float
     std: float
@@ -48,7 +48,8 @@ def frechet(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], *, allow_few: bool
 
 
 def frechet_between(a: Gaussian, b: Gaussian, *, allow_few: bool = False) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), squared as is usual (Heusel et al. 2017, arXiv:1706.08500).
+    """The Frechet distance of two Gaussians with means m and covariances C, squared as is usual (Heusel et al. 2017,
+    arXiv:1706.08500): |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
 
     It is biased upwards, the more the fewer pictures, so compare equal counts only. Raises UserError where a set has
     no more pictures than features (its covariance is singular and the bias dominates), unless `allow_few`."""
@@ -66,10 +67,10 @@ def frechet_between(a: Gaussian, b: Gaussian, *, allow_few: bool = False) -> flo
 def kernel_distance(
     a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], *, subsets: int = 100, subset_size: int = 500, seed: int = 0
 ) -> Estimate:
-    """Mean squared discrepancy under the kernel (x.y / d + 1)^3, unbiased (Binkowski et al. 2018, arXiv:1801.01401).
+    """The unbiased kernel distance (KID): mean `discrepancy` of subsets (Binkowski et al. 2018, arXiv:1801.01401).
 
-    Subsets are drawn without repetition, the same ones for the same seed. Raises UserError where a set is smaller than
-    a subset."""
+    Random subsets are drawn without repetition, the same ones for the same seed. Raises UserError where a set is
+    smaller than a subset."""
     smaller = min(len(a), len(b))
     if not 2 <= subset_size <= smaller or subsets < 1:
         raise UserError(

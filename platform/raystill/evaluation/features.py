@@ -1,4 +1,4 @@
-"""Feature networks: what turns pictures into vectors whose distances mean something."""
+"""Feature networks, which turn pictures into the vectors that distances are taken from, and the LPIPS distance."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -16,11 +16,11 @@ FEATURES = ("alexnet",)  # names that `feature_network` knows
 
 @runtime_checkable  # so that the shape checks of the tests can look at it
 class FeatureNetwork(Protocol):
-    """A frozen network; figures carry its name, because figures of two networks cannot be compared."""
+    """A frozen network from pictures to features; figures carry its name: those of two networks cannot be compared."""
 
     @property
     def name(self) -> str:
-        """Name in figures: `frechet_<name>`; another resolution or layer is another name."""
+        """The network's name beside figures; another resolution or layer is another name."""
 
     @property
     def size(self) -> int:
@@ -39,7 +39,7 @@ class AlexNetFeatures:
     5th alone has twice the variation between seeds."""
 
     alexnet: AlexNet
-    resolution: int = 64  # pixels a side that pictures are brought to
+    resolution: int = 64  # pixels a side to which pictures are resized
 
     @property
     def name(self) -> str:
@@ -63,7 +63,7 @@ class Lpips:
     """LPIPS 0.1 with AlexNet, a perceptual distance of two pictures (Zhang et al. 2018, arXiv:1801.03924)."""
 
     alexnet: AlexNet
-    resolution: int | None = 64  # pixels a side that pictures are brought to; None leaves them
+    resolution: int | None = 64  # pixels a side to which pictures are resized; None keeps their own
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""A labelled grid of pictures, and curves: what a person looks at before believing a figure."""
+"""Drawing of labelled grids of pictures and of curves, for people to look at beside the figures."""
 
 import io
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 GAP = 6  # pixels between pictures
-FIRST, LAST, RULE = (170, 205, 235), (160, 20, 60), (225, 225, 225)  # colours of a first and a last curve, and of lines
-PLOT = (420, 220)  # pixels between the axes of curves
+FIRST, LAST, RULE = (170, 205, 235), (160, 20, 60), (225, 225, 225)  # colours: first and last curve, grid lines
+PLOT = (420, 220)  # pixels: width and height of the area of curves
 
 
 def grid(
@@ -58,7 +58,7 @@ def grid(
 
 
 def rendered(figure: Figure) -> Image.Image:
-    """The picture of a matplotlib figure."""
+    """A matplotlib figure as an RGB picture."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
@@ -67,7 +67,7 @@ def rendered(figure: Figure) -> Image.Image:
 def curves(
     x: Sequence[float], lines: Sequence[Sequence[float]], labels: Sequence[str], title: str, font_size: int = 12
 ) -> Image.Image:
-    """Draw curves over one axis x, from 0 upwards, coloured from the first to the last and labelled beside.
+    """Draw curves over a common x axis, on a y axis from 0, coloured in order from FIRST to LAST, labels at the right.
 
     Raises UserError where a curve has not one finite value, 0 or more, per x."""
     _check_curves(x, lines, labels)
@@ -97,14 +97,14 @@ def curves(
 
 
 def _shade(i: int, count: int) -> tuple[int, int, int]:
-    """Colour of curve i, from the first one's to the last one's, which a single curve has."""
+    """Colour of curve i of `count` between FIRST and LAST; a single curve has LAST."""
     part = i / (count - 1) if count > 1 else 1.0
     red, green, blue = (round(a + part * (b - a)) for a, b in zip(FIRST, LAST, strict=True))
     return red, green, blue
 
 
 def _check_curves(x: Sequence[float], lines: Sequence[Sequence[float]], labels: Sequence[str]) -> None:
-    """UserError where curves cannot be drawn."""
+    """Refuse, with UserError, curves that cannot be drawn."""
     if len(x) < 2 or not lines or len(lines) != len(labels) or any(len(line) != len(x) for line in lines):
         raise UserError(
             f"found {len(x)} places x, curves of {[len(line) for line in lines]} values and {len(labels)} labels; "

@@ -1,4 +1,4 @@
-"""Wall seconds of what runs again and again."""
+"""Wall-clock timing of repeated calls."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import torch
 
 
 def seconds(call: Callable[[], object], count: int) -> float:
-    """Mean wall seconds of a call, after one that is not counted; the device's queue is waited for."""
+    """Mean wall-clock seconds of a call, after one warm-up call; waits for the work that calls queue on a GPU."""
     call()
     _wait()
     began = time.perf_counter()
@@ -19,4 +19,4 @@ def seconds(call: Callable[[], object], count: int) -> float:
 
 def _wait() -> None:
     if torch.cuda.is_available():
-        torch.cuda.synchronize()  # HOST SYNC: of a probe, not of a training
+        torch.cuda.synchronize()  # HOST SYNC: in measurements only, not in training

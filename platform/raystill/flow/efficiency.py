@@ -1,6 +1,7 @@
-"""How good a law of times can be, and is: second moments of the weighted gradient, relative to the objective's law.
+"""Second moments of the weighted gradient under laws of times, relative to the objective's law p: how good a law is,
+and how good the best one is.
 
-Everything is given at `midpoints` of v = F_p(t), the quantile of the time in that law p; densities are q / p.
+Functions of the time are given at `midpoints` of v = F_p(t), the quantile of t in p; densities are q / p.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 class Oracle(NamedTuple):
-    """The best law of time alone."""
+    """The law q* of time alone that minimises the second moment of the weighted gradient."""
 
     density: Float[Tensor, " points"]  # q* / p at the midpoints of equal cells of v, mean 1
     ratio: float  # second moment of the weighted gradient under q* over that under p
@@ -23,8 +24,8 @@ def midpoints(count: int) -> Float[Tensor, " points"]:
 
 
 def oracle(square: Float[Tensor, " points"]) -> Oracle:
-    """Best law from measured E||grad||^2 at `midpoints` of v: density sqrt(g) over its mean, ratio (mean sqrt g)^2 /
-    mean g.
+    """The `Oracle` of g = E||grad||^2 measured at `midpoints` of v: density sqrt(g) over its mean, and ratio
+    (mean sqrt g)^2 / mean g.
     """
     root = square.sqrt()
     return Oracle(root / root.mean(), float(root.mean() ** 2 / square.mean()))

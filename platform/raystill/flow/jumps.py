@@ -1,4 +1,4 @@
-"""Jumps of a sampler along a path, from one time to an earlier one, and what they hold of the start.
+"""Jumps of a sampler along a path, from one time to an earlier one, and what they keep of the sampling start.
 
 A state is a point of unit length, x = cos(angle) x_0 + sin(angle) e with e = (mean mu + noise eps) / b the path's total
 noise, asked at the angles of the stock timesteps. With a prediction of x_0 and e two jumps are possible (2503.07699):
@@ -42,7 +42,7 @@ def check_eta(path: Path, jump: Jump, eta: float) -> None:
 
 
 def held(path: Path, jump: Jump) -> Path:
-    """The path by whose coefficients a jump moves: its own, or for `ode` the one that holds no mean."""
+    """The path whose coefficients a jump uses: the given path, or for `ode` the diffusion path, which has no mean."""
     return DiffusionPath() if jump == "ode" else path
 
 
@@ -58,17 +58,19 @@ def stops(path: Path, schedule: Schedule, angles: Times) -> Coefficients:
 
 
 def stop(every: Coefficients, i: int, count: int) -> Coefficients:
-    """One stop of a sampling for a batch of `count` samples."""
+    """Coefficients of stop number `i` of a sampling, repeated for a batch of `count` samples."""
     return Coefficients(*(values[i].expand(count) for values in every))
 
 
 def has_mean(c: Coefficients) -> bool:
-    """Whether jumps at this stop hold a mean; coefficients are on the CPU: no device sync."""
+    """Whether the path's mean coefficient is above 0 at a stop, so that jumps carry a target mean; coefficients are on
+    the CPU: no device sync.
+    """
     return bool((c.mean > 0).any())
 
 
 def entry(start: Latent, noise: Latent, c: Coefficients) -> Latent:
-    """The point that a network is asked about first, from a start of N(0, I): (mean start + noise eps) / b.
+    """The point of a sampling's first network evaluation, from a start of N(0, I): (mean start + noise eps) / b.
 
     The start stands for the teacher's, z = s_1 x_0 + n_1 mu, and on a path without a mean for the point itself.
     """
@@ -121,7 +123,9 @@ def own_seeds(start: Latent) -> list[int]:
 
 
 def own_noise(seeds: list[int], number: int, like: Latent) -> Latent:
-    """Draw the N(0, I) noise with a number for each sample of a batch, from the samples' own seeds."""
+    """N(0, I) noise number `number` of each sample of a batch, drawn from the samples' own seeds and shaped as
+    `like`.
+    """
     generators = [torch.Generator().manual_seed(seed + number) for seed in seeds]
     drawn = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
     return torch.stack(drawn).to(like, non_blocking=True)
@@ -129,18 +133,18 @@ def own_noise(seeds: list[int], number: int, like: Latent) -> Latent:
 
 @dataclass(slots=True)
 class Walk:
-    """One sampling of a batch: where it stops, and what it holds of its start."""
+    """The state of one sampling of a batch along a path: its stops, and what jumps keep of the start."""
 
-    every: Coefficients  # all stops, from the start to data
-    eta: float
-    mean: Latent | None  # None until the first estimate of x_0; zeros on a path without a mean
-    start: Latent
-    noise: Latent  # the path's own, at the start
-    seeds: list[int]  # of the samples' noises
+    every: Coefficients  # coefficients of all stops, from the start to data
+    eta: float  # share of fresh noise in every jump
+    mean: Latent | None  # the target mean: None until the first estimate of x_0; zeros on a path without a mean
+    start: Latent  # the N(0, I) start; of no use where the mean is known
+    noise: Latent  # the path's own noise eps at the start; of no use where the mean is known
+    seeds: list[int]  # one for each sample, of its noises; empty where none are drawn
 
     @classmethod
     def begin(cls, every: Coefficients, eta: float, start: Latent) -> "Walk":
-        """Begin at the starts of a batch."""
+        """A walk from the N(0, I) starts of a batch."""
         first = stop(every, 0, len(start))
         own = has_mean(first) and bool(first.noise.any())
         seeds = own_seeds(start) if own or eta > 0 else []
@@ -149,9 +153,9 @@ class Walk:
 
     @classmethod
     def entered(cls, every: Coefficients, eta: float, point: Latent) -> "Walk":
-        """Begin at points of N(0, I) that a network has been asked about already: x = (mean z + noise eps) / b is split
-        into z = (mean x + noise xi) / b and eps = (noise x - mean xi) / b, with xi from the point's own bits: a start
-        and a noise of their laws.
+        """A walk from points of N(0, I) at which the network was evaluated already: x = (mean z + noise eps) / b is
+        split into z = (mean x + noise xi) / b and eps = (noise x - mean xi) / b, with xi from the point's own bits: a
+        start and a noise of their laws.
         """
         c = stop(every, 0, len(point))
         b = torch.hypot(c.mean, c.noise)
@@ -162,17 +166,17 @@ class Walk:
 
     @classmethod
     def midway(cls, every: Coefficients, eta: float, mean: Latent) -> "Walk":
-        """Begin at points of the path, noised from data with a mean that is known."""
+        """A walk from points inside the path that were noised from data with a known target mean."""
         seeds = own_seeds(mean) if eta > 0 else []
         return cls(every, eta, mean, mean, mean, seeds)
 
     def entry(self) -> Latent:
-        """The points that the network is asked about first."""
+        """The points of the sampling's first network evaluation."""
         return entry(self.start, self.noise, stop(self.every, 0, len(self.start)))
 
     def jump(self, i: int, prediction: Prediction, fresh: Latent | None = None) -> Latent:
-        """The points of stop i + 1 from a prediction at stop i; at eta > 0 with `fresh` noise, or else the samples'
-        own.
+        """The points of stop i + 1 from a prediction at stop i; at eta > 0 with `fresh` noise, or with noise of the
+        samples' own seeds where none is given.
         """
         count = len(prediction.x)
         here, there = stop(self.every, i, count), stop(self.every, i + 1, count)

@@ -45,7 +45,9 @@ class Mixture:
         return torch.logsumexp(self._log_joint(x, signal, noise), dim=1)
 
     def posterior_mean(self, x: Latent, signal: Coefficient, noise: Coefficient) -> Latent:
-        """Mean E[x_0 | x] for x = signal x_0 + noise e: Wiener estimates of the components, by responsibility."""
+        """Mean E[x_0 | x] for x = signal x_0 + noise e: Wiener estimates of the components, weighted by their
+        responsibilities.
+        """
         share = torch.softmax(self._log_joint(x, signal, noise), dim=1)
         s, n = signal[:, None], noise[:, None]
         gain = s * self.variances / (s**2 * self.variances + n**2)
@@ -62,7 +64,8 @@ class Mixture:
     def data_on(self, x: Latent, c: Coefficients, target_mean: Latent | None = None) -> Latent:
         """Mean E[x_0 | x_t], or E[x_0 | x_t, mu] where the target mean is given, at points of any path.
 
-        Without it mu ~ N(0, I) is independent of x_0 and one noise with the path's own, of size hypot(mean, noise).
+        Without a given target mean, mu ~ N(0, I) is independent of x_0 and one noise with the path's own, of size
+        hypot(mean, noise).
         """
         return self.posterior_mean(*_as_diffusion(x, c, target_mean))
 
@@ -82,8 +85,8 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True)
 class MixtureDenoiser:
-    """The perfect denoiser of a mixture on a schedule: of x_0 paired with independent noise; answers in the given
-    kind.
+    """The exact denoiser E[x_0 | x] of a mixture on a schedule, where x_0 is paired with independent noise; predictions
+    are of the given kind.
     """
 
     mixture: Mixture

@@ -1,4 +1,4 @@
-"""What a student's answer is compared by: which quantity, which distance and which weight of the signal-to-noise ratio.
+"""Losses of a student's predictions: the quantity compared, the distance and the weight by signal-to-noise ratio.
 
 Everything is measured in the student's own coordinates, x = cos(angle) x_0 + sin(angle) e with e the effective unit
 noise of the path's point. A network's error d in the value that it predicts is then an error in each quantity up to
@@ -28,7 +28,7 @@ Distance = Literal["squared", "pseudo_huber"]
 Weighting = Literal["uniform", "snr", "truncated_snr", "min_snr", "p2"]
 
 FLOOR = 1e-3  # radians; nearer to data no factor or weight grows further: one step of a flow teacher of 1000 steps
-NOISE_SHARE = 0.1  # of the path's noise to its mean, below which there is no noise worth predicting
+NOISE_SHARE = 0.1  # ratio of noise to mean coefficient below which the noise is refused as a target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +42,8 @@ class Objective:
     target: Target = introduced("velocity")  # x_0, v = cos e - sin x_0 (2202.00512), or the effective noise e
     # "pseudo_huber" is sqrt(d^2 + huber^2) - huber for each number of the latent
     distance: Distance = introduced("squared")
-    huber: float = introduced(1e-3)  # c of pseudo-Huber, in units of the latent; 2310.04378's
-    weighting: Weighting = introduced("uniform")  # factor on this target's loss, see `snr_weight`
+    huber: float = introduced(1e-3)  # c of pseudo-Huber, in units of the latent; the default is 2310.04378's
+    weighting: Weighting = introduced("uniform")  # factor on the target's loss, see `snr_weight`
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -106,14 +106,14 @@ class Objective:
 def effective_noise(c: Coefficients, target_mean: Latent, eps: Latent) -> Latent:
     """Unit noise e = (mean mu + noise eps) / b of a path's points, b = sqrt(mean^2 + noise^2).
 
-    At data itself (b = 0) nothing of it is seen and any would do: mu is given.
+    At data itself (b = 0) the noise has no effect on the point, and mu is given.
     """
     phase = torch.atan2(c.noise, c.mean)
     return column(phase.cos(), eps) * target_mean + column(phase.sin(), eps) * eps
 
 
 def true_value(prediction: Prediction, x_0: Latent, epsilon: Latent) -> Latent:
-    """What the network should have said about x = signal x_0 + noise epsilon, of the prediction's kind."""
+    """The correct output of a network at x = signal x_0 + noise epsilon, in the prediction's kind."""
     match prediction.kind:
         case "sample":
             return x_0
@@ -126,7 +126,7 @@ def true_value(prediction: Prediction, x_0: Latent, epsilon: Latent) -> Latent:
 
 
 def value_error(prediction: Prediction, x_0: Latent, epsilon: Latent) -> Latent:
-    """Error of the network's own value, in x_0's dtype."""
+    """Difference of a network's value from the true value of the same kind, in x_0's dtype."""
     return prediction.value.to(x_0.dtype) - true_value(prediction, x_0, epsilon)
 
 
@@ -149,7 +149,8 @@ def error_gain(kind: Kind, target: Target, angle: Times) -> Times:
 
 
 def snr_weight(weighting: Weighting, angle: Times) -> Times:
-    """Weight of the signal-to-noise ratio SNR = cot^2(angle), at most 1e6; papers put it on the target in brackets.
+    """Weight of the signal-to-noise ratio SNR = cot^2(angle), at most 1e6; brackets name the target that a paper puts
+    it on.
 
     `snr` (data) is the noise loss of DDPM (2006.11239), `truncated_snr` (data) max(SNR, 1) (Salimans & Ho 2202.00512),
     `min_snr` (data) min(SNR, 5) (Hang et al. 2303.09556), `p2` (noise) 1 / (1 + SNR) (Choi et al. 2204.00227, k = 1,

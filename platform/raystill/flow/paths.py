@@ -43,10 +43,10 @@ class Coefficients(NamedTuple):
 
 @runtime_checkable  # so that tests can check annotations
 class Path(Protocol):
-    """A path over a teacher's schedule; an implementation is its own settings."""
+    """A conditional path over a teacher's schedule; an implementation's fields are its settings."""
 
     def coefficients(self, schedule: Schedule, t: Times) -> Coefficients:
-        """Coefficients at times in [0, 1], shape (batch,)."""
+        """Coefficients of data, mean and noise at times in [0, 1], shape (batch,)."""
 
 
 End = Literal["schedule", "own"]  # where a path ends: at the angle at which the teacher's schedule does, or its own
@@ -59,9 +59,9 @@ class Levels(NamedTuple):
     noise: float
 
 
-@lru_cache(maxsize=64)  # coefficients ask at every call, and a sampler's times take 60 of them
+@lru_cache(maxsize=64)  # called by every `coefficients`, which a sampler's times evaluate 60 times
 def terminal(schedule: Schedule) -> Levels:
-    """s_1 and n_1; a schedule is on the CPU: no device sync."""
+    """Levels s_1 and n_1 of a schedule at the start of sampling; a schedule is on the CPU: no device sync."""
     one = torch.ones(1, dtype=torch.float64)
     return Levels(float(schedule.signal(one)), float(schedule.noise(one)))
 
@@ -70,7 +70,7 @@ class RayTarget(NamedTuple):
     """The Gaussian N(f mu, (c sigma)^2 I) that a ray path pulls a sample to."""
 
     mean: float  # f, the factor of mu
-    std: float  # c sigma
+    std: float  # c sigma, the standard deviation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class RayPath:
     """
 
     sigma: float = introduced(0.0)  # variance coefficient sigma in [0, 1]; not the schedule's noise level
-    end: End = introduced("own", now="schedule")  # "own" is f = c = 1
+    end: End = introduced("own", now="schedule")  # "schedule" ends at the teacher's last angle; "own" has f = c = 1
 
     def __post_init__(self) -> None:
         _check_end(self.end)
@@ -125,7 +125,7 @@ class StraightPath:
     t.
     """
 
-    end: End = introduced("own", now="schedule")  # "own" is u_1 = 1, beyond a schedule that ends with some signal
+    end: End = introduced("own", now="schedule")  # "own" has u_1 = 1, beyond a schedule that ends with some signal
 
     def __post_init__(self) -> None:
         _check_end(self.end)
@@ -155,7 +155,7 @@ PATHS: tuple[type[Path], ...] = (RayPath, PairedDiffusionPath, StraightPath, Dif
 
 def path_of(settings: Mapping[str, Any]) -> Path:
     """The path that canonical settings describe, {"kind": "RayPath", "sigma": 0.1, "end": "schedule"}; UserError for
-    others. A path without an end is one of before there were two, and ends at its own.
+    other settings. Settings without an `end` are older than this field and get end="own".
     """
     kinds: dict[Any, Any] = {kind.__name__: kind for kind in PATHS}
     chosen = dict(settings)
@@ -244,7 +244,7 @@ def ray_posterior(path: RayPath, schedule: Schedule, t: Times, r: Times) -> Post
 
 
 def _slope(values: Tensor, t: Times) -> Times:
-    """Derivative of each value in its own time; 0 where it depends on none."""
+    """Derivative of each value in its own time; 0 where the values do not depend on time."""
     if not values.requires_grad:
         return torch.zeros_like(values)
     slope: Tensor = torch.autograd.grad(values.sum(), t, retain_graph=True)[0]

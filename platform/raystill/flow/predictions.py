@@ -1,4 +1,4 @@
-"""What a network says about a noisy point, and its conversion to clean data and noise in one place."""
+"""A network's prediction at a noisy point, and its conversion to clean data, noise and velocity in one place."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ Latent = Float[Tensor, "batch *latent"]
 Coefficient = Float[Tensor, "batch *ones"]  # broadcasts over a latent
 Kind = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 
-VANISHING = 1e-6  # of a coefficient on the unit circle: below it, nothing can be divided by it
+VANISHING = 1e-6  # smallest coefficient on the unit circle that anything is divided by
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Prediction:
 
     @property
     def data(self) -> Latent:
-        """Estimate of x_0; from a noise prediction where signal > 0, or as `check_data` says."""
+        """Estimate of x_0; a noise prediction has one only where signal > 0, as `check_data` says."""
         match self.kind:
             case "sample":
                 return self.value
@@ -42,7 +42,7 @@ class Prediction:
 
     @property
     def epsilon(self) -> Latent:
-        """Estimate of the unit noise e; from a data prediction where noise > 0, or as `check_noise` says."""
+        """Estimate of the unit noise e; a data prediction has one only where noise > 0, as `check_noise` says."""
         match self.kind:
             case "epsilon":
                 return self.value
@@ -56,7 +56,9 @@ class Prediction:
 
     @property
     def flow(self) -> Latent:
-        """Estimate of e - x_0, the velocity of the straight path (2209.03003); where data and noise exist."""
+        """Estimate of e - x_0, the velocity of the straight path (2209.03003); it exists where `data` and `epsilon`
+        do.
+        """
         return self.value if self.kind == "flow_prediction" else self.epsilon - self.data
 
     def moved(self, angle: Float[Tensor, " batch"]) -> Latent:
@@ -70,8 +72,8 @@ def point(data: Latent, noise: Latent, angle: Float[Tensor, " batch"]) -> Latent
 
 
 def check_data(kind: Kind, angle: Float[Tensor, " batch"]) -> None:
-    """Refuse, with ValueError, to ask a noise prediction for x_0 at pure noise; angles in radians, looked at where they
-    are on the CPU.
+    """Refuse, with ValueError, to ask a noise prediction for x_0 at pure noise; angles in radians, checked only where
+    they are on the CPU.
     """
     if kind == "epsilon" and at_hand(angle) and bool((angle.cos().abs() < VANISHING).any()):
         raise ValueError(
@@ -81,8 +83,8 @@ def check_data(kind: Kind, angle: Float[Tensor, " batch"]) -> None:
 
 
 def check_noise(kind: Kind, angle: Float[Tensor, " batch"]) -> None:
-    """Refuse, with ValueError, to ask a data prediction for the noise at clean data; angles in radians, looked at where
-    they are on the CPU.
+    """Refuse, with ValueError, to ask a data prediction for the noise at clean data; angles in radians, checked only
+    where they are on the CPU.
     """
     if kind == "sample" and at_hand(angle) and bool((angle.sin().abs() < VANISHING).any()):
         raise ValueError(

@@ -1,4 +1,6 @@
-"""Distances of latents that losses are means of, one number per sample; each is its own settings."""
+"""Premetrics: distances of latents, one number per sample, of which a loss is the mean; a premetric's fields are its
+settings.
+"""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -14,7 +16,7 @@ from raystill.flow.predictions import Latent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Squared:
-    """Mean square of an error's numbers."""
+    """Mean square of the numbers of a latent's error."""
 
     def per_sample(self, error: Latent) -> Float[Tensor, " batch"]:
         """Distance of each sample's error from 0."""
@@ -23,9 +25,9 @@ class Squared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PseudoHuber:
-    """Mean of sqrt(d^2 + c^2) - c over an error's numbers: nearly their absolute value (2310.04378)."""
+    """Mean of sqrt(d^2 + c^2) - c over the numbers d of a latent's error: nearly their absolute value (2310.04378)."""
 
-    c: float = introduced(1e-3)  # in units of the latent
+    c: float = introduced(1e-3)  # constant of pseudo-Huber, in units of the latent
 
     def __post_init__(self) -> None:
         _check(self.c)
@@ -37,11 +39,11 @@ class PseudoHuber:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorHuber:
-    """(sqrt(|d|^2 + (c n)^2) - c n) / n of an error of n numbers as one vector: samples with large errors count less
-    (rf++, 2405.20320; the constant as in its published code, where others write c sqrt(n)).
+    """Pseudo-Huber distance (sqrt(|d|^2 + (c n)^2) - c n) / n of an error d of n numbers as one vector: samples with
+    large errors count less (rf++, 2405.20320; the constant as in its published code, where others write c sqrt(n)).
     """
 
-    c: float = introduced(0.00054)  # per number of the latent
+    c: float = introduced(0.00054)  # constant of pseudo-Huber, for each number of the latent
 
     def __post_init__(self) -> None:
         _check(self.c)

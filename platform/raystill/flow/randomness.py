@@ -1,7 +1,7 @@
 """Random numbers of training steps, of the starts of samples and of probes: a counter generator with a 128-bit key.
 
-torch's CPU generator keeps 32 bits of a seed, so that seeds made by hashing meet: of 200,000 about 5 repeat another
-one's numbers, of 10 million about 12,000.
+torch's CPU generator keeps 32 bits of a seed, so that hashed seeds collide: of 200,000 about 5 repeat another one's
+numbers, of 10 million about 12,000.
 """
 
 import hashlib
@@ -21,19 +21,20 @@ class RandomStream:
 
     def __init__(self, key: int) -> None:
         self._numbers = Generator(Philox(key=key))
-        self.part = (0, 1)  # which of how many streams that share out the bins of stratified numbers (`share_bins`)
+        self.part = (0, 1)  # the stream's part of every bin of stratified numbers, and the parts (`share_bins`)
 
     def share_bins(self, place: int, places: int) -> "RandomStream":
-        """Have stratified numbers of this stream fill the bins that those of `places` - 1 others leave: so that they
-        cover [0, 1) evenly together, too. `place` is drawn, else a stream's numbers would not be uniform.
+        """Have this stream put its stratified numbers into part `place` of `places` equal parts of every bin, and
+        return the stream: numbers of `places` such streams cover [0, 1) evenly together, too. `place` is drawn at
+        random, else a stream's numbers would not be uniform.
         """
         self.part = (place, places)
         return self
 
     @classmethod
     def of(cls, *names: int | str) -> "RandomStream":
-        """The stream of a purpose, a seed and whatever else tells it from others: its key is the first 128 bits of
-        the SHA-256 of the names as JSON, where 1, "1" and names that are cut elsewhere differ.
+        """The stream of a purpose, a seed and whatever else tells it from others: its key is the first 128 bits of the
+        SHA-256 of the names as JSON, where 1 and "1" differ, and so do ("ab", "c") and ("a", "bc").
         """
         found = hashlib.sha256(json.dumps(names, separators=(",", ":")).encode()).digest()
         return cls(int.from_bytes(found[:16], "big"))
@@ -52,11 +53,11 @@ class RandomStream:
         raise ValueError(f"normal numbers are drawn as float32 or float64 and then converted, found {dtype}")
 
     def uniform(self, count: int) -> Float64[Tensor, " count"]:
-        """Numbers of [0, 1), multiples of 2^-53."""
+        """Uniform random numbers in [0, 1), multiples of 2^-53."""
         return torch.from_numpy(self._numbers.random(count))
 
     def integers(self, low: int, high: int, count: int) -> Int64[Tensor, " count"]:
-        """Numbers from `low` to `high` - 1."""
+        """Uniform random integers from `low` to `high` - 1."""
         return torch.from_numpy(self._numbers.integers(low, high, count))
 
     def permutation(self, count: int) -> Int64[Tensor, " count"]:
@@ -71,6 +72,8 @@ class RandomStream:
         return (self.permutation(count) + (place + self.uniform(count)) / places) / count
 
     def weighted(self, weights: Float[Tensor, " choices"], count: int) -> Int64[Tensor, " count"]:
-        """Indices of weights, each as often as its share of their sum; ValueError where one is negative."""
+        """Random indices, each drawn with a probability proportional to its weight; ValueError where a weight is
+        negative.
+        """
         shares = weights.double() / weights.double().sum()
         return torch.from_numpy(self._numbers.choice(len(shares), count, p=shares.numpy()))

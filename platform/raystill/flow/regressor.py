@@ -1,4 +1,6 @@
-"""What a learned time sampler knows: a small network from an instance to curves over v, the quantile of the time."""
+"""The regressor of a learned time sampler: a small network from an instance to curves over v, the quantile of the
+time.
+"""
 
 import math
 
@@ -10,17 +12,17 @@ from raystill.flow.predictions import Latent
 
 Features = Float[Tensor, "batch features"]
 Curves = Float[Tensor, "batch points"]  # one row per sample: values at points v of [0, 1]
-TINY = 1e-30  # of a float32: the smallest value that is told from 0
-FEATURES_PER_CHANNEL = 5
+TINY = 1e-30  # smallest value that a logarithm is taken of; smaller float32 ones count as this
+FEATURES_PER_CHANNEL = 5  # of `instance_features`
 
 
 class TimeNetwork(nn.Module):
-    """A learned row of numbers (coefficients of curves), plus what an instance's features change in it: at first
-    nothing.
+    """A network that gives a row of numbers (coefficients of curves) per instance: one learned row, plus a change by
+    the instance's features that begins as zero.
     """
 
     def __init__(self, start: Float[Tensor, " outputs"], features: int, hidden: int) -> None:
-        """With `features` 0 the row is the same for every instance."""
+        """Begin with the row `start`; with `features` 0 every instance gets the same row."""
         super().__init__()
         self.table = nn.Parameter(start.float())
         self.hidden = hidden
@@ -31,7 +33,7 @@ class TimeNetwork(nn.Module):
             self.change = nn.Sequential(nn.Linear(features, hidden), nn.SiLU(), out)
 
     def forward(self, features: Features) -> Float[Tensor, "batch outputs"]:
-        """One row per instance."""
+        """One row of numbers per instance."""
         # Added to zeros: a view of the parameter would show an engine's updates of it in place.
         row = self.table + features.new_zeros(len(features), 1)
         # Over the root of the width: a step of an adaptive optimizer then moves the change about as far as the row.
@@ -61,13 +63,15 @@ def spline_slope(coefficients: Float[Tensor, "batch knots"], v: Curves) -> Curve
 
 
 def _distances(v: Curves, knots: int) -> Float[Tensor, "batch points knots"]:
-    """Signed distances of v from the splines' centres, of which one lies on either side of [0, 1], in their spacing."""
+    """Signed distances of v from the centres of the B-splines, in units of the centres' spacing; one centre lies beyond
+    either end of [0, 1].
+    """
     centres = torch.arange(knots, device=v.device, dtype=v.dtype) - 1
     return v[..., None] * (knots - 3) - centres
 
 
 def _bump(x: Tensor) -> Tensor:
-    """The cubic B-spline: 2/3 - x^2 + |x|^3 / 2 to 1, (2 - |x|)^3 / 6 to 2, and 0 beyond."""
+    """The cubic B-spline: 2/3 - x^2 + |x|^3 / 2 up to |x| = 1, (2 - |x|)^3 / 6 up to |x| = 2, and 0 beyond."""
     d = x.abs()
     return torch.where(d < 1, 2 / 3 - d**2 + d**3 / 2, (2 - d).clamp(min=0) ** 3 / 6)
 

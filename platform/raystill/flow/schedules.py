@@ -20,7 +20,7 @@ Alphas = Float[Tensor, " steps"]  # cumulative alphas A_t of K discrete steps, d
 
 
 class Schedule(ABC):
-    """A teacher's schedule: data at t = 0, the start of sampling at t = 1."""
+    """A teacher's noise schedule in continuous time: data at t = 0, the start of sampling at t = 1."""
 
     @property
     @abstractmethod
@@ -45,7 +45,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def timestep(self, t: Times) -> Times:
-        """What a network is told in place of the time t, real-valued."""
+        """The timestep that a network is given for the time t, real-valued."""
 
     @abstractmethod
     def input_scale(self, angle: Times) -> Times:
@@ -56,7 +56,7 @@ class Schedule(ABC):
         """Times of `steps` jumps as the stock scheduler spaces them, from the start to 0, `steps + 1` values."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # each is one of its own: tensors cannot be compared by ==
+@dataclass(frozen=True, slots=True, eq=False)  # schedules compare by identity: tensors cannot be compared by ==
 class DiffusionSchedule(Schedule):
     """A variance-preserving schedule through the teacher's K discrete steps; step k sits at time t = (k + 1) / K and
     data at t = 0.
@@ -97,7 +97,7 @@ class DiffusionSchedule(Schedule):
         return self.angle(t).sin()
 
     def time_of(self, angle: Times) -> Times:
-        """Invert `angle`, clamped to [0, 1]."""
+        """Time at which the schedule has the given angle, clamped to [0, 1]."""
         return _interpolate(angle, self.angles, torch.arange(self.steps + 1, dtype=torch.float64)) / self.steps
 
     def timestep(self, t: Times) -> Times:
@@ -105,11 +105,11 @@ class DiffusionSchedule(Schedule):
         return (t * self.steps - 1).clamp(min=0)
 
     def input_scale(self, angle: Times) -> Times:
-        """1: the network's inputs have unit length."""
+        """Factor 1: points of unit length are the network's inputs."""
         return torch.ones_like(angle)
 
     def sampling_times(self, steps: int) -> Grid:
-        """Trailing spacing (diffusers' `timestep_spacing="trailing"`)."""
+        """Times of `steps` jumps in trailing spacing (diffusers' `timestep_spacing="trailing"`), from 1 to 0."""
         _check_steps(steps, self.steps)
         stride = (self.steps - self.steps / steps) - self.steps  # rounds as numpy.arange, hence diffusers, does
         knots = [round(self.steps + i * stride) for i in range(steps)]
@@ -123,8 +123,8 @@ class FlowSchedule(Schedule):
     The static `shift` moves the times at which samplers ask (2403.03206, equation 23), not the schedule.
     """
 
-    steps: int = 1000
-    shift: float = 1.0  # greater than 0; 1 is none
+    steps: int = 1000  # number K of discrete steps; the timestep is t K
+    shift: float = 1.0  # shift of sampling times, greater than 0; 1 is none
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
@@ -146,27 +146,27 @@ class FlowSchedule(Schedule):
         return t
 
     def time_of(self, angle: Times) -> Times:
-        """Invert `angle`, clamped to [0, 1]."""
+        """Time at which the schedule has the given angle, clamped to [0, 1]."""
         angle = angle.clamp(0, pi / 2)
         return angle.sin() / (angle.sin() + angle.cos())
 
     def timestep(self, t: Times) -> Times:
-        """t K, as diffusers' flow-matching schedulers count."""
+        """Timestep t K, as diffusers' flow-matching schedulers count."""
         return t * self.steps
 
     def input_scale(self, angle: Times) -> Times:
-        """1 / (sin + cos): the length of the network's input (1 - t) x_0 + t e."""
+        """Factor 1 / (sin + cos): the length of the network's input (1 - t) x_0 + t e."""
         return 1 / (angle.sin() + angle.cos())
 
     def sampling_times(self, steps: int) -> Grid:
-        """Evenly spaced from 1, shifted: shift t / (1 + (shift - 1) t)."""
+        """Times of `steps` jumps, evenly spaced from 1 to 0 and then shifted: shift t / (1 + (shift - 1) t)."""
         _check_steps(steps, self.steps)
         t = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
         return self.shift * t / (1 + (self.shift - 1) * t)
 
 
 def cumulative_alphas(betas: Alphas) -> Alphas:
-    """A_t, the product of 1 - beta up to and including each step (2006.11239)."""
+    """Cumulative alphas A_t, the product of 1 - beta up to and including each step (2006.11239)."""
     return (1 - betas.double()).cumprod(0)
 
 
@@ -200,12 +200,16 @@ def zero_terminal_snr(alphas: Alphas) -> Alphas:
 
 
 def at_hand(values: Tensor) -> bool:
-    """Whether values can be looked at without waiting for a device; checks of values are for those that can."""
+    """Whether a tensor is on the CPU, where its values can be read without waiting for a device; only such values are
+    checked.
+    """
     return values.device.type == "cpu"
 
 
 def check_times(t: Times) -> None:
-    """Refuse, with ValueError, what are no times; their values are looked at where they are on the CPU."""
+    """Refuse, with ValueError, a tensor that is not float64, of shape (batch,) and within [0, 1]; values are checked
+    only where they are on the CPU.
+    """
     outside = at_hand(t) and not bool(((t >= 0) & (t <= 1)).all())
     if t.dtype != torch.float64 or t.ndim != 1 or outside:
         shown = t.flatten()[:4].tolist() if at_hand(t) else f"on {t.device}"

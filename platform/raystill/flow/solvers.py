@@ -105,24 +105,26 @@ def _ask(denoise: VPDenoise, x: Latent, t: Tensor, angle: Tensor) -> Prediction:
 
 
 def _jump(p: Prediction, angle: Tensor) -> Latent:
-    """s_r x0_hat + n_r e_hat; at clean data only x0_hat, so that nothing is added to it."""
+    """The next state s_r x0_hat + n_r e_hat; at clean data only x0_hat, so that nothing is added to it."""
     return float(angle.cos()) * p.data + float(angle.sin()) * p.epsilon if angle > 0 else p.data
 
 
 def _jump_with_data(x: Latent, data: Latent, angle: Tensor, rest: Tensor) -> Latent:
-    """s_r D + n_r (x - s_t D) / n_t: equation 9 of 2211.01095 for a constant data estimate D."""
+    """The next state s_r D + n_r (x - s_t D) / n_t: equation 9 of 2211.01095 for a constant data estimate D."""
     ratio = float(rest.sin() / angle.sin())
     return ratio * x + (float(rest.cos()) - ratio * float(angle.cos())) * data
 
 
 def _jump_with_noise(x: Latent, noise: Latent, angle: Tensor, rest: Tensor) -> Latent:
-    """s_r (x - n_t E) / s_t + n_r E: equation 3.7 of 2206.00927 for a constant noise estimate E."""
+    """The next state s_r (x - n_t E) / s_t + n_r E: equation 3.7 of 2206.00927 for a constant noise estimate E."""
     ratio = float(rest.cos() / angle.cos())
     return ratio * x + (float(rest.sin()) - ratio * float(angle.sin())) * noise
 
 
 def _straight(x: Latent, angle: Tensor, rest: Tensor, flow: Latent) -> Latent:
-    """z_r = z_t + (tau_r - tau_t) (e - x_0), from and to points of unit length."""
+    """Euler's step z_r = z_t + (tau_r - tau_t) (e - x_0) in the straight coordinates, from and to points of unit
+    length.
+    """
     length, length_r = angle.cos() + angle.sin(), rest.cos() + rest.sin()
     stride = rest.sin() / length_r - angle.sin() / length
     return float(length_r / length) * x + float(length_r * stride) * flow

@@ -1,4 +1,6 @@
-"""The law that sampling starts from: standard normal, or one fitted to the target means that a student learnt from."""
+"""The law that sampling starts from: standard normal, or one fitted to the starts of the targets that a student learnt
+from.
+"""
 
 import math
 from collections.abc import Mapping
@@ -18,9 +20,9 @@ Law = Literal["normal", "channel_normal"]
 class StartLaw:
     """N(0, I), or an independent normal law for every number of a latent with a mean and spread per channel."""
 
-    law: Law = introduced("normal")
-    mean: tuple[float, ...] = introduced(())  # per channel, of "channel_normal" only
-    std: tuple[float, ...] = introduced(())  # likewise, greater than 0
+    law: Law = introduced("normal")  # "normal" is N(0, I)
+    mean: tuple[float, ...] = introduced(())  # mean of each latent channel, for "channel_normal" only
+    std: tuple[float, ...] = introduced(())  # spread of each channel, greater than 0, for "channel_normal" only
 
     def __post_init__(self) -> None:
         if self.law not in get_args(Law):
@@ -49,14 +51,14 @@ class StartLaw:
         return mean + std * normal
 
     def to_json(self) -> dict[str, Any]:
-        """The form that an adapter's card and scheduler carry; `from_json` reads it back."""
+        """The law as plain JSON values, the form in an adapter's card and scheduler; `from_json` reads it back."""
         if self.law == "normal":
             return {"law": self.law}
         return {"law": self.law, "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "StartLaw":
-        """Read what `to_json` gave; UserError where it is something else."""
+        """The law whose `to_json` gave a mapping; UserError for any other mapping."""
         unknown = sorted(set(found) - {"law", "mean", "std"})
         if "law" not in found or unknown:
             raise UserError(f"a start law has law, mean and std, found {sorted(found)}; write {{'law': 'normal'}}")

@@ -1,21 +1,21 @@
 """The Time Sampler (RayFlow 2503.07699): a proposal fitted to p xi by a kernel Stein discrepancy.
 
-Departures from the paper, whose code is not public and whose text was not available: the whole construction is that of
-method.md, section 4. In u = logit(v) the target's score needs no normalising constant and Stein's identity no boundary
-term, since its density picks up the factor v (1 - v).
+Departures from the paper, whose code is not public and whose text was not available: the whole construction is
+raystill's own. In u = logit(v) the target's score needs no normalising constant and Stein's identity no boundary term,
+since the target's density picks up the factor v (1 - v).
 
 RayFlow names the *stochastic* Stein discrepancy of Gorham et al. (2007.02857). There the target's log density is a sum
 of very many terms (one per datum), and every point's score is estimated from a random subset of them; the theorems say
-that such a discrepancy still tells convergence. What is here is not that. This target's log density has three terms, of
-which all are evaluated at every point: the discrepancy is the plain one of Gorham & Mackey (1703.01717). Since u is one
-number, it is integrated on a grid and not estimated from draws. Random are the instances of a batch, over which it is
-averaged, and the regressor xi_hat, which stands for a target that is not known. Neither paper's theorems hold: a score
-that tends to 1 and -1 does not pull distant points back as they ask, and the discrepancy vanishes for an ever wider
-proposal, too. Therefore means and widths are bounded.
+that such a discrepancy still detects convergence. The discrepancy here is another one, the plain one of Gorham & Mackey
+(1703.01717): this target's log density has three terms, all of which are evaluated at every point. Since u is one
+number, the discrepancy is integrated on a grid and not estimated from draws. Random are only the instances of a batch,
+over which the discrepancy is averaged, and the regressor xi_hat, which stands for the unknown target. Neither paper's
+theorems hold: a score that tends to 1 and -1 does not pull distant points back as they ask, and the discrepancy
+vanishes for an ever wider proposal, too. Therefore means and widths are bounded.
 
-The discrepancy hardly sees mixing weights: it knows the target by its score alone, and scores at two modes with little
-mass between them do not say how much each of them holds. So it fits means and widths, and the weights are the
-components' shares of the regressor's mass.
+The discrepancy hardly depends on mixing weights: it knows the target by its score alone, and scores at two modes with
+little mass between them do not say how much mass each mode holds. So the discrepancy fits means and widths, and the
+weights are the components' shares of the regressor's mass.
 """
 
 import math
@@ -37,11 +37,11 @@ from raystill.flow.times import TimeDraw, inside
 
 Components = Float[Tensor, "batch components"]
 Parts = Float[Tensor, "batch points components"]
-FARTHEST = 6.0  # of a component's mean from 0, in u: v within 0.0025 of either end
-NARROWEST, WIDEST = 0.15, 2.0  # of a component's standard deviation in u; uniform v has 1.81
-EDGE, POINTS = 10.0, 101  # of the grid of u; its spacing of 0.2 integrates the narrowest component to 1e-4
-ROUNDS = 4  # of expectation and maximisation; with 32 of them, small components starve before they have moved
-LEAST = 1e-12  # weight of a component, and density of a point that counts as explained
+FARTHEST = 6.0  # largest distance of a component's mean from 0, in u: v within 0.0025 of either end
+NARROWEST, WIDEST = 0.15, 2.0  # bounds of a component's standard deviation in u; uniform v has 1.81
+EDGE, POINTS = 10.0, 101  # end and size of the grid of u, whose spacing 0.2 integrates the narrowest component to 1e-4
+ROUNDS = 4  # iterations of expectation and maximisation; with 32, small components starve before they have moved
+LEAST = 1e-12  # least weight of a component, and least density that a mass is divided by
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,9 @@ class LogisticNormalMixture:
     stds: Components
 
     def quantile(self, shares: Times) -> Times:
-        """Choose a component by the share, then its normal number by what is left of it."""
+        """Draws of v: each share chooses a component, and what is left of the share gives the normal number within
+        it.
+        """
         ends = self.weights.cumsum(dim=1)
         k = torch.searchsorted(ends, shares[:, None].contiguous(), right=True).clamp(max=ends.shape[1] - 1)
         weight = self.weights.gather(1, k)
@@ -62,28 +64,27 @@ class LogisticNormalMixture:
         return torch.sigmoid(u)[:, 0]
 
     def density(self, v: Curves) -> Curves:
-        """sum_k w_k N(logit v; m_k, s_k^2) / (v (1 - v))."""
+        """Densities of v, sum_k w_k N(logit v; m_k, s_k^2) / (v (1 - v))."""
         v = inside(v)
         return self.logit_density(torch.logit(v)) / (v * (1 - v))
 
     def logit_density(self, u: Curves) -> Curves:
-        """sum_k w_k N(u; m_k, s_k^2)."""
+        """Densities of u, sum_k w_k N(u; m_k, s_k^2)."""
         return torch.einsum("bk,bpk->bp", self.weights, normal_density(u, self.means, self.stds))
 
 
 def normal_density(u: Curves, means: Components, stds: Components) -> Parts:
-    """N(u; m_k, s_k^2) at every point for every component."""
+    """Normal densities N(u; m_k, s_k^2) at every point for every component."""
     z = (u[..., None] - means[:, None]) / stds[:, None]
     return torch.exp(-0.5 * z.square()) / (math.sqrt(2 * math.pi) * stds[:, None])
 
 
 @torch.no_grad()
 def fitted_weights(mass: Curves, parts: Parts) -> Components:
-    """Weights of given components, sum 1: each one's share of a target's masses at points, where every point is
-    shared among the components as they explain it.
+    """Weights of given components, sum 1, fitted to a target's masses at points by `ROUNDS` iterations of expectation
+    and maximisation from equal weights.
 
-    The shares are those of expectation and maximisation, begun at equal weights. Weights are held while the components
-    move: no gradient.
+    Weights are held while the components move: no gradient.
     """
     weights = torch.full_like(parts[:, 0], 1 / parts.shape[2])
     for _ in range(ROUNDS):
@@ -112,7 +113,7 @@ def stein_discrepancy(
 
 
 def grid(like: Tensor) -> Float[Tensor, " points"]:
-    """Even points of u from -EDGE to EDGE, where a tensor is and in its dtype."""
+    """Evenly spaced points of u from -EDGE to EDGE, on a tensor's device and in its dtype."""
     return torch.linspace(-EDGE, EDGE, POINTS, device=like.device, dtype=like.dtype)
 
 
@@ -124,9 +125,9 @@ class SteinTimes(LearnedTimes):
 
     revision: ClassVar[int] = 2  # 2: learns from squared gradients; weights from the regressor, no draws
 
-    knots: int = introduced(10)  # coefficients of the spline of log xi^2
-    components: int = introduced(8)  # K
-    bandwidth: float = introduced(1.0)  # c of the kernel, in u
+    knots: int = introduced(10)  # number of coefficients of the spline of log xi^2
+    components: int = introduced(8)  # K, number of components of the mixture
+    bandwidth: float = introduced(1.0)  # c of the kernel, in units of u
 
     def __post_init__(self) -> None:
         LearnedTimes.__post_init__(self)
@@ -145,15 +146,15 @@ class SteinTimes(LearnedTimes):
         return torch.cat([torch.zeros(self.knots), means, widths])
 
     def log_xi_square(self, outputs: Outputs, v: Curves) -> Curves:
-        """The spline."""
+        """The spline of log xi^2 at v."""
         return spline(outputs[:, : self.knots], v)
 
     def law(self, outputs: Outputs) -> Law:
-        """The mixture."""
+        """The mixture of each sample."""
         return self.mixture(outputs)
 
     def mixture(self, outputs: Outputs) -> LogisticNormalMixture:
-        """The mixture that a network's outputs stand for."""
+        """The mixtures whose means and widths a network's outputs give, with weights fitted to xi_hat's masses."""
         means, widths = outputs[:, self.knots :].chunk(2, dim=1)
         means = FARTHEST * torch.tanh(means / FARTHEST)
         stds = NARROWEST + (WIDEST - NARROWEST) * torch.sigmoid(widths)
@@ -162,12 +163,12 @@ class SteinTimes(LearnedTimes):
         return LogisticNormalMixture(weights, means, stds)
 
     def target_mass(self, outputs: Outputs, u: Curves) -> Curves:
-        """xi_hat(v) v (1 - v) at points v = sigmoid(u) of even spacing, brought to sum 1."""
+        """The target's masses xi_hat(v) v (1 - v) at evenly spaced points u, v = sigmoid(u), scaled to sum 1."""
         log_xi = self.log_xi_square(outputs, torch.sigmoid(u)) / 2
         return torch.softmax(log_xi + logsigmoid(u) + logsigmoid(-u), dim=1)
 
     def score(self, outputs: Outputs, u: Curves) -> Curves:
-        """d/du log [xi_hat(v) v (1 - v)] at v = sigmoid(u), with xi_hat as it is."""
+        """The target's score d/du log [xi_hat(v) v (1 - v)] at v = sigmoid(u); no gradient passes into xi_hat."""
         v = torch.sigmoid(u)
         slope = spline_slope(outputs[:, : self.knots].detach(), v) / 2
         return slope * v * (1 - v) + 1 - 2 * v
@@ -180,6 +181,6 @@ class SteinTimes(LearnedTimes):
         return stein_discrepancy(points, mass, self.score(outputs, u), self.bandwidth)
 
     def losses(self, outputs: Outputs, draw: TimeDraw, squares: Times) -> dict[str, Tensor]:
-        """The regressor's deviance, and the proposal's discrepancy from p times the regressor."""
+        """Losses by name: the regressor's deviance, and the mixture's Stein discrepancy from p xi_hat."""
         learned = LearnedTimes.losses(self, outputs, draw, squares)
         return {**learned, "stein": self.discrepancy(outputs.double()).mean()}

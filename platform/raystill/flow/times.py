@@ -1,7 +1,7 @@
-"""Where on its path a training step looks: laws of times, with the weights that keep the loss unbiased.
+"""Laws of the times at which training steps look at a path, with the weights that keep the loss unbiased.
 
-Every fixed law is given by its quantile function, from which a batch is drawn with one stratified uniform per sample.
-A law is used in one of two ways, which a field of it says:
+Every fixed law is given by its quantile function, from which a batch is drawn with one stratified uniform per sample. A
+law is used in one of two ways, which its field `importance` says:
 
 - as the *objective*: the loss is an integral over this law, weights are 1 (what the papers named below do);
 - as an *importance law* for the uniform objective: its draws are weighted by p / q, so that in expectation the loss is
@@ -28,9 +28,10 @@ from raystill.flow.schedules import Schedule, Times
 
 
 class TimeDraw(NamedTuple):
-    """A batch of times, float64, shape (batch,) each; on the CPU but for learned laws, whose draws are where they are.
+    """A batch of times, float64, shape (batch,) each; on the CPU, or for learned laws on the device of their network.
 
-    `quantile` is the time's place v = F_p(t) in the objective's law p, in [0, 1]; with uniform times it is t itself.
+    `quantile` is v = F_p(t), the quantile of the time in the objective's law p, in [0, 1]; with uniform times it is t
+    itself.
     """
 
     t: Times
@@ -40,14 +41,14 @@ class TimeDraw(NamedTuple):
 
 @runtime_checkable  # so that tests can check annotations
 class TimeSampler(Protocol):
-    """Draws times for a batch."""
+    """A sampler of training times for a batch, with the weights that keep the loss unbiased."""
 
     def draw(self, count: int, path: Path, schedule: Schedule, rng: RandomStream) -> TimeDraw:
         """Draw `count` times with weights of mean 1 under the sampler's own law."""
 
 
 class FixedTimes(ABC):
-    """A law of times that does not learn; an implementation is its own settings."""
+    """A law of times that is not learned; an implementation's fields are its settings."""
 
     @abstractmethod
     def quantile(self, v: Times, path: Path, schedule: Schedule) -> Times:
@@ -59,7 +60,7 @@ class FixedTimes(ABC):
         return self
 
     def relative_density(self, v: Times) -> Times:
-        """Density q / p of what is drawn, at quantiles v of the objective's law p; weights are its inverse."""
+        """Density q / p of the drawn times, at quantiles v of the objective's law p; weights are its inverse."""
         return torch.ones_like(v)
 
     def draw(self, count: int, path: Path, schedule: Schedule, rng: RandomStream) -> TimeDraw:
@@ -70,10 +71,10 @@ class FixedTimes(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UniformTimes(FixedTimes):
-    """Uniform times: with weight 1, the objective of the others' importance laws."""
+    """Uniform times with weight 1: the objective that other fixed laws can be importance laws for."""
 
     def quantile(self, v: Times, path: Path, schedule: Schedule) -> Times:
-        """v itself."""
+        """The quantile v itself."""
         return v
 
 
@@ -90,11 +91,13 @@ class DensityTimes(FixedTimes):
 
     @property
     def objective(self) -> FixedTimes:
-        """Uniform times, where this is an importance law of them."""
+        """The law p over which the loss is an integral: uniform times where this is an importance law, else this
+        law.
+        """
         return self if self.importance is None else UniformTimes()
 
     def relative_density(self, v: Times) -> Times:
-        """The defensive mixture's density, where this is an importance law."""
+        """Density q / p at v: the defensive mixture's where this is an importance law, else 1."""
         if self.importance is None:
             return FixedTimes.relative_density(self, v)
         return (1 - self.importance) * self.density(v) + self.importance
@@ -110,11 +113,13 @@ class DensityTimes(FixedTimes):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitNormalTimes(DensityTimes):
-    """logit(t) ~ N(mean, std^2): the middle of the path, as Stable Diffusion 3 is trained (Esser et al. 2403.03206)."""
+    """Logit-normal times, logit(t) ~ N(mean, std^2), most of them in the middle of the path, as Stable Diffusion 3 is
+    trained (Esser et al. 2403.03206).
+    """
 
-    mean: float = introduced(0.0)
-    std: float = introduced(1.0)
-    importance: float | None = introduced(None)  # see DensityTimes
+    mean: float = introduced(0.0)  # mean of logit(t)
+    std: float = introduced(1.0)  # standard deviation of logit(t), greater than 0
+    importance: float | None = introduced(None)  # None: the objective; else uniform share delta of an importance law
 
     def __post_init__(self) -> None:
         check_share("importance", self.importance)
@@ -122,11 +127,11 @@ class LogitNormalTimes(DensityTimes):
             raise UserError(f"the std of logit-normal times is {self.std}; it is greater than 0, for example 1")
 
     def quantile(self, v: Times, path: Path, schedule: Schedule) -> Times:
-        """sigmoid(mean + std Phi^-1(v))."""
+        """Time sigmoid(mean + std Phi^-1(v))."""
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(v))
 
     def density(self, t: Tensor) -> Tensor:
-        """N(logit t; mean, std^2) / (t (1 - t))."""
+        """Density N(logit t; mean, std^2) / (t (1 - t))."""
         t = inside(t)
         z = (torch.logit(t) - self.mean) / self.std
         return torch.exp(-0.5 * z.square()) / (math.sqrt(2 * math.pi) * self.std * t * (1 - t))
@@ -134,13 +139,14 @@ class LogitNormalTimes(DensityTimes):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UShapedTimes(DensityTimes):
-    """Density proportional to exp(a t) + exp(a (1 - t)): both ends of the path (Lee et al. 2405.20320, section 4.1).
+    """U-shaped times, of density proportional to exp(a t) + exp(a (1 - t)), most of them at both ends of the path (Lee
+    et al. 2405.20320, section 4.1).
 
     The paper squeezes its times into [1e-5, 1 - 1e-5]; the loss here is finite at both ends, and nothing is squeezed.
     """
 
-    steepness: float = introduced(4.0)  # a
-    importance: float | None = introduced(None)  # see DensityTimes
+    steepness: float = introduced(4.0)  # a of the density, in (0, 100]
+    importance: float | None = introduced(None)  # None: the objective; else uniform share delta of an importance law
 
     def __post_init__(self) -> None:
         check_share("importance", self.importance)
@@ -148,26 +154,26 @@ class UShapedTimes(DensityTimes):
             raise UserError(f"the steepness of U-shaped times is {self.steepness}; it lies in (0, 100], for example 4")
 
     def quantile(self, v: Times, path: Path, schedule: Schedule) -> Times:
-        """1/2 + asinh((2 v - 1) sinh(a / 2)) / a."""
+        """Time 1/2 + asinh((2 v - 1) sinh(a / 2)) / a."""
         t = 0.5 + torch.asinh((2 * v - 1) * math.sinh(self.steepness / 2)) / self.steepness
         return t.clamp(0, 1)
 
     def density(self, t: Tensor) -> Tensor:
-        """a cosh(a (t - 1/2)) / (2 sinh(a / 2))."""
+        """Density a cosh(a (t - 1/2)) / (2 sinh(a / 2))."""
         return self.steepness * torch.cosh(self.steepness * (t - 0.5)) / (2 * math.sinh(self.steepness / 2))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingTimes(FixedTimes):
-    """Only the times at which a sampler of `steps` steps (and of every divisor of it) asks the student, trailing
-    spacing.
+    """The discrete times at which a sampler of `steps` steps (or of any divisor of `steps`) asks the student, in
+    trailing spacing.
 
     The times are those whose signal-to-noise ratio is the stock timestep's; the start gets `start_share` of the draws,
     the others share the rest. This is a choice of objective, the sampler's own times: weights are 1. With `steps` 1 it
     is the one-step variant, whose student learns nothing but the jump from the start to data.
     """
 
-    steps: int = introduced(8)
+    steps: int = introduced(8)  # steps of the sampler
     # share of draws at the start of sampling, the only point that a one-step sample depends on
     start_share: float = introduced(0.3)
 
@@ -179,7 +185,9 @@ class SamplingTimes(FixedTimes):
             )
 
     def quantile(self, v: Times, path: Path, schedule: Schedule) -> Times:
-        """The sampler's times in increasing order, each over an interval as long as its share."""
+        """The sampler's time whose interval of [0, 1] holds v; times increase with v, and an interval is as long as its
+        time's share of the draws.
+        """
         shares = torch.full((self.steps,), (1 - self.start_share) / max(self.steps - 1, 1), dtype=torch.float64)
         shares[-1] = self.start_share if self.steps > 1 else 1.0
         ends = shares.cumsum(0)[:-1].to(v.device, non_blocking=True)
@@ -214,7 +222,7 @@ def inside(v: Tensor) -> Tensor:
 
 
 def check_share(name: str, delta: float | None) -> None:
-    """UserError where a uniform share does not lie in (0, 1); None is no share."""
+    """Refuse, with UserError, a uniform share outside (0, 1); None is no share."""
     if delta is not None and not 0 < delta < 1:
         raise UserError(
             f"{name} is {delta}, the share of draws that bounds the weights by its inverse; it lies between 0 and 1: "

@@ -1,5 +1,5 @@
-"""A teacher's trajectory between data and noise, walked up or down, and the expectations of its noise along it that
-RayFlow takes for a sample's target mean (2503.07699).
+"""A teacher's ODE trajectory between data and noise, solved in either direction, and the means of the teacher's noise
+predictions along it that RayFlow takes for a sample's target mean (2503.07699).
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +12,8 @@ from raystill.flow.solvers import Solver, VPDenoise, ddim, dpm_solver_2m
 
 
 def angle_times(schedule: Schedule, steps: int, rho: float) -> Grid:
-    """Times of `steps` steps from 1 to 0 at angles proportional to u^rho, u even; rho > 1 looks closer near data.
+    """Times of `steps` steps from 1 to 0 at angles proportional to u^rho, u evenly spaced; rho > 1 spaces times closer
+    near data.
 
     The angle is the length of a path between data and noise of unit length. A diffusion schedule's trailing times leave
     the part of it at data, where predictions change most, to one step (Karras et al. 2206.00364, equation 5, spaces n /
@@ -25,7 +26,8 @@ def angle_times(schedule: Schedule, steps: int, rho: float) -> Grid:
 
 
 def invert(solver: Solver, denoise: VPDenoise, schedule: Schedule, x_0: Latent, times: Grid) -> Latent:
-    """The start z from which the teacher's ODE comes to x_0: solved over the sampler's `times`, read from below.
+    """The start z from which the teacher's ODE leads to x_0: the ODE solved from x_0 upwards, over the sampler's
+    `times` in reverse.
 
     A step to zero signal has no end in half log-SNR, and DPM-Solver++(2M) would extrapolate without bound: there, the
     last step is DDIM's.
@@ -51,18 +53,20 @@ def constant_noise(start: Latent, x_0: Latent, schedule: Schedule) -> Latent:
 class TimeMean:
     """A denoiser that keeps the mean over uniform t of its noise predictions while a solver runs up to t = 1.
 
-    Trapezoids between calls, and the last prediction up to the end; a second call at one time (Heun's) starts the next
-    trapezoid. Two latents are kept, however many calls there are.
+    The mean is integrated by trapezoids between calls, and with the last prediction up to t = 1; a second call at one
+    time (Heun's) starts the next trapezoid. Two latents are kept, however many calls there are.
     """
 
     denoise: VPDenoise
-    total: Latent | None = field(default=None, init=False)
-    last: Latent | None = field(default=None, init=False)
-    since: float = field(default=0.0, init=False)
-    first: float = field(default=0.0, init=False)
+    total: Latent | None = field(default=None, init=False)  # integral of the noise predictions so far
+    last: Latent | None = field(default=None, init=False)  # noise prediction of the last call
+    since: float = field(default=0.0, init=False)  # time of the last call
+    first: float = field(default=0.0, init=False)  # time of the first call
 
     def __call__(self, x: Latent, t: Times) -> Prediction:
-        """Predict, and count the prediction; one time for the whole batch, not before the last one's."""
+        """Predict, and add the prediction to the mean; `t` is one time for the whole batch, not before that of the last
+        call.
+        """
         prediction = self.denoise(x, t)
         now, noise = float(t[0]), prediction.epsilon  # t is on the CPU: no device sync
         if self.last is None or self.total is None:
@@ -73,7 +77,7 @@ class TimeMean:
         return prediction
 
     def mean(self) -> Latent:
-        """The mean from the first call's time to t = 1."""
+        """The mean noise prediction from the first call's time to t = 1."""
         assert self.last is not None
         assert self.total is not None
         return (self.total + (1 - self.since) * self.last) / (1 - self.first)

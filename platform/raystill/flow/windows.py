@@ -15,35 +15,41 @@ from torch import Tensor
 from raystill.flow.predictions import Latent, Prediction, column
 from raystill.flow.schedules import Grid, Schedule, Times
 
-Piece = Literal["ddim_eps", "diff_eps", "velocity"]  # what is constant along a piece, and is learned
-SOONEST = 1e-6  # time of a point of a piece; at data itself a piece says nothing
+Piece = Literal["ddim_eps", "diff_eps", "velocity"]  # quantity that is constant along a piece, and is learned
+SOONEST = 1e-6  # least time of a training point; at data itself a piece has nothing to learn
 Angles = Float[Tensor, " batch"]
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The window of each sample: its edges' times, and how far a point is from e towards s."""
+    """The window of time of each sample: the times of its edges, and the position of the sample's point between
+    them.
+    """
 
     start: Times  # s, the noisy edge
-    end: Times  # e
-    share: Times  # (t - e) / (s - e)
+    end: Times  # e, the edge at the side of data
+    share: Times  # position (t - e) / (s - e) of the point, 1 at the noisy edge
 
 
 def window_of(count: int, t: Times) -> Window:
-    """The one of `count` equal windows of [0, 1] with e < t <= s; t = 0 is in the last."""
+    """The window of each time, one of `count` equal windows of [0, 1] with e < t <= s; t = 0 is in the window at
+    data.
+    """
     end = ((t * count - 1e-9).ceil() - 1).clamp(min=0)  # 1 - i / K may come out above its edge
     return Window((end + 1) / count, end / count, t * count - end)
 
 
 def window_between(edges: Grid, t: Times) -> Window:
-    """The one between neighbours of ascending `edges`, from 0 on, with e < t <= s; t = 0 is in the last."""
+    """The window of each time, between neighbours of ascending `edges` that begin at 0, with e < t <= s; t = 0 is in
+    the window at data.
+    """
     above = torch.searchsorted(edges, t).clamp(min=1)
     start, end = edges[above], edges[above - 1]
     return Window(start, end, (t - end) / (start - end))
 
 
 def on_line(schedule: Schedule, window: Window, t: Times, x_s: Latent, x_e: Latent) -> Latent:
-    """The point of unit-length coordinates on the line from x_s to x_e at t."""
+    """The point at time t on the line from x_s to x_e, in coordinates of unit length."""
     scale = schedule.input_scale
     noisy = column(window.share * scale(schedule.angle(window.start)), x_s) * x_s
     clean = column((1 - window.share) * scale(schedule.angle(window.end)), x_e) * x_e
@@ -51,11 +57,11 @@ def on_line(schedule: Schedule, window: Window, t: Times, x_s: Latent, x_e: Late
 
 
 def constant_of(piece: Piece, schedule: Schedule, window: Window, x_s: Latent, x_e: Latent) -> Latent:
-    """What a piece's constant is, of the piece from x_s to x_e:
+    """The quantity that is constant along the piece from x_s to x_e:
 
     - `ddim_eps`: the noise whose DDIM jump leads from x_s to x_e, (cos_s x_e - cos_e x_s) / sin(e - s);
     - `diff_eps`: the forward chain's noise between the edges, (x_s - g x_e) / sqrt(1 - g^2), g = cos_s / cos_e;
-    - `velocity`: dx / dt.
+    - `velocity`: dx / dt, in the teacher's own coordinates.
     """
     a_s, a_e = schedule.angle(window.start), schedule.angle(window.end)
     match piece:
@@ -71,7 +77,9 @@ def constant_of(piece: Piece, schedule: Schedule, window: Window, x_s: Latent, x
 
 
 def along(piece: Piece, schedule: Schedule, window: Window, t: Times, p: Prediction, later: Times) -> Latent:
-    """The point of a piece at an earlier time, down to its lower edge, from a prediction of its constant at t."""
+    """The point of a piece at the time `later` (later in sampling: closer to data, down to the piece's lower edge),
+    from a prediction of the piece's constant at t.
+    """
     a_s, a_e = schedule.angle(window.start), schedule.angle(window.end)
     scale, x = schedule.input_scale, p.x
     here, there = window.share, (later - window.end) / (window.start - window.end)
@@ -93,15 +101,16 @@ def along(piece: Piece, schedule: Schedule, window: Window, t: Times, p: Predict
 
 
 def _mixed(schedule: Schedule, window: Window, share: Times) -> tuple[Angles, Angles]:
-    """How much of the edges' common data and noise there is on the line at a share, in the teacher's coordinates."""
+    """Coefficients of the edges' common data and noise at a position on the line, in the teacher's coordinates."""
     a_s, a_e = schedule.angle(window.start), schedule.angle(window.end)
     noisy, clean = share * schedule.input_scale(a_s), (1 - share) * schedule.input_scale(a_e)
     return noisy * a_s.cos() + clean * a_e.cos(), noisy * a_s.sin() + clean * a_e.sin()
 
 
 def window_times(count: int, steps: int) -> Times:
-    """Times of a sampler: the first windows have one step more where `steps` does not divide, evenly spaced in each;
-    ends with 0. ValueError for fewer steps than windows.
+    """Times of a sampler of `steps` steps through `count` equal windows, from 1 to 0, evenly spaced in each window;
+    where `count` does not divide `steps`, the first windows have one step more. ValueError for fewer steps than
+    windows.
     """
     if steps < count:
         raise ValueError(f"a sampler takes at least one step in each of {count} windows, found {steps} steps")

@@ -43,7 +43,7 @@ from raystill.training.task import Place, Task, last_step, run_task
 @contextmanager
 def ray_session(cluster: Cluster, variables: Mapping[str, str]) -> Iterator[None]:
     """Connect to the cluster of RAY_ADDRESS, whose workers get `variables`, or start one on this machine; UserError
-    where it does not answer or is too small.
+    where the cluster does not answer or is too small.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -105,14 +105,14 @@ def _unpack_everywhere() -> None:
 
 @dataclass(slots=True)
 class RayLauncher:
-    """Runs stages and trainings on the connected cluster."""
+    """The launcher that runs stages and trainings on the connected Ray cluster."""
 
     cluster: Cluster
-    directory: Path  # local: Ray Train's own small files
+    directory: Path  # local directory of Ray Train's own small files
 
     @property
     def stage_device(self) -> str:
-        """The actors' own GPU where they have one."""
+        """The device of a stage's networks: "cuda" where every actor has a GPU, else "cpu"."""
         return "cuda" if self.cluster.actor.gpus else "cpu"
 
     def derive(
@@ -123,7 +123,7 @@ class RayLauncher:
         identity: Mapping[str, Any],
         max_bad_fraction: float,
     ) -> Index:
-        """Compute derived shards in an actor pool, or find them."""
+        """Compute a stage's derived shards in an actor pool, or find them; return their index."""
         options = options_of(self.cluster.actor)
         try:
             return derive_stream(
@@ -142,7 +142,7 @@ class RayLauncher:
         *,
         until: int | None = None,
     ) -> None:
-        """Train on the cluster's workers; they restore the newest checkpoint by themselves."""
+        """Train a task on the cluster's workers, each of which restores the newest checkpoint by itself."""
         if last_step(checkpoints) >= (until or task.training.steps):
             return
         share, threads = self.cluster.worker, threads_of(self.cluster.worker)
@@ -172,7 +172,7 @@ class RayLauncher:
             raise _for_people(error) from error
 
     def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
-        """In tasks with the resources of one training worker each, as many at once as the cluster holds."""
+        """Run `work` on the items in Ray tasks with a training worker's resources, as many at once as fit."""
         task: Any = ray.remote(**options_of(self.cluster.worker))(_alone)
         threads = threads_of(self.cluster.worker)
         waiting = {task.remote(work, item, threads, Path.cwd()): number for number, item in enumerate(items)}
@@ -185,21 +185,21 @@ class RayLauncher:
 
 
 def _alone(work: Callable[[Item], Result], item: Item, threads: int, directory: Path) -> Result:
-    """One piece of independent work in a task."""
+    """Run `work` on one item in a Ray task."""
     quiet_libraries()
     settle(threads, directory)
     return work(item)
 
 
 def settle(threads: int, directory: Path) -> None:
-    """Work with a share of the machine's threads, in the driver's directory where there is one of that name."""
+    """Limit torch to so many threads, and change to the driver's directory where there is one of that name."""
     torch.set_num_threads(threads)  # more than its CPUs would make threads wait for each other at every operation
     if directory.is_dir():  # Ray starts workers in a scratch directory of their own
         os.chdir(directory)
 
 
 def _fit(trainer: TorchTrainer) -> None:
-    """Run a trainer beside the main thread, where Ray Train would take Ctrl-C for itself and end the process by it."""
+    """Run a trainer in a second thread: in the main one Ray Train would take Ctrl-C and end the process by it."""
     failed: list[BaseException] = []
 
     def run() -> None:
@@ -216,7 +216,7 @@ def _fit(trainer: TorchTrainer) -> None:
 
 
 def _for_people(error: BaseException) -> BaseException:
-    """The error of a worker or actor that is meant for people, where there is one; else the error as it is."""
+    """The UserError among the causes of a worker's or actor's error, where there is one; else the error as it is."""
     causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
     while causes:
         cause = causes.pop()
@@ -239,14 +239,14 @@ class _Work:
     checkpoints: Store
     recorder: MakeRecorder | None
     zero_stage: int
-    threads: int  # of each worker
+    threads: int  # torch threads of each worker
     reader_labels: Mapping[str, str]
-    directory: Path  # the driver's, for relative paths in the settings
-    until: int | None  # a step to go no further than for now
+    directory: Path  # the driver's directory, for relative paths in the settings
+    until: int | None  # step at which to save and end for now; None is the training's last step
 
 
 def _train_worker(work: _Work) -> None:
-    """One rank of a training."""
+    """Run one rank of a training in a worker of Ray Train."""
     from raystill.engine.zero import (
         ZeroEngine,
         agree,
@@ -287,8 +287,8 @@ def _train_worker(work: _Work) -> None:
 
 @contextmanager
 def _progress(task: Task, start: int) -> Iterator[Callable[[int], None]]:
-    """Moves the driver's progress bar, of what is left to train, to a step: Ray's cannot begin in the middle, and would
-    count an earlier run's steps into the speed.
+    """Give a function that moves the driver's progress bar to a step; the bar is of what is left to train, since Ray's
+    cannot begin in the middle and would count an earlier run's steps into the speed.
     """
     desc = f"{task.name} from step {start}" if start else task.name
     with closing(tqdm_ray.tqdm(total=task.training.steps - start, desc=desc, unit="step")) as bar:

@@ -20,8 +20,8 @@ KEPT = "Finished stages and checkpoints are kept; go on with the same command:"
 
 
 def guarded(main: Callable[[], None], stopped: str = KEPT) -> int:
-    """Run a command; exit status 2 with a message for bad input or a full disk, 130 for Ctrl-C or SIGTERM after
-    everything that it started has stopped: `stopped` says what remains.
+    """Run a command and return its exit status: 0, 2 with a message for bad input or a full disk, or 130 for Ctrl-C or
+    SIGTERM, after everything that the command started has stopped; `stopped` is the message that says what remains.
     """
     _quiet()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -58,13 +58,13 @@ def _again() -> str:
 
 
 def quiet_libraries() -> None:
-    """Warnings only from libraries that tell how they found their credentials and endpoints."""
+    """Let libraries that tell how they found their credentials and endpoints log warnings only."""
     for name in ("botocore", "boto3", "s3transfer", "alembic", "mlflow", "httpx", "ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _quiet() -> None:
-    """Progress and results on the terminal, nothing else; must come before libraries read their environment."""
+    """Show only progress and results on the terminal; must be called before libraries read their environment."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     quiet_libraries()
     warnings.filterwarnings("ignore", category=FutureWarning)

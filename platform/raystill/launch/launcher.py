@@ -23,7 +23,7 @@ MakeRecorder = Callable[[], AbstractContextManager[Recorder]]  # picklable: it i
 
 @runtime_checkable  # so that tests can check annotations
 class Launcher(Protocol):
-    """Runs the three kinds of work there are."""
+    """What runs stages, trainings and independent pieces of work, here or on a cluster."""
 
     @property
     def stage_device(self) -> str:
@@ -37,7 +37,7 @@ class Launcher(Protocol):
         identity: Mapping[str, Any],
         max_bad_fraction: float,
     ) -> Index:
-        """Compute derived shards, or find them."""
+        """Compute a stage's derived shards, or find them; return their index."""
 
     def train(
         self,
@@ -49,25 +49,25 @@ class Launcher(Protocol):
         *,
         until: int | None = None,
     ) -> None:
-        """Train a task to its end, or until a step, over derived shards; its averages lie in `checkpoints` afterwards.
-        KeyboardInterrupt, after a checkpoint, where it was stopped by a signal.
+        """Train a task on derived shards to its end, or until a step; its averages lie in `checkpoints` afterwards.
+        KeyboardInterrupt, after a checkpoint, where a signal stopped the training.
         """
 
     def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
-        """Do a training worker's share of work for each item, many at once where there is room; numbers of items with
-        results, as they are done.
+        """Run `work` on each item with the resources of a training worker, many at once where there is room; yield an
+        item's number and result when it is done.
         """
 
 
 @dataclass(slots=True)
 class LocalLauncher:
-    """One process, plain torch, no Ray: a laptop, or a machine with one GPU."""
+    """The launcher that works in this process with plain torch, without Ray: a laptop, or a machine with one GPU."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
     def stage_device(self) -> str:
-        """This process's device."""
+        """The device of this process."""
         return str(self.device)
 
     def derive(
@@ -78,7 +78,7 @@ class LocalLauncher:
         identity: Mapping[str, Any],
         max_bad_fraction: float,
     ) -> Index:
-        """Compute derived shards one after the other, or find them."""
+        """Compute a stage's derived shards one after the other, or find them; return their index."""
         return derive(source, target, transform, identity, max_bad_fraction)
 
     def train(
@@ -91,7 +91,7 @@ class LocalLauncher:
         *,
         until: int | None = None,
     ) -> None:
-        """Train in this process."""
+        """Train a task in this process, from its newest checkpoint on."""
         training = task.training
         plan = Plan(shards=index.shards, seed=training.seed, lanes=training.lanes, lane_size=training.lane_size)
         start = last_step(checkpoints)
@@ -118,6 +118,6 @@ class LocalLauncher:
             run_task(task, place)
 
     def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
-        """One after the other."""
+        """Run `work` on the items in this process, one after the other."""
         for number, item in enumerate(items):
             yield number, work(item)

@@ -8,11 +8,11 @@ from raystill.config.errors import UserError
 from raystill.data.stream import READ_CPUS, nodes
 from raystill.launch.settings import Cluster, Share
 
-ROUNDING = 1e-6  # of Ray's resources, which are counted in ten thousandths
+ROUNDING = 1e-6  # tolerance in Ray's resources, which are counted in ten thousandths
 
 
 def options_of(share: Share) -> dict[str, Any]:
-    """What Ray's tasks and actors are asked for with."""
+    """The options with which Ray starts a task or actor with this share of a node."""
     options: dict[str, Any] = {"num_cpus": share.cpus, "num_gpus": share.gpus}
     if share.resources:
         options["resources"] = dict(share.resources)
@@ -22,7 +22,7 @@ def options_of(share: Share) -> dict[str, Any]:
 
 
 def threads_of(share: Share) -> int:
-    """Threads of a process with a share."""
+    """The number of torch threads of a process with this share of a node."""
     return max(1, round(share.cpus))
 
 
@@ -72,7 +72,7 @@ def _held(node: Mapping[str, Any], share: Share) -> int:
 
 
 def _shown(node: Mapping[str, Any]) -> str:
-    """A node for people, without what Ray itself notes there."""
+    """A node as a line of text, without the resources and labels that Ray itself notes there."""
     own = {n: v for n, v in node["Resources"].items() if not n.startswith(("node:", "object_store", "memory", "accel"))}
     labels = {n: v for n, v in node.get("Labels", {}).items() if not n.startswith("ray.io/")}
     parts = [f"{v:g} {n}" for n, v in sorted(own.items())] + [f"{n}={v}" for n, v in sorted(labels.items())]

@@ -1,4 +1,4 @@
-"""What a run needs beside the cluster: the embedded object store, where the settings ask for it."""
+"""The object store that a run needs beside the cluster: an embedded one where the settings ask for it."""
 
 import logging
 import os
@@ -19,15 +19,15 @@ HOME = "RAYSTILL_HOME"
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray sets for the driver of a submitted job, whose directory is scratch
 # Everything that is kept on this machine: RAYSTILL_HOME, or .raystill where jobs are typed.
 DIRECTORY = Path(os.environ.get(HOME) or ("~/.raystill" if SUBMITTED in os.environ else ".raystill")).expanduser()
-EMBEDDED = "s3"  # below it
-PATIENCE_S = 20.0  # for a server of another process that is just starting or stopping
+EMBEDDED = "s3"  # folder of the embedded object store, below DIRECTORY
+PATIENCE_S = 20.0  # seconds to wait for another process's server that is just starting or stopping
 
 
 @contextmanager
 def object_store(kind: str, directory: Path, port: int | None = None) -> Iterator[Mapping[str, str]]:
     """Make S3 addresses reachable: "embedded" starts a server over `directory`/s3 on loopback, or shares the one that
-    another process runs there; "environment" trusts AWS_* as they are. Gives the variables that are set for this
-    process and its children; workers of a cluster that runs already need them, too.
+    another process runs there; "environment" trusts AWS_* as they are. Gives the environment variables that are set for
+    this process and its children; workers of a cluster that runs already need them, too.
     """
     if kind == "environment":
         yield {}
@@ -44,7 +44,7 @@ def object_store(kind: str, directory: Path, port: int | None = None) -> Iterato
 
 
 def _server(stack: ExitStack, folder: Path, port: int | None) -> dict[str, str]:
-    """Variables of a server over `folder`: our own, for the time of the stack, or another process's."""
+    """The environment variables of a server over `folder`: a new one, stopped with the stack, or another process's."""
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -71,8 +71,8 @@ def _replace(variables: Mapping[str, str]) -> None:
 
 
 def upload_sample(sample: str, shards: str) -> int:
-    """Copy local shards to where a run reads them, unless they are there; creates the bucket. Returns how many were
-    copied; UserError, and nothing copied, where other shards are there.
+    """Copy local shards to the store that a run reads, unless they are there, and create its bucket. Return how many
+    were copied; UserError, and nothing copied, where other shards are there.
     """
     create_bucket(shards)
     source, target = open_store(sample), open_store(shards)

@@ -1,4 +1,4 @@
-"""What a run asks of a Ray cluster."""
+"""Settings of what a run asks of a Ray cluster."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,36 +10,38 @@ from raystill.config.fingerprint import Knob
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What one process takes of a node, and of which nodes."""
+    """The resources that one process takes of a node, and the labels that the node must have."""
 
-    cpus: float = 1.0  # logical
+    cpus: float = 1.0  # logical CPUs
     gpus: float = 0.0
-    resources: Mapping[str, float] = field(default_factory=dict)  # custom ones, as in `ray start --resources`
-    labels: Mapping[str, str] = field(default_factory=dict)  # of the node, as in `ray start --labels`
+    resources: Mapping[str, float] = field(default_factory=dict)  # custom resources, as in `ray start --resources`
+    labels: Mapping[str, str] = field(default_factory=dict)  # labels of the node, as in `ray start --labels`
 
     @property
     def amounts(self) -> dict[str, float]:
-        """Every resource of which it takes some, by Ray's names."""
+        """The amount of every resource that the process takes, by Ray's names."""
         every = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
         return {name: amount for name, amount in every.items() if amount > 0}
 
     def __str__(self) -> str:
-        """For people."""
+        """Return the amounts and labels as text for messages."""
         amounts = [f"{amount:g} {name}" for name, amount in self.amounts.items()]
         return ", ".join([*amounts, *(f"{name}={value}" for name, value in self.labels.items())]) or "nothing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """What a run asks of a Ray cluster."""
+    """Settings of what a run asks of a Ray cluster."""
 
     workers: Knob[int] = 1  # training workers, one rank each, that share out a step's lanes
-    worker: Knob[Share] = field(default_factory=lambda: Share(cpus=0.8))  # readers need a little beside it
-    actors: Knob[int] = 2  # of the pool that computes derived shards: the teacher's and the encoders' work
-    actor: Knob[Share] = field(default_factory=Share)
-    reader_labels: Knob[Mapping[str, str]] = field(default_factory=dict)  # of the nodes that read for the workers
-    grows: Knob[bool] = False  # nodes are added on demand: what is missing is waited for, not refused
-    zero_stage: Knob[int] = 2  # 0 to 3
+    # share of a node for each training worker; readers need a little beside it
+    worker: Knob[Share] = field(default_factory=lambda: Share(cpus=0.8))
+    actors: Knob[int] = 2  # actors of the pool that computes derived shards: the teacher's and the encoders' work
+    actor: Knob[Share] = field(default_factory=Share)  # share of a node for each actor
+    # labels of the nodes that read for the workers
+    reader_labels: Knob[Mapping[str, str]] = field(default_factory=dict)
+    grows: Knob[bool] = False  # whether nodes are added on demand: missing resources are waited for, not refused
+    zero_stage: Knob[int] = 2  # stage of DeepSpeed's ZeRO, 0 to 3
     max_failures: Knob[int] = 1  # restarts of the worker group from the last checkpoint
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, and SIGTERM as clusters send it: a training saves a checkpoint first; everything else ends at once."""
+"""What Ctrl-C does, and SIGTERM as clusters send it: a training saves a checkpoint first; all else ends at once."""
 
 import logging
 import signal
@@ -10,14 +10,14 @@ from types import FrameType
 from raystill.data.store import Store
 
 log = logging.getLogger(__name__)
-STOP = "stop"  # beside the checkpoints: whoever trains there saves, and trains no further
+STOP = "stop"  # key in the checkpoint store: the training that writes there saves, and trains no further
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def saving(checkpoints: Store) -> Iterator[None]:
-    """While this lasts, the first signal asks the training that writes to `checkpoints` to save and end; a second one
-    is Ctrl-C again. KeyboardInterrupt at the end where it was asked.
+    """While this context lasts, the first signal asks the training that writes to `checkpoints` to save and end; a
+    second signal raises KeyboardInterrupt. KeyboardInterrupt at the end, too, where there was a signal.
     """
     if current_thread() is not main_thread():  # signals are the main thread's, which decides for this one
         yield
@@ -41,7 +41,7 @@ def saving(checkpoints: Store) -> Iterator[None]:
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Give both signals to `handler` for a while."""
+    """Let `handler` take SIGINT and SIGTERM inside this context."""
     before = [signal.signal(number, handler) for number in SIGNALS]
     try:
         yield
@@ -51,5 +51,5 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
 
 
 def asked_to_stop(checkpoints: Store) -> bool:
-    """Whether the driver wants the training that writes there to save and end."""
+    """Whether the driver wants the training that writes to `checkpoints` to save and end."""
     return checkpoints.exists(STOP)

@@ -1,4 +1,4 @@
-"""`raystill submit`: a job for a cluster that runs already, its log followed to its end."""
+"""`raystill submit`: send a job to a cluster that runs already, and follow its log to the end."""
 
 import asyncio
 import logging
@@ -21,12 +21,13 @@ SECRETS = (
     "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
     "HF_TOKEN",
 )  # fmt: skip
-ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # which Ray asks, in this order, before an argument
+# environment variables that Ray asks, in this order, before an argument
+ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 def submit(address: str | None, runtime_env: Path, line: Sequence[str], *, follow: bool = True) -> str:
-    """Send a command line with its code to a cluster and print its log until it ends; returns how it ended. UserError
-    where the cluster does not answer, the line holds a secret, or the job fails.
+    """Send a command line with its code to a cluster and print the job's log until the job ends; return how it ended.
+    UserError where the cluster does not answer, the line holds a secret, or the job fails.
     """
     environment = read_runtime_env(runtime_env)
     check_secrets(line, environment)
@@ -49,7 +50,7 @@ def submit(address: str | None, runtime_env: Path, line: Sequence[str], *, follo
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """The cluster's dashboard; UserError where none answers."""
+    """A client of the cluster's dashboard; UserError where no dashboard answers."""
     if address is not None:
         os.environ.update(dict.fromkeys(ADDRESSES, address))
     try:
@@ -63,7 +64,7 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 
 def read_runtime_env(path: Path) -> dict[str, Any]:
-    """What a job takes along; UserError where the file is none."""
+    """The runtime environment of a job, read from a YAML file; UserError where the file is missing or no mapping."""
     if not path.is_file():
         raise UserError(f"there is no {path}; type the line in the root of a checkout, or give --runtime-env FILE")
     found = yaml.safe_load(path.read_text())
@@ -74,7 +75,9 @@ def read_runtime_env(path: Path) -> dict[str, Any]:
 
 
 def check_secrets(line: Sequence[str], environment: dict[str, Any]) -> None:
-    """Refuse, with UserError, what would show a secret to everybody who sees the cluster's jobs."""
+    """Refuse, with UserError, a command line or runtime environment that would show a secret to everybody who sees the
+    cluster's jobs.
+    """
     shown = f"{shlex.join(line)} {environment}"
     held = [name for name in SECRETS if name in shown or (os.environ.get(name) or "\0") in shown]
     if held or without_password(shown) != shown:

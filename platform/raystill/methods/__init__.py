@@ -1,1 +1,1 @@
-"""One file per training method, all of one shape."""
+"""Training methods, one file each, all with the same interface."""

@@ -1,5 +1,5 @@
-"""ADD (2311.17042) in the latent space of LADD (2403.12015): an adversary on the frozen teacher's features and the
-teacher's own estimate of the student's samples.
+"""ADD, adversarial diffusion distillation (2311.17042), in the latent space of LADD (2403.12015): the student learns
+from an adversary on the frozen teacher's features and from the teacher's estimate of the student's samples.
 
 Departures: features are the teacher's UNet's, at latents that are noised, where ADD reads DINOv2's of pictures; heads
 are told nothing of caption and picture; the distance of the estimate is one of latents. Losses and R1 are means over
@@ -43,16 +43,16 @@ from raystill.models.stock import StockSampler
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ADD(Distillation):
-    """Settings of the method."""
+    """Settings of ADD, adversarial diffusion distillation."""
 
     steps: int = introduced(4)  # N: the student learns at the times of the stock sampler in N steps
-    guidance: Guidance = introduced_group(Guidance)  # of the teacher's estimate
-    distillation: float = introduced(2.5)  # lambda, weight of the teacher's estimate
+    guidance: Guidance = introduced_group(Guidance)  # guidance of the teacher's estimate
+    distillation: float = introduced(2.5)  # lambda, weight of the distance to the teacher's estimate
     adversarial: float = introduced(1.0)  # weight of the adversary in the student's gradient
-    penalty: float = introduced(1e-5)  # gamma of R1, the squared gradient of a place's logit in real features
-    features: tuple[str, ...] = introduced(("mid_block",))  # of the teacher's UNet, that the adversary reads
-    learning_rate: float = introduced(1e-4)  # of the adversary
-    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
+    penalty: float = introduced(1e-5)  # weight gamma of R1, the squared gradient of a place's logit in real features
+    features: tuple[str, ...] = introduced(("mid_block",))  # blocks of the teacher's UNet that the adversary reads
+    learning_rate: float = introduced(1e-4)  # learning rate of the adversary
+    immiscible: bool = introduced(False)  # whether noise is assigned within a batch to latents near it (2406.12303)
 
     name: ClassVar[str] = "add"
     paper: ClassVar[str] = "2311.17042, 2403.12015"
@@ -60,15 +60,17 @@ class ADD(Distillation):
 
     @property
     def learners(self) -> tuple[str, ...]:
-        """Student and adversary."""
+        """Roles that the method trains: student and adversary."""
         return (STUDENT, ADVERSARY)
 
     def heads(self, given: Given) -> dict[str, Head]:
-        """The adversary."""
+        """The adversary's heads, by role."""
         return {ADVERSARY: Head(heads_of(given, self.features), self.learning_rate)}
 
     def check_teacher(self, teacher: TeacherFacts) -> None:
-        """Refuse, with UserError, a teacher without the parts that the adversary reads."""
+        """Refuse, with UserError, a teacher of fewer times than `steps`, or without the UNet blocks that the adversary
+        reads.
+        """
         check_times(teacher.schedule, "method.steps", self.steps)
         check_features(self.features, teacher.features)
 
@@ -82,12 +84,14 @@ class ADD(Distillation):
             )
 
     def calls(self, steps: int) -> float:
-        """Its estimate, and what the adversary reads: twice for itself, once for the student."""
+        """Evaluations of the teacher's network per sample and step: the guided estimate, and the features that the
+        adversary reads, twice for its own loss and once for the student's.
+        """
         return self.guidance.branches + 3.0
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """The hinge losses (equations 2 and 3) and c(t) |x - x_psi|^2 (equation 4), where x_psi is what the teacher
-        says of the sample, noised to t, and c(t) = s_t.
+        """Losses of student and adversary: the hinge losses (equations 2 and 3), and for the student c(t) |x - x_psi|^2
+        (equation 4), where x_psi is the teacher's estimate from the sample noised to t, and c(t) = s_t.
         """
         x_0, condition, schedule = batch["x_0"], batch["condition"], given.schedule
         t = schedule.sampling_times(self.steps)[rng.integers(0, self.steps, len(x_0))]
@@ -116,7 +120,9 @@ class ADD(Distillation):
         }
 
     def _adversary(self, networks: Networks, real: FeatureMaps, faked: FeatureMaps) -> Float[Tensor, ""]:
-        """mean relu(1 - D(x_0)) + mean relu(1 + D(x)) + gamma R1, with means over samples, places and heads."""
+        """The adversary's loss, mean relu(1 - D(x_0)) + mean relu(1 + D(x)) + gamma R1, with means over samples, places
+        and heads.
+        """
         leaves = {name: feature.detach().requires_grad_() for name, feature in real.items()}
         said = networks[ADVERSARY](leaves)
         hinge = mean_over_places(lambda logits: relu(1 - logits), said)
@@ -124,9 +130,9 @@ class ADD(Distillation):
         return hinge + self.penalty * r1(said, leaves) if self.penalty else hinge
 
     def noisy(self, sampling: Sampling) -> bool:
-        """It always does."""
+        """Always true: the sampler noises every estimate of x_0 anew."""
         return True
 
     def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
-        """Estimate x_0 and noise it anew, at the stock sampler's times."""
+        """The sampler that estimates x_0 and noises the estimate anew, at the stock sampler's times."""
         return ray_scheduler(stock, DiffusionPath(), Sampling(eta=1.0), start)

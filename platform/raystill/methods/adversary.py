@@ -1,4 +1,5 @@
-"""What the adversarial methods share: heads that tell students' samples from others by the frozen teacher's features.
+"""The discriminator of the adversarial methods: heads on the frozen teacher's features that tell students' samples from
+others.
 
 Heads keep one logit per place of a feature map, and losses are taken of each logit before any mean, as in StyleGAN-T
 (2301.09515) and PCM (2405.18407). The mean of the logits would not do: an adversary that is right on average would have
@@ -23,11 +24,11 @@ from raystill.flow.schedules import Times
 from raystill.methods.method import Given, Loss
 from raystill.models.denoiser import Condition, Denoiser
 
-ADVERSARY = "discriminator"  # role
-GROUPS = 32  # of the heads' normalisation, or the largest number below that divides
+ADVERSARY = "discriminator"  # name of the role
+GROUPS = 32  # of the heads' group normalisation; their common divisor with the width is taken
 
-FeatureMaps = dict[str, Float[Tensor, "batch _channels _height _width"]]  # by the parts of the teacher's UNet
-Logits = dict[str, Float[Tensor, "batch _places"]]  # of each place of those maps, row by row; high for real samples
+FeatureMaps = dict[str, Float[Tensor, "batch _channels _height _width"]]  # by the names of blocks of the teacher's UNet
+Logits = dict[str, Float[Tensor, "batch _places"]]  # one for each place of a map, row by row; high for real samples
 
 
 class Heads(nn.Module):
@@ -45,7 +46,7 @@ class Heads(nn.Module):
 
 
 class _Head(nn.Module):
-    """Two 3 x 3 convolutions with a way around the second, and one number per place."""
+    """Two 3 x 3 convolutions, the second with a skip connection, and a 1 x 1 convolution to one logit per place."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class _Head(nn.Module):
 
 
 def check_features(names: tuple[str, ...], there: Mapping[str, int]) -> None:
-    """Refuse, with UserError, parts that a teacher's UNet has not."""
+    """Refuse, with UserError, names of blocks that a teacher's UNet does not have, or no names."""
     absent = [name for name in names if name not in there]
     if absent or not names:
         advised = "mid_block" if "mid_block" in there else next(iter(there))
@@ -72,13 +73,15 @@ def check_features(names: tuple[str, ...], there: Mapping[str, int]) -> None:
 
 
 def heads_of(given: Given, names: tuple[str, ...], points: int = 1) -> Heads:
-    """Heads for parts of a teacher, at so many points at once; UserError for parts that it has not."""
+    """Heads on named blocks of a teacher's UNet that read the features of `points` points together; UserError for
+    blocks that the UNet does not have.
+    """
     check_features(names, given.features)
     return Heads({name: points * given.features[name] for name in names})
 
 
 def features(teacher: Denoiser, names: tuple[str, ...], x: Latent, t: Times, condition: Condition) -> FeatureMaps:
-    """What named parts of the teacher's UNet give at points of unit length, in float32."""
+    """Feature maps of named blocks of the teacher's UNet at points of unit length, in float32."""
     found: dict[str, Tensor] = {}
     assert isinstance(teacher.network, nn.Module)
     with _listening(teacher.network, names, found), suppress(_HeardError):
@@ -87,7 +90,7 @@ def features(teacher: Denoiser, names: tuple[str, ...], x: Latent, t: Times, con
 
 
 class _HeardError(Exception):
-    """All named parts have answered: what comes after them is not computed."""
+    """Ends a forward once all named blocks have given their features: what comes after them is not computed."""
 
 
 @contextmanager
@@ -111,7 +114,9 @@ def _listening(network: nn.Module, names: tuple[str, ...], found: dict[str, Tens
 
 
 def input_gradient(loss: Callable[[Latent], Tensor], sample: Latent) -> tuple[Tensor, Latent]:
-    """A scalar loss of samples, detached, and its gradient in them; no parameter gets one."""
+    """The value of a scalar loss of samples, detached, and its gradient in the samples; no parameter gets a
+    gradient.
+    """
     leaf = sample.detach().requires_grad_()
     with torch.enable_grad():
         value = loss(leaf)
@@ -142,7 +147,9 @@ def non_saturating(logits: Logits) -> Float[Tensor, ""]:
 
 
 def told_apart(real: Logits, faked: Logits, times: Times | None = None) -> Loss:
-    """The adversary's loss: the mean over places of softplus(-D) of real samples and of softplus(D) of students'."""
+    """The adversary's loss: the mean over places of softplus(-D) of real samples and of softplus(D) of students'
+    samples.
+    """
     said = {"adversary/real": real, "adversary/fake": faked}
     metrics = {name: mean_over_places(torch.sigmoid, logits).detach() for name, logits in said.items()}
     return Loss(non_saturating(real) + mean_over_places(softplus, faked), metrics, times=times)

@@ -14,22 +14,24 @@ from raystill.methods.method import Batch, Loss, Networks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Autoencoder:
-    """Reconstruction of pictures in [-1, 1] through a latent that is pulled to N(0, I)."""
+    """Training of an autoencoder: reconstruction of pictures in [-1, 1] through a latent that is pulled to N(0, I)."""
 
-    kl_weight: float = introduced(1e-6)  # of the Kullback-Leibler term, summed over the latent, per picture element
-    # of the absolute error of horizontal and vertical differences, which keeps outlines sharp
+    kl_weight: float = introduced(1e-6)  # weight of the KL divergence, summed over the latent, per picture element
+    # weight of the absolute error of horizontal and vertical differences, which keeps outlines sharp
     edge_weight: float = introduced(1.0)
     learners: tuple[str, ...] = introduced(("autoencoder",))
     needs: tuple[str, ...] = introduced(("image",))
 
-    revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
+    revision: ClassVar[int] = 2  # raised whenever results change; 2: random numbers of 128-bit keys
 
     def turn(self, step: int) -> tuple[str, ...]:
-        """The autoencoder, at every step."""
+        """Roles that are updated: the autoencoder, at every step."""
         return self.learners
 
     def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """Absolute error, error of differences and KL; the metrics are in the pictures' units, range 2."""
+        """The autoencoder's loss: absolute error, error of differences between neighbouring pixels, and KL; the metrics
+        are in the pictures' units, range 2.
+        """
         pictures = to_pictures(batch["image"])
         decoded, mean, log_variance = networks["autoencoder"](pictures, rng.key())
         error = (decoded - pictures).abs().mean()
@@ -48,7 +50,9 @@ class AutoencoderPass(nn.Module):
         self.vae: Any = vae  # its encode and decode are not a Module's
 
     def forward(self, pictures: Tensor, key: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return decoded pictures, latent means and clamped log-variances; `key` is the latent noise's."""
+        """Return decoded pictures, latent means and clamped log-variances; `key` is the random key of the latent's
+        noise.
+        """
         posterior = self.vae.encode(pictures).latent_dist
         noise = RandomStream(key).normal(posterior.mean.shape).to(pictures.device)
         decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample

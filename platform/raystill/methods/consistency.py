@@ -1,5 +1,5 @@
-"""What the consistency methods share: the student's jump from t to r is to be its own jump from t' to r, where the
-teacher has led from t to t' (2303.01469 in the form of 2402.19159: G(x, t -> r) = D(x, t -> r; e_student)).
+"""The loss of the consistency methods: the student's jump from t to r is to equal the student's jump from t' to r,
+where the teacher has led from t to t' (2303.01469 in the form of 2402.19159: G(x, t -> r) = D(x, t -> r; e_student)).
 """
 
 from collections.abc import Callable
@@ -18,20 +18,24 @@ from raystill.methods.method import STUDENT, TARGET, Batch, Given, Loss, Network
 from raystill.models.denoiser import Denoiser
 
 Indices = Int[Tensor, " batch"]
-Lead = Callable[[Latent, Times, Times], Latent]  # the teacher's way from (x, t) to t'
+Lead = Callable[[Latent, Times, Times], Latent]  # (x, t, t') -> the point at t' to which the teacher leads
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Times of a batch on a grid of N intervals of [0, 1]: the student's, the teacher's end, and the landing."""
+    """Random times of a batch on a grid of N intervals of [0, 1]: the student's, the end of the teacher's step, and the
+    landing.
+    """
 
-    t: Times
-    led: Times  # t' < t
-    landing: Times  # r <= t'
+    t: Times  # of the noised latent, where the student is asked
+    led: Times  # t' < t, to which the teacher leads
+    landing: Times  # r <= t', where both jumps end
 
 
 def grid_of(schedule: Schedule, intervals: int) -> Grid:
-    """Times of the stock sampler in so many steps, from data on: those of any number that divides it are among them."""
+    """Times of the stock sampler in `intervals` steps, in increasing order from data on; the times of any number of
+    steps that divides `intervals` are among them.
+    """
     return schedule.sampling_times(intervals).flip(0)
 
 
@@ -54,8 +58,8 @@ def check_lcm_grid(intervals: int, steps: tuple[int, ...]) -> None:
 
 
 def check_lcm_teacher(schedule: Schedule, intervals: int) -> None:
-    """Refuse, with UserError, a grid on which LCM's scheduler would not ask: it rounds intervals down to whole
-    timesteps, and so begins below the noisy end.
+    """Refuse, with UserError, a grid on whose times LCM's scheduler would not ask the student: the scheduler rounds
+    intervals down to whole timesteps, and so begins below the noisy end.
     """
     check_times(schedule, "method.intervals", intervals)
     if isinstance(schedule, DiffusionSchedule) and schedule.steps % intervals:
@@ -75,8 +79,8 @@ def drawn(
     *,
     any_landing: bool,
 ) -> Draw:
-    """t uniform over the grid's N points above 0 and t' the next one below; r is `bottom` of t's index, or uniform over
-    the points from there to t'.
+    """Random times of a batch: t uniform over the grid's N points above 0 and t' the next point below; r is `bottom` of
+    t's index, or uniform over the points from there to t'.
     """
     j = rng.integers(1, len(grid), count)
     lowest = bottom(j)
@@ -87,7 +91,7 @@ def drawn(
 
 
 def jumped(prediction: Prediction, schedule: Schedule, t: Times, r: Times) -> Latent:
-    """G(x, t -> r); the point itself where r = t, whatever the network says."""
+    """The end G(x, t -> r) of the jump from t to r; the point itself where r = t, whatever the network predicts."""
     here = column((t == r).to(t), prediction.x) > 0
     return torch.where(here, prediction.x, prediction.moved(schedule.angle(r)))
 
@@ -102,7 +106,7 @@ def consistency_loss(
     target = Denoiser(networks.get(TARGET, networks[STUDENT]), schedule, given.kind)
     with torch.no_grad():
         led = lead(x, draw.t, draw.led)
-        asked = draw.led.clamp(min=1 / schedule.steps)  # at data itself nobody is asked: it is the landing
+        asked = draw.led.clamp(min=1 / schedule.steps)  # at data itself the answer is not used: it is the landing
         wanted = jumped(target(led, asked, condition), schedule, draw.led, draw.landing)
     found = jumped(student(x, draw.t, condition), schedule, draw.t, draw.landing)
     return Loss(premetric.per_sample(found - wanted).mean(), times=draw.t)

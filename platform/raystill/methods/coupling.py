@@ -1,4 +1,6 @@
-"""Which noise a latent is noised with: any, or within a batch the one that is near it."""
+"""The coupling of latents and noise in training: independent, or within a batch by an assignment of noise to near
+latents.
+"""
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -9,8 +11,9 @@ from raystill.methods.teaching import fresh
 
 
 def noise_for(x_0: Latent, rng: RandomStream, *, immiscible: bool) -> Latent:
-    """N(0, I) noise for a lane's batch; `immiscible` deals it out by the linear assignment with the least sum of
-    squared distances (2406.12303, which assigns over a whole step and takes the distances). HOST SYNC where it does.
+    """N(0, I) noise for the latents of a lane; `immiscible` assigns it to them by the linear assignment with the least
+    sum of squared distances (2406.12303, which assigns over a whole step and takes the distances). HOST SYNC where it
+    does.
     """
     noise = fresh(x_0, rng)
     if not immiscible:

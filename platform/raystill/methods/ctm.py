@@ -1,5 +1,6 @@
-"""CTM (2310.02279): the student is told where it lands, so that one network holds every jump of the teacher's
-trajectories; where jumps end is compared at data, and at its own time the student is a denoiser.
+"""CTM, consistency trajectory models (2310.02279): the student is told the time at which its jump lands, so that one
+network holds every jump along the teacher's trajectories; ends of jumps are compared after a further jump to data, and
+a jump of length 0 is trained as a denoiser.
 
 Departures: the grid is the stock sampler's, the solver guided DDIM (the paper's is Heun, unguided, of pixels);
 distances are of latents; the denoising term is of what the network predicts, at uniform times, and where the teacher is
@@ -46,22 +47,22 @@ from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ctm_scheduler
 from raystill.models.stock import StockSampler
 
-MOST_WEIGHT = 1e4  # of the denoising term
+MOST_WEIGHT = 1e4  # largest weight of the denoising term
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CTM(Distillation):
-    """Settings of the method; the paper has N = 18 and M = 17 for CIFAR-10, a grid that few samplers' steps are on."""
+    """Settings of CTM; the paper has N = 18 and M = 17 for CIFAR-10, a grid that few samplers' steps are on."""
 
     intervals: int = introduced(16)  # N: times are those of the stock sampler in N steps
     # M: the teacher leads m = 1 to M steps, equal in time, down the grid, with a probability as m
     most: int = introduced(15)
-    # of the denoising term, whose gradient is as large as the other one's at 1; 0 leaves it out
+    # weight of the denoising term, whose gradient is as large as the consistency term's at 1; 0 leaves it out
     denoising: float = introduced(1.0)
-    guidance: Guidance = introduced_group(Guidance)
+    guidance: Guidance = introduced_group(Guidance)  # of the teacher
     premetric: Premetric = introduced_group(PseudoHuber)
-    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
-    target_decay: float = introduced(0.999)  # of the target network's average
+    immiscible: bool = introduced(False)  # whether noise is assigned within a batch to latents near it (2406.12303)
+    target_decay: float = introduced(0.999)  # decay of the target network's average
 
     name: ClassVar[str] = "ctm"
     paper: ClassVar[str] = "2310.02279"
@@ -69,12 +70,14 @@ class CTM(Distillation):
     tells_landing: ClassVar[bool] = True
 
     def check_teacher(self, teacher: TeacherFacts) -> None:
-        """Refuse, with UserError, a grid that is finer than the teacher's times, and one that is told more already."""
+        """Refuse, with UserError, a grid that is finer than the teacher's times, and a teacher whose UNet has a
+        condition of the time already.
+        """
         check_times(teacher.schedule, "method.intervals", self.intervals)
         check_room(teacher.time_condition)
 
     def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
-        """Refuse, with UserError, a teacher that leads beyond the grid."""
+        """Refuse, with UserError, a teacher that leads beyond the grid, and weights out of their range."""
         super(CTM, self).check(sampling, lane_size, steps)
         if not 1 <= self.most <= self.intervals or self.denoising < 0 or not 0 <= self.target_decay <= 1:
             raise UserError(
@@ -83,21 +86,23 @@ class CTM(Distillation):
             )
 
     def trained_times(self, schedule: Schedule) -> Times:
-        """Those of its grid."""
+        """The times of the method's grid, above 0."""
         return grid_of(schedule, self.intervals)[1:]
 
     def keeps(self, step: int) -> float | None:
-        """The same at every step."""
+        """Share of its own value that the target network keeps: `target_decay` at every step."""
         return self.target_decay
 
     def calls(self, steps: int) -> float:
-        """The mean of m steps, and the denoising term's target where it is guided."""
+        """Evaluations of the teacher's network per sample and step: the mean number m of DDIM steps, and the denoising
+        term's target where the teacher is guided.
+        """
         guides = 2 if self.denoising and self.guidance.branches == 2 else 0
         return (2 * self.most + 1) / 3 * self.guidance.branches + guides
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """Distance of G*(G(x_t, t -> s), s -> 0) from G*(G(x_u, u -> s), s -> 0), where the teacher leads from t to u
-        and G* is the target network's (equation 8), and the denoising loss of g(x, t -> t).
+        """The student's loss: distance of G*(G(x_t, t -> s), s -> 0) from G*(G(x_u, u -> s), s -> 0), where the teacher
+        leads from t to u and G* is the target network's (equation 8), and the denoising loss of g(x, t -> t).
         """
         condition, schedule = batch["condition"], given.schedule
         led = self._led(given, step)
@@ -130,12 +135,14 @@ class CTM(Distillation):
         return {STUDENT: Loss(loss + self.denoising * weight * error, metrics, times=draw.t)}
 
     def _led(self, given: Given, step: int) -> int:
-        """m, the same for the whole step on all ranks."""
+        """The random number m of the teacher's steps, the same for the whole training step on all ranks."""
         weights = torch.arange(1.0, self.most + 1)
         return 1 + int(generator(given.seed, EVERY_LANE, step).weighted(weights, 1))
 
     def _drawn(self, schedule: Schedule, led: int, count: int, rng: RandomStream) -> Draw:
-        """t uniform over the grid's points m and more above data, u m points below t, s uniform from u down to data."""
+        """Random times of a batch: t uniform over the grid's points m and more above data, u the point m below t, s
+        uniform over the points from u down to data.
+        """
         j = rng.integers(led, self.intervals + 1, count)
         share = rng.uniform(count)
         landing = (share * (j - led + 1)).long()
@@ -146,8 +153,8 @@ class CTM(Distillation):
     def _denoised(
         self, given: Given, student: nn.Module, batch: Batch, teaching: Teaching, rng: RandomStream
     ) -> tuple[Tensor, Latent]:
-        """Mean squared error of g(x, t -> t), and its gradient in what the network predicts: from the data where the
-        teacher is not guided, else from what the guided teacher says, which the jumps' limit is, too.
+        """Mean squared error of g(x, t -> t), and its gradient in the network's output; the target is the data where
+        the teacher is not guided, else the guided teacher's prediction, which is the limit of the jumps, too.
         """
         x_0 = batch["x_0"]
         t, noise = 1 - rng.uniform(len(x_0)), fresh(x_0, rng)
@@ -159,18 +166,20 @@ class CTM(Distillation):
     def _answer(
         self, given: Given, network: nn.Module, x: Latent, t: Times, landing: Times, condition: Condition
     ) -> Prediction:
-        """What a network says that is told its landing; at data itself it is asked at the first step's time."""
+        """The prediction of a network that is told the time of its landing; at data itself the network is asked at the
+        first step's time.
+        """
         knows = told(network, given.schedule, landing, x.device)
         return Denoiser(knows, given.schedule, given.kind)(x, t.clamp(min=1 / given.schedule.steps), condition)
 
     def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
-        """DDIM's steps, of which the network is told."""
+        """The sampler of DDIM's steps, which tells the network the end of each step."""
         return ctm_scheduler(stock)
 
 
 def _pulled(answer: Prediction, gradient: Latent, schedule: Schedule, draw: Draw) -> Latent:
-    """The gradient in what the network predicted, of a loss whose gradient in the jump's end is given; nothing passes
-    through the network, whose engine takes one backward a lane.
+    """The gradient in the network's output of a loss whose gradient in the jump's end is given; nothing passes through
+    the network, whose engine takes one backward a lane.
     """
     value = answer.value.detach().requires_grad_()
     with torch.enable_grad():

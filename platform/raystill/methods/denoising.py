@@ -29,21 +29,25 @@ class TextToImage(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denoising:
-    """Squared error of the network's own prediction at discrete steps, with captions dropped for guidance."""
+    """Training of a denoiser: squared error of the network's own prediction at discrete steps, with captions dropped
+    for guidance.
+    """
 
     schedule: Schedule
     kind: Kind
-    empty_tokens: tuple[int, ...]  # the empty caption, padded
+    empty_tokens: tuple[int, ...]  # tokens of the empty caption, padded
     caption_dropout: float = 0.1  # share of samples trained with the empty caption
     learners: tuple[str, ...] = ("denoiser",)
     needs: tuple[str, ...] = ("latent", "tokens")
 
     def turn(self, step: int) -> tuple[str, ...]:
-        """The denoiser, at every step."""
+        """Roles that are updated: the denoiser, at every step."""
         return self.learners
 
     def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """Mean squared error over stratified discrete times, unit weight in the network's own parameterisation."""
+        """The denoiser's loss: mean squared error over stratified discrete times, unit weight in the network's own
+        parameterisation.
+        """
         latent, tokens = batch["latent"], batch["tokens"]
         count, steps = len(latent), self.schedule.steps
         k = (rng.stratified(count) * steps).long().clamp(max=steps - 1)
@@ -58,7 +62,7 @@ class Denoising:
         return {"denoiser": Loss((value.float() - target).square().mean())}
 
     def _target(self, latent: Latent, eps: Latent, angle: Times) -> Latent:
-        """What the network is to say of the point at unit length, x = cos(angle) x_0 + sin(angle) e."""
+        """The correct output of the network at the point of unit length x = cos(angle) x_0 + sin(angle) e."""
         match self.kind:
             case "epsilon":
                 return eps

@@ -1,5 +1,6 @@
-"""DMD2 (2405.14867): the student's samples are moved from where a fake score, trained on them, sees them to where the
-teacher does; an adversary looks at both; several steps are simulated backwards.
+"""DMD2, distribution matching distillation (2405.14867): the student's samples are moved from a fake score's estimate
+of x_0 to the teacher's, where the fake score is trained on these samples; an adversary tells the samples from data; for
+several steps the student's inputs come from backward simulation.
 
 Departures: the paper's adversary reads the fake score's features and trains its encoder, too; here heads read the
 frozen teacher's, so that every role has one engine; they keep one logit per place, where the paper's pools a map into
@@ -49,20 +50,20 @@ from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 from raystill.models.stock import StockSampler
 
-FAKE = "fake_score"  # role
+FAKE = "fake_score"  # name of the role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DMD2(Distillation):
-    """Settings of the method."""
+    """Settings of DMD2."""
 
-    steps: int = introduced(4)  # N, of the student
-    ratio: int = introduced(5)  # R: the student is updated every so many steps, the other roles at each
-    guidance: float = introduced(3.0)  # w of the real score
-    lowest: float = introduced(0.02)  # of the times at which scores are compared; the highest is 1 less this
+    steps: int = introduced(4)  # N, sampling steps of the student
+    ratio: int = introduced(5)  # R: the student is updated every R steps, the other roles at each step
+    guidance: float = introduced(3.0)  # guidance scale w of the teacher, the real score
+    lowest: float = introduced(0.02)  # lowest time at which scores are compared; the highest is 1 less this
     adversarial: float = introduced(5e-3)  # weight of the adversary in the student's gradient; 0 trains none
-    features: tuple[str, ...] = introduced(("mid_block",))  # of the teacher's UNet, that the adversary reads
-    learning_rate: float = introduced(1e-4)  # of the adversary
+    features: tuple[str, ...] = introduced(("mid_block",))  # blocks of the teacher's UNet that the adversary reads
+    learning_rate: float = introduced(1e-4)  # learning rate of the adversary
 
     name: ClassVar[str] = "dmd2"
     paper: ClassVar[str] = "2405.14867"
@@ -71,25 +72,29 @@ class DMD2(Distillation):
 
     @property
     def learners(self) -> tuple[str, ...]:
-        """Student, fake score and, where it has a weight, the adversary."""
+        """Roles that the method trains: student, fake score and, where its weight is not 0, the adversary."""
         return (STUDENT, FAKE, ADVERSARY) if self.adversarial else (STUDENT, FAKE)
 
     def turn(self, step: int) -> tuple[str, ...]:
-        """The student every `ratio` steps, the others always: two time scales (section 4.2)."""
+        """Roles that are updated at this step: the student every `ratio` steps, the others always, as two time scales
+        (section 4.2).
+        """
         return self.learners if step % self.ratio == 0 else self.learners[1:]
 
     def heads(self, given: Given) -> dict[str, Head]:
-        """The adversary."""
+        """The adversary's heads, by role; none where its weight is 0."""
         return {ADVERSARY: Head(heads_of(given, self.features), self.learning_rate)} if self.adversarial else {}
 
     def check_teacher(self, teacher: TeacherFacts) -> None:
-        """Refuse, with UserError, a teacher without the parts that the adversary reads."""
+        """Refuse, with UserError, a teacher of fewer times than `steps`, or without the UNet blocks that the adversary
+        reads.
+        """
         check_times(teacher.schedule, "method.steps", self.steps)
         if self.adversarial:
             check_features(self.features, teacher.features)
 
     def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
-        """Refuse, with UserError, numbers that make no training."""
+        """Refuse, with UserError, steps or a ratio below 1, a negative weight, and a lowest time outside [0, 0.5)."""
         super(DMD2, self).check(sampling, lane_size, steps)
         if self.steps < 1 or self.ratio < 1 or self.adversarial < 0 or not 0 <= self.lowest < 0.5:
             raise UserError(
@@ -98,13 +103,15 @@ class DMD2(Distillation):
             )
 
     def calls(self, steps: int) -> float:
-        """The real score on the student's turns, and what the adversary reads, twice for itself and once for it."""
+        """Evaluations of the teacher's network per sample and step: the real score and the adversary's features where
+        the student is updated, and twice the features for the adversary's own loss.
+        """
         scores, read = Guidance(low=self.guidance, high=self.guidance).branches, float(self.adversarial > 0)
         return (scores + read) * -(-steps // self.ratio) / steps + 2 * read
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """Distribution matching and the adversary for the student (equations 2 and 4), the denoising loss of the fake
-        score (section 3, in words) and the adversary's own, all on the same samples.
+        """Losses of a step: distribution matching and the adversary for the student (equations 2 and 4), the denoising
+        loss of the fake score (section 3, in words) and the adversary's own loss, all on the same samples.
         """
         condition, turn = batch["condition"], self.turn(step)
         sample = self._sample(given, networks, batch, rng, step, learn=STUDENT in turn)
@@ -144,7 +151,9 @@ class DMD2(Distillation):
         self, given: Given, networks: Networks, condition: Condition, sample: Latent, teaching: Teaching,
         fake: Denoiser, rng: RandomStream,
     ) -> Loss:  # fmt: skip
-        """g = (f - r) / mean |x - r|, where f and r are what fake score and teacher say of the sample, noised."""
+        """The student's loss, whose gradient is g = (f - r) / mean |x - r| plus the adversary's; f and r are the
+        estimates of x_0 by fake score and teacher from the sample x, noised.
+        """
         t = any_times(len(sample), rng, self.lowest)
         with torch.no_grad():
             noised = point(sample, fresh(sample, rng), given.schedule.angle(t))
@@ -161,7 +170,7 @@ class DMD2(Distillation):
         return Loss(towards(sample, gradient), metrics, times=t)
 
     def _logits(self, given: Given, networks: Networks, x: Latent, condition: Condition, rng: RandomStream) -> Logits:
-        """What the adversary says of latents, each noised to a time of its own."""
+        """The adversary's logits for latents, each noised to a time of its own."""
         t = any_times(len(x), rng)
         noised = point(x, fresh(x, rng), given.schedule.angle(t))
         teacher = Denoiser(networks[TEACHER], given.schedule, given.kind)
@@ -169,9 +178,9 @@ class DMD2(Distillation):
         return logits
 
     def noisy(self, sampling: Sampling) -> bool:
-        """It always does."""
+        """Always true: the sampler noises every estimate of x_0 anew."""
         return True
 
     def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
-        """Estimate x_0 and noise it anew, at the stock sampler's times."""
+        """The sampler that estimates x_0 and noises the estimate anew, at the stock sampler's times."""
         return ray_scheduler(stock, DiffusionPath(), Sampling(eta=1.0), start)

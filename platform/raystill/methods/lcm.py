@@ -1,11 +1,12 @@
-"""LCM and LCM-LoRA (2310.04378, 2311.05556): one function says x_0 of every point of the guided teacher's trajectory.
+"""LCM, latent consistency models, and LCM-LoRA (2310.04378, 2311.05556): one function gives x_0 from every point of the
+guided teacher's trajectory.
 
-Departures: f is the estimate of x_0 itself and the point itself at t = 0, which the paper's c_skip and c_out are to
-7e-6 on its own grid; the grid ends at clean data, where the published code ends at the first step's noise level; the
-student is not told w, as in LCM-LoRA, so that w is one number by default.
+Departures: f is the estimate of x_0 itself and the point itself at t = 0, from which the paper's c_skip and c_out
+differ by 7e-6 on its own grid; the grid ends at clean data, where the published code ends at the first step's noise
+level; the student is not told w, as in LCM-LoRA, so that w is one number by default.
 
-An error that all times share is seen by the lowest interval alone, and without an average it can grow: the loss rises,
-and pictures get worse the longer or faster the training is (docs/results/methods.md).
+An error that all times share is seen by the lowest interval alone, and without an average of the student as the target
+it can grow: the loss rises, and pictures get worse the longer or faster the training is (docs/results/methods.md).
 """
 
 from dataclasses import dataclass
@@ -36,13 +37,13 @@ from raystill.models.stock import StockSampler
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LCM(Distillation):
-    """Settings of the method; the published LoRA training has w of 8.5, or 6 to 16, in this convention."""
+    """Settings of LCM; the published LoRA training has w of 8.5, or 6 to 16, in this convention."""
 
     intervals: int = introduced(50)  # N: t' is one of N equal steps of the teacher's DDIM below t
-    guidance: Guidance = introduced_group(Guidance)
+    guidance: Guidance = introduced_group(Guidance)  # of the teacher
     premetric: Premetric = introduced_group(PseudoHuber)
-    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
-    # of the target network's average; None: the student itself, as for adapters
+    immiscible: bool = introduced(False)  # whether noise is assigned within a batch to latents near it (2406.12303)
+    # decay of the target network's average; None: the student itself is the target, as for adapters
     target_decay: float | None = introduced(None)
 
     name: ClassVar[str] = "lcm"
@@ -50,30 +51,34 @@ class LCM(Distillation):
     takes_eta: ClassVar[bool] = False
 
     def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
-        """Refuse, with UserError, a grid that a sampler of so many steps cannot ask on."""
+        """Refuse, with UserError, more sampling steps than the grid has intervals, and settings of the grid out of
+        range.
+        """
         super(LCM, self).check(sampling, lane_size, steps)
         check_grid(self.intervals, self.target_decay)
         check_lcm_grid(self.intervals, steps)
 
     def check_teacher(self, teacher: TeacherFacts) -> None:
-        """Refuse, with UserError, a teacher on whose times the grid is not."""
+        """Refuse, with UserError, a teacher at whose timesteps LCM's scheduler cannot ask on the grid
+        (`check_lcm_teacher`).
+        """
         check_lcm_teacher(teacher.schedule, self.intervals)
 
     def trained_times(self, schedule: Schedule) -> Times:
-        """Those of its grid."""
+        """The times of the method's grid, above 0."""
         return grid_of(schedule, self.intervals)[1:]
 
     def keeps(self, step: int) -> float | None:
-        """The same at every step."""
+        """Share of its own value that the target network keeps: `target_decay` at every step."""
         return self.target_decay
 
     def calls(self, steps: int) -> float:
-        """One guided step."""
+        """Evaluations of the teacher's network per sample and step: one guided DDIM step."""
         return float(self.guidance.branches)
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """Algorithm 1: distance of f(x_t, t) from the target network's f(x', t'), with x' one guided DDIM
-        step of the teacher below x_t.
+        """The student's loss (algorithm 1): distance of f(x_t, t) from the target network's f(x', t'), with x' one
+        guided DDIM step of the teacher below x_t.
         """
         draw = drawn(
             grid_of(given.schedule, self.intervals), torch.zeros_like, rng, len(batch["x_0"]), any_landing=False
@@ -83,9 +88,9 @@ class LCM(Distillation):
         return {STUDENT: consistency_loss(networks, given, batch, draw, teaching.step, noise, self.premetric)}
 
     def noisy(self, sampling: Sampling) -> bool:
-        """LCM's always does."""
+        """Always true: LCM's sampler noises every estimate of x_0 anew."""
         return True
 
     def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
-        """Estimate x_0, noise it anew, and so on: LCM's own."""
+        """LCM's own scheduler, which estimates x_0, noises the estimate anew, and so on."""
         return lcm_scheduler(stock, self.intervals)

@@ -55,49 +55,54 @@ NOISED = (0.01, 0.25, 0.5, 0.75)  # times at which clean ends of jumps are judge
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lightning(Distillation):
-    """Settings of the method."""
+    """Settings of SDXL-Lightning."""
 
-    stages: tuple[int, ...] = introduced((32, 8, 4, 2, 1))  # steps of the student in each; each divides the one before
+    # sampling steps of the student in each stage; each number divides the one before
+    stages: tuple[int, ...] = introduced((32, 8, 4, 2, 1))
     first: int = introduced(128)  # steps of the guided teacher, from which the first stage learns
-    stage_steps: int = introduced(100)  # of training in each stage; the last one goes on to the end
-    guidance: Guidance = introduced_group(Guidance)  # of the first stage, which later students hold
-    features: tuple[str, ...] = introduced(("mid_block",))  # of the teacher's UNet, that the adversary reads
-    learning_rate: float = introduced(1e-4)  # of the adversary
-    premetric: Premetric = introduced_group(Squared)  # of the first stage
-    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
+    stage_steps: int = introduced(100)  # training steps of each stage; the last stage goes on to the end
+    guidance: Guidance = introduced_group(Guidance)  # of the teacher in the first stage; later students have learned it
+    features: tuple[str, ...] = introduced(("mid_block",))  # blocks of the teacher's UNet that the adversary reads
+    learning_rate: float = introduced(1e-4)  # learning rate of the adversary
+    premetric: Premetric = introduced_group(Squared)  # distance in the first stage's loss
+    immiscible: bool = introduced(False)  # whether noise is assigned within a batch to latents near it (2406.12303)
 
     name: ClassVar[str] = "lightning"
     paper: ClassVar[str] = "2402.13929"
 
     @property
     def learners(self) -> tuple[str, ...]:
-        """Student and adversary."""
+        """Roles that the method trains: student and, where there is more than one stage, adversary."""
         return (STUDENT, ADVERSARY) if len(self.stages) > 1 else (STUDENT,)
 
     def turn(self, step: int) -> tuple[str, ...]:
-        """The student alone in the first stage, then both."""
+        """Roles that are updated at this step: the student alone in the first stage, then student and adversary."""
         return self.learners if self.stage(step) else (STUDENT,)
 
     def stage(self, step: int) -> int:
-        """Number of the stage of a step."""
+        """Index of the stage that a training step belongs to."""
         return min(step // self.stage_steps, len(self.stages) - 1)
 
     @property
     def default_steps(self) -> int:
-        """The last stage's."""
+        """Default sampling steps of the student: those of the last stage."""
         return self.stages[-1]
 
     def keeps(self, step: int) -> float | None:
-        """The stage's teacher is the student as it was at the end of the stage before."""
+        """Share of its own value that the target network keeps: 0 at the end of a stage, else 1, so that a stage's
+        teacher is the student as it was at the end of the stage before.
+        """
         return 0.0 if self.stage(step) != self.stage(step + 1) else 1.0
 
     def heads(self, given: Given) -> dict[str, Head]:
-        """The adversary, which reads a jump's end and its beginning."""
+        """The adversary's heads, by role, which read a jump's end and its beginning; none for a single stage."""
         heads = heads_of(given, self.features, points=2)
         return {ADVERSARY: Head(heads, self.learning_rate)} if len(self.stages) > 1 else {}
 
     def check_teacher(self, teacher: TeacherFacts) -> None:
-        """Refuse, with UserError, a teacher without the parts that the adversary reads."""
+        """Refuse, with UserError, a teacher of fewer times than `first`, or without the UNet blocks that the adversary
+        reads.
+        """
         check_times(teacher.schedule, "method.first", self.first)
         if len(self.stages) > 1:
             check_features(self.features, teacher.features)
@@ -115,24 +120,27 @@ class Lightning(Distillation):
 
     @property
     def last_stage(self) -> tuple[str, int]:
-        """That of the fewest steps."""
+        """Dotted path of the setting of the stages' length, and the training step at which the stage of the fewest
+        sampling steps begins.
+        """
         return "method.stage_steps", self.stage_steps * (len(self.stages) - 1)
 
     @property
     def shown(self) -> tuple[int, ...]:
-        """The last stage's steps and four times as many."""
+        """Step counts of the pictures drawn during training: the last stage's steps and four times as many."""
         return (self.stages[-1], 4 * self.stages[-1])
 
     def calls(self, steps: int) -> float:
-        """The first stage's own steps, and in later ones what the adversary reads: a jump's beginning, and its end
-        twice for itself and once for the student.
+        """Evaluations of the teacher's network per sample and step: the teacher's own steps in the first stage, and in
+        later stages the features that the adversary reads, of a jump's beginning once, and of its end twice for the
+        adversary and once for the student.
         """
         early = min(steps, self.stage_steps if len(self.stages) > 1 else steps)
         return (early * self.first // self.stages[0] * self.guidance.branches + 4 * (steps - early)) / steps
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """Squared distance of the student's jump from the teacher's end in the first stage (equation 16), then the
-        non-saturating losses of student and adversary (equations 20 and 21).
+        """Losses of a step: squared distance of the student's jump from the teacher's end in the first stage (equation
+        16), then the non-saturating losses of student and adversary (equations 20 and 21).
         """
         x_0, condition, schedule, stage = batch["x_0"], batch["condition"], given.schedule, self.stage(step)
         count, before = self.stages[stage], (self.first, *self.stages)[stage]
@@ -162,7 +170,9 @@ class Lightning(Distillation):
 
 
 class _Seen:
-    """Logits of ends of the step's jumps, with the same noise for all where they are clean."""
+    """The adversary's logits for ends of the step's jumps; ends that are clean data are noised first, with the same
+    noise for student and teacher.
+    """
 
     def __init__(
         self, settings: Lightning, given: Given, networks: Networks, batch: Batch, start: Latent, t: Times, r: Times,

@@ -1,5 +1,5 @@
-"""The shape of a training method: settings that say what networks and fields it needs, and a pure function from a batch
-to one loss per role.
+"""The interface of a training method: settings that say what networks and fields it needs, and a pure function from a
+batch to one loss per role.
 """
 
 from abc import ABC, abstractmethod
@@ -22,13 +22,15 @@ from raystill.models.stock import StockSampler
 
 Batch = Mapping[str, Any]  # field name -> Tensor with the batch first; "key" holds the sample names as a list
 Networks = Mapping[str, nn.Module]  # role -> the module to call (through its engine, for learners)
-DEFAULT_STEPS = 4  # of a student, where its method can
-EVERY_LANE = -1  # in place of a lane, for what all of them draw alike
-STUDENT, TEACHER, TARGET = "student", "teacher", "target"  # roles; the target follows the student
+DEFAULT_STEPS = 4  # sampling steps of a student, where its method allows as many
+EVERY_LANE = -1  # in place of a lane's number, for random draws that all lanes share
+STUDENT, TEACHER, TARGET = "student", "teacher", "target"  # names of roles; the target network follows the student
 
 
 def generator(seed: int, lane: int, step: int, lanes: int = 1) -> RandomStream:
-    """The random numbers of one lane of a step; what is stratified is so over all lanes of the step together."""
+    """The random stream of one lane of a step; stratified numbers are stratified over all lanes of the step
+    together.
+    """
     stream = RandomStream.of("step", seed, lane, step)
     if lanes == 1:
         return stream
@@ -42,16 +44,18 @@ class Loss:
 
     value: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    times: Tensor | None = None  # on the CPU, shape (batch,): named where a number is not finite
+    times: Tensor | None = None  # the samples' times, on the CPU, shape (batch,): named where a number is not finite
 
 
 @runtime_checkable  # so that tests can check annotations
 class Method(Protocol):
-    """Losses of one training step; knows no device, engine, cluster or log."""
+    """A method as the training loop sees it: the losses of one training step, without device, engine, cluster or
+    log.
+    """
 
     @property
     def learners(self) -> tuple[str, ...]:
-        """Roles that own an optimizer."""
+        """Roles that are trained, each with an optimizer of its own."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -61,24 +65,26 @@ class Method(Protocol):
         """Roles that are updated at this step."""
 
     def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """One loss per role whose turn it is, on disjoint graphs; all randomness comes from `rng`."""
+        """One loss for each role that is updated at this step, on disjoint graphs; all randomness comes from `rng`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a method is told of the teacher that it is bound to."""
+    """Facts about the teacher, and the training's seed, that a method is bound to."""
 
     schedule: Schedule
     kind: Kind
-    channels: int  # of a latent
-    unconditional: Float[Tensor, "1 length features"]  # of the empty caption
-    seed: int  # of the training, for what all lanes draw alike
-    features: Mapping[str, int]  # names and channels of the parts of its UNet that an adversary may read
+    channels: int  # channels of a latent
+    unconditional: Float[Tensor, "1 length features"]  # condition of the empty caption
+    seed: int  # seed of the training, for random draws that all lanes share
+    features: Mapping[str, int]  # name -> channels of the teacher's UNet blocks that an adversary may read
 
 
 @dataclass(slots=True)
 class Head:
-    """A small network of a method's own, kept whole on every rank, and the constant rate at which it learns."""
+    """A small network of a method's own (an adversary, a law of times), kept whole on every rank, and its constant
+    learning rate.
+    """
 
     module: nn.Module
     learning_rate: float
@@ -88,42 +94,42 @@ class Distillation(ABC):
     """Settings of a method that distils a teacher; an implementation is a frozen dataclass in a file of its own."""
 
     __slots__ = ()
-    name: ClassVar[str]  # in cards and tables
-    paper: ClassVar[str]  # arXiv numbers
-    # Raised whenever its numbers change; 2: random numbers of 128-bit keys, and adversaries' losses per place.
+    name: ClassVar[str]  # name in adapters' cards and tables
+    paper: ClassVar[str]  # arXiv numbers of the method's papers
+    # Raised whenever the method's results change; 2: random numbers of 128-bit keys, adversaries' losses per place.
     revision: ClassVar[int] = 2
-    needs: ClassVar[tuple[str, ...]] = ("x_0", "condition")  # fields of the targets
+    needs: ClassVar[tuple[str, ...]] = ("x_0", "condition")  # fields of the targets that losses read
     asks_teacher: ClassVar[bool] = True  # whether training steps call the frozen teacher
-    copies: ClassVar[tuple[str, ...]] = ()  # learners that begin as the student does
-    tells_landing: ClassVar[bool] = False  # whether its networks are told where a jump lands
-    takes_eta: ClassVar[bool] = True  # whether its sampler can draw fresh noise, or always does
+    copies: ClassVar[tuple[str, ...]] = ()  # roles that are trained from the same weights as the student
+    tells_landing: ClassVar[bool] = False  # whether networks are given the time at which a jump ends
+    takes_eta: ClassVar[bool] = True  # whether the method's sampler has a use for `sampling.eta`
 
     @property
     def learners(self) -> tuple[str, ...]:
-        """Roles that own an optimizer."""
+        """Roles that are trained, each with an optimizer of its own."""
         return (STUDENT,)
 
     def calls(self, steps: int) -> float:
-        """Evaluations of the frozen teacher's network for each sample, a mean over a training of so many steps; both
-        branches of guidance are counted.
+        """Evaluations of the frozen teacher's network per sample and step, averaged over a training of `steps` steps;
+        both branches of guidance are counted.
         """
         del steps
         return 0.0
 
     def noisy(self, sampling: Sampling) -> bool:
-        """Whether its sampler draws fresh noise."""
+        """Whether the method's sampler draws fresh noise."""
         return sampling.eta > 0
 
     @property
     def guides(self) -> float:
-        """Scale w at which its student is guided when it is sampled; 1 is none, since most students hold their
-        teacher's.
+        """Guidance scale w at which the student is sampled; 1 is none, since most students have learned the teacher's
+        guidance.
         """
         return 1.0
 
     @property
     def default_steps(self) -> int:
-        """Steps in which its student is drawn unless somebody asks for others."""
+        """Sampling steps of the student unless others are asked for."""
         return DEFAULT_STEPS
 
     @property
@@ -133,52 +139,54 @@ class Distillation(ABC):
 
     @property
     def last_stage(self) -> tuple[str, int]:
-        """Setting that says when its stages begin, and the step of training at which the last one does."""
+        """Dotted path of the setting that says when stages begin, and the training step at which the last one begins;
+        empty and 0 for a single stage.
+        """
         return "", 0
 
     def turn(self, step: int) -> tuple[str, ...]:
-        """Roles that are updated at this step: all of them, for most."""
+        """Roles that are updated at this step: all of them, for most methods."""
         del step
         return self.learners
 
     @abstractmethod
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """One loss per role whose turn it is, on disjoint graphs; all randomness comes from `rng`."""
+        """One loss for each role that is updated at this step, on disjoint graphs; all randomness comes from `rng`."""
 
     def bind(self, given: Given) -> Method:
-        """The method on a teacher that `check_teacher` takes."""
+        """The method bound to a teacher that `check_teacher` takes."""
         return Bound(self, given)
 
     def heads(self, given: Given) -> dict[str, Head]:
-        """Small networks of its own by role."""
-        del given  # most have none
+        """The method's own small networks, by role."""
+        del given  # most methods have none
         return {}
 
     def check_teacher(self, teacher: TeacherFacts) -> None:
-        """Refuse, with UserError, a teacher that it cannot be used with."""
-        del teacher  # most take any
+        """Refuse, with UserError, a teacher that the method cannot be used with."""
+        del teacher  # most methods take any
 
     def keeps(self, step: int) -> float | None:
         """Share of its own value that the target network keeps at a step, 1 not to follow the student at all; None
-        where the method has no target network, or the student itself is it.
+        where the method has no target network, or the student itself is the target.
         """
         del step
         return None
 
     def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
-        """The sampler that its student expects: stock DDIM for most."""
+        """The sampler of the method's student, as a diffusers scheduler: DDIM for most methods."""
         return ray_scheduler(stock, DiffusionPath(), sampling, start)
 
     def trained_times(self, schedule: Schedule) -> Times | None:
-        """The only times at which its student may be asked; None for any."""
-        del schedule  # most are trained at any, or are also measured at others
+        """The only times at which the student may be asked; None for any."""
+        del schedule  # most students are trained at any, or are also measured at others
         return None
 
     def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, settings that do not fit together, `steps` being the sampler's step counts; nothing
         has been started yet.
         """
-        del lane_size, steps  # most take any
+        del lane_size, steps  # most methods take any
         if sampling.jump != "ode":
             raise UserError(
                 f"sampling.jump is {sampling.jump!r}, and {self.name} holds no target mean: --set sampling.jump=ode"
@@ -190,13 +198,15 @@ class Distillation(ABC):
 
 
 def whole_steps(parts: int) -> int:
-    """The default steps of a student that takes a multiple of `parts` jumps."""
+    """Default sampling steps of a student that takes a multiple of `parts` jumps: the least multiple that reaches
+    `DEFAULT_STEPS`.
+    """
     return -(-DEFAULT_STEPS // parts) * parts
 
 
 def check_jumps(steps: tuple[int, ...], parts: int, setting: str) -> None:
     """Refuse, with UserError, step counts of a sampler of which a jump crosses an edge of the `parts` equal parts of
-    time that a student was trained within; `setting` is where their number comes from.
+    time that a student was trained within; `setting` is the dotted path of the setting that gives `parts`.
     """
     if crossing := [n for n in steps if n % parts]:
         raise UserError(
@@ -215,14 +225,14 @@ def check_times(schedule: Schedule, setting: str, count: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A method on its teacher."""
+    """A method bound to its teacher."""
 
     settings: Distillation
     given: Given
 
     @property
     def learners(self) -> tuple[str, ...]:
-        """Roles that own an optimizer."""
+        """Roles that are trained, each with an optimizer of its own."""
         return self.settings.learners
 
     @property
@@ -235,5 +245,5 @@ class Bound:
         return self.settings.turn(step)
 
     def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """One loss per role whose turn it is."""
+        """One loss for each role that is updated at this step."""
         return self.settings.losses(self.given, networks, batch, rng, step)

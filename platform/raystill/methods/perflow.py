@@ -33,17 +33,17 @@ from raystill.models.stock import StockSampler
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeRFlow(Distillation):
-    """Settings of the method."""
+    """Settings of PeRFlow, piecewise rectified flow."""
 
-    windows: int = introduced(4)  # K
-    substeps: int = introduced(8)  # K', of the teacher's DDIM in a window
-    target: Piece = introduced("ddim_eps")  # "velocity" for flow-matching teachers
-    guidance: float = introduced(3.0)  # w of the teacher where the student is not to be guided any more
-    # the teacher is not guided and loses the same captions: guide the student in sampling
+    windows: int = introduced(4)  # K, number of equal windows of time
+    substeps: int = introduced(8)  # K', DDIM steps of the teacher in a window
+    target: Piece = introduced("ddim_eps")  # quantity that is learned; "velocity" for flow-matching teachers
+    guidance: float = introduced(3.0)  # scale w of the teacher's guidance, or of the student's where synchronised
+    # whether the teacher is unguided and loses the same captions as the student, which is then guided in sampling
     synchronised: bool = introduced(False)
     times: AnyTimes = introduced_group(UniformTimes)
     premetric: Premetric = introduced_group(Squared)
-    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
+    immiscible: bool = introduced(False)  # whether noise is assigned within a batch to latents near it (2406.12303)
     caption_dropout: float = introduced(0.1)  # share of samples whose student sees no caption
 
     name: ClassVar[str] = "perflow"
@@ -51,7 +51,9 @@ class PeRFlow(Distillation):
     takes_eta: ClassVar[bool] = False
 
     def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
-        """Refuse, with UserError, windows without a step of the sampler or the teacher."""
+        """Refuse, with UserError, windows without a step of the sampler or the teacher, and a caption dropout of 1 or
+        more.
+        """
         super(PeRFlow, self).check(sampling, lane_size, steps)
         if self.windows < 1 or self.substeps < 1:
             raise UserError(f"method.windows is {self.windows} and method.substeps {self.substeps}; write 1 or more")
@@ -65,7 +67,7 @@ class PeRFlow(Distillation):
             raise UserError(f"method.caption_dropout is {self.caption_dropout}; write a share below 1")
 
     def check_teacher(self, teacher: TeacherFacts) -> None:
-        """Refuse, with UserError, a target that a teacher's schedule has not."""
+        """Refuse, with UserError, a teacher for whose schedule or kind of prediction the `target` is not defined."""
         schedule, kind = teacher.schedule, teacher.kind
         straight = isinstance(schedule, FlowSchedule)
         if self.target == "velocity" and not straight:
@@ -87,26 +89,30 @@ class PeRFlow(Distillation):
             )
 
     def calls(self, steps: int) -> float:
-        """Its sub-steps."""
+        """Evaluations of the teacher's network per sample and step: the teacher's sub-steps, doubled under guidance."""
         return float(self.substeps * (1 if self.synchronised or self.guidance == 1 else 2))
 
     @property
     def guides(self) -> float:
-        """The teacher's guidance, which a synchronised student has not learned."""
+        """Guidance scale w at which the student is sampled: `guidance` where it is synchronised, and so has not learned
+        the teacher's guidance, else 1.
+        """
         return self.guidance if self.synchronised else 1.0
 
     @property
     def default_steps(self) -> int:
-        """Four, or one in each window where these are more."""
+        """Default sampling steps of the student: four, or one in each window where there are more than four."""
         return max(DEFAULT_STEPS, self.windows)
 
     @property
     def shown(self) -> tuple[int, ...]:
-        """One step and two in each window."""
+        """Step counts of the pictures drawn during training: one step and two in each window."""
         return (self.windows, 2 * self.windows)
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """Mean distance of the piece's constant, at points of the line between x_s and the teacher's x_e."""
+        """The student's loss: mean distance of the predicted constant of the piece from the true one, at points of the
+        line between x_s and the teacher's x_e.
+        """
         x_0, schedule = batch["x_0"], given.schedule
         draw = self.times.draw(len(x_0), DiffusionPath(), schedule, rng)
         t = draw.t.clamp(min=SOONEST)
@@ -128,5 +134,5 @@ class PeRFlow(Distillation):
         return {STUDENT: Loss(weighted(self.premetric.per_sample(error), draw.weight), times=t)}
 
     def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
-        """Its own, window by window."""
+        """PeRFlow's own scheduler, which samples window by window."""
         return perflow_scheduler(stock, self.windows, self.target)

@@ -40,20 +40,22 @@ from raystill.models.sampling import Sampling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhasedRectified(Distillation):
-    """Settings of the method."""
+    """Settings of phased Rectified Diffusion."""
 
-    windows: int = introduced(4)  # K, the phases
-    substeps: int = introduced(8)  # K', of the teacher's DDIM in a phase
+    windows: int = introduced(4)  # K, number of phases
+    substeps: int = introduced(8)  # K', DDIM steps of the teacher in a phase
     times: AnyTimes = introduced_group(UniformTimes)
-    guidance: Guidance = introduced_group(Guidance)
+    guidance: Guidance = introduced_group(Guidance)  # of the teacher
     premetric: Premetric = introduced_group(PseudoHuber)
-    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
+    immiscible: bool = introduced(False)  # whether noise is assigned within a batch to latents near it (2406.12303)
 
     name: ClassVar[str] = "phased"
     paper: ClassVar[str] = "2410.07303"
 
     def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
-        """Refuse, with UserError, phases without a step of the teacher, and jumps that cross them."""
+        """Refuse, with UserError, phases without a step of the teacher, and samplers whose jumps cross an edge of a
+        phase.
+        """
         super(PhasedRectified, self).check(sampling, lane_size, steps)
         if self.windows < 1 or self.substeps < 1:
             raise UserError(f"method.windows is {self.windows} and method.substeps {self.substeps}; write 1 or more")
@@ -65,21 +67,21 @@ class PhasedRectified(Distillation):
 
     @property
     def default_steps(self) -> int:
-        """Four, or as many in each phase."""
+        """Default sampling steps of the student: the least multiple of the number of phases that is four or more."""
         return whole_steps(self.windows)
 
     @property
     def shown(self) -> tuple[int, ...]:
-        """One step and two in each phase."""
+        """Step counts of the pictures drawn during training: one step and two in each phase."""
         return (self.windows, 2 * self.windows)
 
     def calls(self, steps: int) -> float:
-        """Its sub-steps."""
+        """Evaluations of the teacher's network per sample and step: the teacher's sub-steps, doubled under guidance."""
         return float(self.substeps * self.guidance.branches)
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """Distance of the student's jump to the phase's lower edge from the teacher's x_e, at points of the piece with
-        eps* = (x_e / s_e - x_s / s_s) / (kappa_e - kappa_s) (equation 4).
+        """The student's loss: distance of the student's jump to the phase's lower edge from the teacher's x_e, at
+        points of the piece with eps* = (x_e / s_e - x_s / s_s) / (kappa_e - kappa_s) (equation 4).
         """
         x_0, schedule = batch["x_0"], given.schedule
         draw = self.times.draw(len(x_0), DiffusionPath(), schedule, rng)

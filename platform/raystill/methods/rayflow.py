@@ -1,7 +1,7 @@
 """RayFlow (2503.07699): every sample is trained along its own path between its clean latent and its own target mean.
 
 Departures from the paper, whose code is not public: targets are stored pairs made by the frozen teacher beforehand
-(`data.targets`), and the student is asked by signal-to-noise matching (`Denoiser.on_path`), so that its first step
+(`targets`), and the student is asked by signal-to-noise matching (`Denoiser.on_path`), so that its first step
 equals the teacher whatever the path.
 """
 
@@ -33,17 +33,17 @@ TIME_SAMPLER = "time_sampler"  # role of a learned law of times
 
 
 class Answers(NamedTuple):
-    """A batch of predictions and the truth about them: what an objective is told."""
+    """A batch of predictions and the true values that an objective compares them with."""
 
     prediction: Prediction
     x_0: Latent
-    epsilon: Latent  # effective noise
-    c: Coefficients
+    epsilon: Latent  # effective noise of the points
+    c: Coefficients  # the path's coefficients at the points
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayFlow(Distillation):
-    """Settings of the method; the defaults are the best that were measured (`docs/results/rayflow.md`)."""
+    """Settings of RayFlow; the defaults are the best that were measured (`docs/results/rayflow.md`)."""
 
     name: ClassVar[str] = "rayflow"
     paper: ClassVar[str] = "2503.07699"
@@ -58,28 +58,30 @@ class RayFlow(Distillation):
 
     @property
     def learners(self) -> tuple[str, ...]:
-        """The student, and the law of times where it is learned."""
+        """Roles that the method trains: the student, and the law of times where it is learned."""
         return (STUDENT, TIME_SAMPLER) if isinstance(self.times, LearnedTimes) else (STUDENT,)
 
     def heads(self, given: Given) -> dict[str, Head]:
-        """The law of times, where it is learned."""
+        """The network of the law of times, by role, where the law is learned."""
         times = self.times
         if not isinstance(times, LearnedTimes):
             return {}
         return {TIME_SAMPLER: Head(times.network(given.channels), times.learning_rate)}
 
     def noisy(self, sampling: Sampling) -> bool:
-        """Whether its sampler draws fresh noise, which a path may do by itself."""
+        """Whether the method's sampler draws fresh noise: where eta > 0, or where anchored jumps follow a path with a
+        mean and noise.
+        """
         end = held(self.path, sampling.jump).coefficients(FlowSchedule(), torch.ones(1, dtype=torch.float64))
         return sampling.eta > 0 or (has_mean(end) and bool(end.noise.any()))
 
     def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
-        """The sampler on its path."""
+        """The scheduler that samples the student on the method's path."""
         return ray_scheduler(stock, self.path, sampling, start)
 
     def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
-        """Refuse, with UserError, an objective or jump that the path has nothing for, and laws that a batch is too
-        small to learn.
+        """Refuse, with UserError, an objective or a jump that needs noise where the path has none, and lanes that are
+        too small for a learned law of times.
         """
         # Teachers' schedules end at pure noise or next to it, where a ray's own noise is smallest beside its mean.
         end = self.path.coefficients(FlowSchedule(), torch.ones(1, dtype=torch.float64))
@@ -89,8 +91,8 @@ class RayFlow(Distillation):
             self.times.check(lane_size)
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """The objective at points of the samples' own paths, weighted mean over the batch; then the time sampler's own,
-        which sees the samples' squared gradients as numbers.
+        """The student's loss, a weighted mean over the batch of the objective at points of the samples' own paths; then
+        the time sampler's loss, for which the samples' squared gradients are numbers without a graph.
         """
         x_0, path = batch["x_0"], self.path
         sampler = self._sampler(networks, x_0, batch["target_mean"], step)
@@ -116,7 +118,7 @@ class RayFlow(Distillation):
         return Answers(prediction, x_0, effective_noise(c, target_mean, eps), c)
 
     def _sampler(self, networks: Networks, x_0: Latent, target_mean: Latent, step: int) -> TimeSampler:
-        """The law of this batch's times."""
+        """The sampler of this batch's times: the fixed law, or the learned law evaluated for the batch."""
         times = self.times
         if not isinstance(times, LearnedTimes):
             return times
@@ -124,8 +126,8 @@ class RayFlow(Distillation):
 
 
 def time_metrics(draw: TimeDraw, weighted: Float[Tensor, " batch"]) -> dict[str, Tensor]:
-    """What a law of times does to a batch: its effective share of samples (sum w)^2 / (n sum w^2), the mean weight, and
-    the variance of the weighted losses.
+    """Metrics of a law of times on one batch: the effective share of samples (sum w)^2 / (n sum w^2), the mean weight,
+    and the variance of the weighted losses.
     """
     w = draw.weight
     return {

@@ -1,4 +1,6 @@
-"""Rectified Diffusion (2410.07303): the teacher's own pairs on its own path, then consistency along it."""
+"""Rectified Diffusion (2410.07303): training on the teacher's own pairs of noise and data along the teacher's own path,
+then consistency along this path.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +26,8 @@ from raystill.models.sampling import Sampling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rectified(Distillation):
-    """Settings of the paired method. The paper writes a squared error of the noise, its code the pseudo-Huber distance
-    of x_0 that is taken here; the code's other beta schedule is left to the teacher.
+    """Settings of Rectified Diffusion. The paper writes a squared error of the noise, its code the pseudo-Huber
+    distance of x_0 that is taken here; the code's other beta schedule is left to the teacher.
 
     Of the consistency stage there is neither code nor an equation: here f(x_t) is to be f(x_t') of the next point below
     on the pair's own path.
@@ -35,7 +37,7 @@ class Rectified(Distillation):
     premetric: Premetric = introduced_group(PseudoHuber)
     # step of training from which neighbours on a pair's path are to agree
     consistency_from: int | None = introduced(None)
-    intervals: int = introduced(40)  # of the path, between which neighbours lie
+    intervals: int = introduced(40)  # number of intervals of the path; neighbours are the two ends of one
 
     name: ClassVar[str] = "rectified"
     paper: ClassVar[str] = "2410.07303"
@@ -44,7 +46,9 @@ class Rectified(Distillation):
 
     @property
     def last_stage(self) -> tuple[str, int]:
-        """Consistency's."""
+        """Dotted path of the setting that begins the consistency stage, and the training step at which the stage
+        begins.
+        """
         return "method.consistency_from", self.consistency_from or 0
 
     def check_teacher(self, teacher: TeacherFacts) -> None:
@@ -61,8 +65,8 @@ class Rectified(Distillation):
             )
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """Distance of x_0(x_t) from x_0 at x_t = s_t x_0 + n_t e of the pair, t uniform (algorithm 4); in the second
-        stage of f(x_t) from f(x_t').
+        """The student's loss: distance of x_0(x_t) from x_0 at x_t = s_t x_0 + n_t e of the pair, t uniform (algorithm
+        4); in the second stage of f(x_t) from f(x_t').
         """
         x_0, noise, schedule = batch["x_0"], batch["target_mean"], given.schedule
         if self.consistency_from is not None and step >= self.consistency_from:

@@ -1,5 +1,5 @@
-"""Reflow and InstaFlow (2209.03003, 2309.06380): the straight path between the teacher's own noise and data, then one
-step of it distilled.
+"""Reflow and InstaFlow (2209.03003, 2309.06380): training on the straight path between the teacher's own noise and
+data, then distillation to one step.
 
 The network is asked at the signal-to-noise ratio of the straight path's point, so that its first step is the teacher's
 own, where InstaFlow presses a noise predictor into a velocity; times end where the teacher's own schedule does, which
@@ -29,8 +29,9 @@ from raystill.models.sampling import Sampling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reflow(Distillation):
-    """Settings of the method; with `UShapedTimes` and `VectorHuber` it is rf++'s (2405.20320) without its LPIPS
-    and the factor 1 - t of its loss."""
+    """Settings of reflow; with `UShapedTimes` and `VectorHuber` the method is rf++'s (2405.20320) without its LPIPS and
+    the factor 1 - t of its loss.
+    """
 
     times: AnyTimes = introduced_group(UniformTimes)
     premetric: Premetric = introduced_group(Squared)
@@ -45,12 +46,14 @@ class Reflow(Distillation):
 
     @property
     def default_steps(self) -> int:
-        """One, where one step is distilled."""
+        """Default sampling steps of the student: four, or one where one step is distilled."""
         return 4 if self.one_step_from is None else 1
 
     @property
     def last_stage(self) -> tuple[str, int]:
-        """One step's."""
+        """Dotted path of the setting that begins the one-step stage, and the training step at which the stage
+        begins.
+        """
         return "method.one_step_from", self.one_step_from or 0
 
     def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
@@ -60,8 +63,8 @@ class Reflow(Distillation):
             raise UserError(f"method.one_step_from is {self.one_step_from}; write a step, 0 or later")
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """|v - (e - x_0)|^2 at x_t = (1 - u) x_0 + u e with u uniform up to the sampler's start (2209.03003, equation
-        1); in the last stage |x_0(z) - x_0|^2 at the start itself (2309.06380, equation 6).
+        """The student's loss: |v - (e - x_0)|^2 at x_t = (1 - u) x_0 + u e with u uniform up to the sampler's start
+        (2209.03003, equation 1); in the last stage |x_0(z) - x_0|^2 at the start itself (2309.06380, equation 6).
         """
         x_0, noise = batch["x_0"], batch["target_mean"]
         last = self.one_step_from is not None and step >= self.one_step_from

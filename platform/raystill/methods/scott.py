@@ -1,4 +1,5 @@
-"""SCott (2403.01505): LCM whose teacher leads to t' by a stochastic solver in several sub-steps.
+"""SCott, stochastic consistency distillation (2403.01505): LCM whose teacher leads to t' by a stochastic solver in
+several sub-steps.
 
 Neither code nor the paper's text was available, and two readings of it disagree about the solver: here it is DDIM with
 a share `eta` of DDPM's noise (2010.02502, equation 16), which the paper's table compares. With the whole reverse SDE
@@ -36,15 +37,15 @@ from raystill.models.stock import StockSampler
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SCott(Distillation):
-    """Settings of the method."""
+    """Settings of SCott, stochastic consistency distillation."""
 
     intervals: int = introduced(40)  # N: t' is one of N equal intervals below t
-    substeps: int = introduced(3)  # h, of the teacher's solver from t to t'
-    eta: float = introduced(0.2)  # of its noise: 0 is DDIM, 1 the whole reverse SDE (DDPM)
-    guidance: Guidance = introduced_group(Guidance)
+    substeps: int = introduced(3)  # h, steps of the teacher's solver from t to t'
+    eta: float = introduced(0.2)  # share of DDPM's noise in the solver: 0 is DDIM, 1 the whole reverse SDE (DDPM)
+    guidance: Guidance = introduced_group(Guidance)  # of the teacher
     premetric: Premetric = introduced_group(PseudoHuber)
-    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
-    # of the target network's average; None: the student itself, as for adapters
+    immiscible: bool = introduced(False)  # whether noise is assigned within a batch to latents near it (2406.12303)
+    # decay of the target network's average; None: the student itself is the target, as for adapters
     target_decay: float | None = introduced(None)
 
     name: ClassVar[str] = "scott"
@@ -52,7 +53,9 @@ class SCott(Distillation):
     takes_eta: ClassVar[bool] = False
 
     def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
-        """Refuse, with UserError, a solver without steps or with more noise than there is."""
+        """Refuse, with UserError, a solver without steps or with an eta outside [0, 1], and more sampling steps than
+        the grid has intervals.
+        """
         super(SCott, self).check(sampling, lane_size, steps)
         check_grid(self.intervals, self.target_decay)
         check_lcm_grid(self.intervals, steps)
@@ -62,19 +65,21 @@ class SCott(Distillation):
             )
 
     def check_teacher(self, teacher: TeacherFacts) -> None:
-        """Refuse, with UserError, a teacher on whose times the grid is not."""
+        """Refuse, with UserError, a teacher at whose timesteps LCM's scheduler cannot ask on the grid
+        (`check_lcm_teacher`).
+        """
         check_lcm_teacher(teacher.schedule, self.intervals)
 
     def trained_times(self, schedule: Schedule) -> Times:
-        """Those of its grid."""
+        """The times of the method's grid, above 0."""
         return grid_of(schedule, self.intervals)[1:]
 
     def keeps(self, step: int) -> float | None:
-        """The same at every step."""
+        """Share of its own value that the target network keeps: `target_decay` at every step."""
         return self.target_decay
 
     def calls(self, steps: int) -> float:
-        """Its sub-steps."""
+        """Evaluations of the teacher's network per sample and step: the teacher's sub-steps, doubled under guidance."""
         return float(self.substeps * self.guidance.branches)
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
@@ -88,9 +93,9 @@ class SCott(Distillation):
         return {STUDENT: consistency_loss(networks, given, batch, draw, lead, noise, self.premetric)}
 
     def noisy(self, sampling: Sampling) -> bool:
-        """LCM's always does."""
+        """Always true: LCM's sampler noises every estimate of x_0 anew."""
         return True
 
     def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
-        """LCM's."""
+        """LCM's scheduler, which estimates x_0, noises the estimate anew, and so on."""
         return lcm_scheduler(stock, self.intervals)

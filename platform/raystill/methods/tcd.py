@@ -1,6 +1,6 @@
-"""TCD (2402.19159): the student jumps from any t to any earlier r as it would from where the guided teacher leads it on
-the way; and TSCD of Hyper-SD (2404.13686), where r does not cross the lower edge of its segment, for fewer and fewer
-segments.
+"""TCD, trajectory consistency distillation (2402.19159): the student's jump from any t to any earlier r is to equal its
+jump to r from the point to which the guided teacher leads; and TSCD of Hyper-SD (2404.13686), where r does not cross
+the lower edge of its segment of time, for fewer and fewer segments.
 
 No training code of either was published. As both papers, the student is not told r: its one answer at (x, t) serves
 every landing, which is exact only where the noise is constant along the trajectory. TSCD's adversarial term and its
@@ -44,12 +44,12 @@ class TCD(Distillation):
     """Settings of TCD, which is one segment, and of TSCD: `segments=(8, 4, 2, 1)`."""
 
     intervals: int = introduced(40)  # N: t' is one of N equal steps of the teacher's DDIM below t
-    segments: tuple[int, ...] = introduced((1,))  # of [0, 1], one number per stage
-    stage_steps: int = introduced(250)  # of training in each stage; the last one goes on to the end
-    guidance: Guidance = introduced_group(Guidance)
+    segments: tuple[int, ...] = introduced((1,))  # number of segments of [0, 1] in each stage
+    stage_steps: int = introduced(250)  # training steps of each stage; the last stage goes on to the end
+    guidance: Guidance = introduced_group(Guidance)  # of the teacher
     premetric: Premetric = introduced_group(PseudoHuber)
-    immiscible: bool = introduced(False)  # noise is dealt out within a batch to the latents that it is near
-    # of the target network's average; None: the student itself, as for adapters
+    immiscible: bool = introduced(False)  # whether noise is assigned within a batch to latents near it (2406.12303)
+    # decay of the target network's average; None: the student itself is the target, as for adapters
     target_decay: float | None = introduced(None)
 
     name: ClassVar[str] = "tcd"
@@ -76,34 +76,39 @@ class TCD(Distillation):
 
     @property
     def last_stage(self) -> tuple[str, int]:
-        """That of the fewest segments."""
+        """Dotted path of the setting of the stages' length, and the training step at which the stage of the fewest
+        segments begins.
+        """
         return "method.stage_steps", self.stage_steps * (len(self.segments) - 1)
 
     @property
     def default_steps(self) -> int:
-        """Four, or as many in each of the last segments."""
+        """Default sampling steps of the student: the least multiple of the last stage's segments that is four or
+        more.
+        """
         return whole_steps(self.segments[-1])
 
     @property
     def shown(self) -> tuple[int, ...]:
-        """One step and four in each of the last segments."""
+        """Step counts of the pictures drawn during training: one step and four in each segment of the last stage."""
         return (self.segments[-1], 4 * self.segments[-1])
 
     def trained_times(self, schedule: Schedule) -> Times:
-        """Those of its grid."""
+        """The times of the method's grid, above 0."""
         return grid_of(schedule, self.intervals)[1:]
 
     def keeps(self, step: int) -> float | None:
-        """The same at every step."""
+        """Share of its own value that the target network keeps: `target_decay` at every step."""
         return self.target_decay
 
     def calls(self, steps: int) -> float:
-        """One guided step."""
+        """Evaluations of the teacher's network per sample and step: one guided DDIM step."""
         return float(self.guidance.branches)
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """Distance of G(x_t, t -> r) from the target network's G(x', t' -> r), with x' one guided DDIM
-        step of the teacher below x_t and r uniform between the segment's lower edge and t' (2404.13686, equation 12).
+        """The student's loss: distance of G(x_t, t -> r) from the target network's G(x', t' -> r), with x' one guided
+        DDIM step of the teacher below x_t and r uniform between the segment's lower edge and t' (2404.13686, equation
+        12).
         """
         length = self.intervals // self.segments[min(step // self.stage_steps, len(self.segments) - 1)]
 

@@ -1,4 +1,4 @@
-"""What methods share that ask the frozen teacher while they train."""
+"""The frozen, guided teacher of a training step, for methods that ask it while they train."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,8 +22,8 @@ class Guidance:
     cond + w' (cond - uncond) have w' = w - 1.
     """
 
-    low: float = introduced(3.0)
-    high: float = introduced(3.0)
+    low: float = introduced(3.0)  # lowest scale w
+    high: float = introduced(3.0)  # highest scale w
 
     def __post_init__(self) -> None:
         if self.low > self.high:
@@ -35,7 +35,7 @@ class Guidance:
         return 1 if self.low == self.high == 1 else 2
 
     def draw(self, count: int, rng: RandomStream) -> Float[Tensor, " batch"]:
-        """Scales of a batch, on the CPU."""
+        """Random guidance scales of a batch, on the CPU."""
         return self.low + (self.high - self.low) * rng.uniform(count)
 
 
@@ -50,7 +50,7 @@ class Teaching:
 
     @classmethod
     def of(cls, networks: Networks, given: Given, batch: Batch, guidance: Guidance, rng: RandomStream) -> "Teaching":
-        """For one step."""
+        """The teacher under one batch's captions, with guidance scales drawn for one training step."""
         condition = batch["condition"]
         scale = guidance.draw(len(condition), rng) if guidance.branches == 2 else None
         teacher = Denoiser(networks[TEACHER], given.schedule, given.kind)
@@ -64,12 +64,14 @@ class Teaching:
         return with_guidance(self.teacher, self.unconditional, column(self.scale, x), x, t, self.condition)
 
     def step(self, x: Latent, t: Times, r: Times) -> Latent:
-        """One DDIM step from t to r."""
+        """The points at r after one DDIM step of the teacher from t."""
         return self(x, t).moved(self.teacher.schedule.angle(r))
 
     @torch.no_grad()
     def noisy_steps(self, x: Latent, t: Times, r: Times, *, steps: int, eta: float, rng: RandomStream) -> Latent:
-        """DDIM with a share `eta` of DDPM's noise in equal steps from t to r (2010.02502, equations 12 and 16)."""
+        """The points at r after equal DDIM steps of the teacher from t with a share `eta` of DDPM's noise (2010.02502,
+        equations 12 and 16).
+        """
         schedule = self.teacher.schedule
         grid = [torch.lerp(t, r, i / steps) for i in range(steps + 1)]
         for here, there in pairwise(grid):
@@ -94,16 +96,18 @@ def weighted(distances: Float[Tensor, " batch"], weight: Times) -> Float[Tensor,
 
 
 def any_times(count: int, rng: RandomStream, lowest: float = 0.0) -> Times:
-    """Uniform over [lowest, 1 - lowest], above 0."""
+    """Random times, uniform over [lowest, 1 - lowest] and above 0."""
     return lowest + (1 - 2 * lowest) * (1 - rng.uniform(count))
 
 
 def begun(schedule: Schedule, t: Times, x_0: Latent, noise: Latent) -> Latent:
-    """Where a student that is sampled stands at t: the noised latent; at t = 1 noise alone, with which it starts."""
+    """Points of a batch at times t as sampling would reach them: the noised latent, or at t = 1 the noise alone, with
+    which sampling starts.
+    """
     starts = (t == 1).to(x_0.device, non_blocking=True)[:, None, None, None]
     return torch.where(starts, noise, point(x_0, noise, schedule.angle(t)))
 
 
 def fresh(like: Latent, rng: RandomStream) -> Latent:
-    """N(0, I) noise, drawn on the CPU."""
+    """N(0, I) noise of a latent's shape, drawn on the CPU."""
     return rng.normal(like.shape).to(like, non_blocking=True)

@@ -1,4 +1,4 @@
-"""An adapter directory on its base, drawing with the steps and scheduler that it carries."""
+"""Sampling with an adapter directory: its weights on the base pipeline, its own scheduler and step counts."""
 
 import warnings
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ from raystill.models.weights import add_delta
 
 
 class Adapter:
-    """A verified adapter, loaded and ready."""
+    """A verified adapter on its base pipeline, ready to sample."""
 
     def __init__(self, directory: Path, base: Path | None = None) -> None:
-        """Load from an adapter's directory; `base` is the pipeline's directory where it is not where the card says.
-        UserError where they do not fit.
+        """Load an adapter's directory onto its base; `base` is the base pipeline's directory where that differs from
+        the card's. UserError where adapter and base do not fit.
         """
         self.card = verify(directory)
         self.pipeline = _on_base(directory, self.card, base or Path(self.card.base.id))
@@ -36,14 +36,14 @@ class Adapter:
             self.scheduler.attach(self.pipeline.unet, load_file(directory / LANDING_NAME))
 
     def latents(self, captions: Sequence[str], steps: int, seed: int) -> Latent:
-        """Clean latents from the starts that diffusers draws with `torch.manual_seed(seed)`."""
+        """Clean latents of captions from the starts that diffusers draws with `torch.manual_seed(seed)`."""
         shape = (len(captions), *self.pipeline.latent_shape)
         normal = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         return draw(self._network, self.scheduler, normal, self.pipeline.condition(list(captions)), steps)
 
     def draw(self, captions: Sequence[str], steps: int | None = None, seed: int = 0, *, force: bool = False) -> Tensor:
-        """Pictures of captions, uint8, shape (batch, height, width, channels); UserError for step counts it was not
-        trained for, unless it is forced.
+        """Pictures of captions, uint8, shape (batch, height, width, channels); UserError for a step count that the
+        adapter was not trained for, unless `force` is set, and for one that its scheduler cannot draw in.
         """
         count = self.card.default_steps if steps is None else steps
         if count not in self.card.steps:
@@ -51,7 +51,7 @@ class Adapter:
         return self.pipeline.decode(self.latents(captions, count, seed))
 
     def _check_untrained(self, count: int, *, force: bool) -> None:
-        """Refuse, with UserError, a step count that is not forced, or that its scheduler cannot draw in."""
+        """Refuse, with UserError, an untrained step count that is not forced, or that the scheduler cannot draw in."""
         if not force:
             nearest = min(self.card.steps, key=lambda n: abs(n - count))
             raise UserError(
@@ -81,7 +81,7 @@ def _on_base(directory: Path, card: AdapterCard, base: Path) -> Pipeline:
 
 
 def add_trained(unet: UNet2DConditionModel, directory: Path, card: AdapterCard) -> None:
-    """Add a verified adapter's weights to a UNet's own; UserError where they are for another one."""
+    """Add a verified adapter's weights to those of a UNet; UserError where they are for another UNet."""
     if DELTA_NAME in card.files:
         add_delta(unet, load_file(directory / DELTA_NAME))
         return
@@ -90,7 +90,7 @@ def add_trained(unet: UNet2DConditionModel, directory: Path, card: AdapterCard) 
         state, alphas, *rest = StableDiffusionPipeline.lora_state_dict(directory, return_lora_metadata=True)
         try:
             StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, metadata=rest[0] if rest else None)
-        except (RuntimeError, ValueError) as error:  # shapes, names
+        except (RuntimeError, ValueError) as error:  # other shapes, or other names
             raise UserError(f"the adapter is for another UNet; give a fine-tune of its base ({error})") from error
     unet.fuse_lora()
     unet.unload_lora()

@@ -1,7 +1,8 @@
-"""The directory that is a distilled adapter: weights with all it takes to sample them right, written whole or not.
+"""Adapter directories: the weights of a distilled student with all that is needed to sample them right, written
+completely or not at all.
 
-Plain files only (safetensors, JSON, PNG, Markdown): what arrives over a network is checked before it is used, and
-nothing in it can run.
+They hold plain files only (safetensors, JSON, PNG, Markdown): files that arrive over a network are checked before they
+are used, and nothing in them can be executed.
 """
 
 import json
@@ -23,17 +24,18 @@ from raystill.config.errors import UserError
 from raystill.models.card import CARD_NAME, AdapterCard, from_json, to_json
 
 LORA_NAME = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
-DELTA_NAME = "unet_delta.safetensors"  # what all weights have gained over the base's
-WEIGHTS_NAMES = (LORA_NAME, DELTA_NAME)  # an adapter has one of them
-LANDING_NAME = "landing.safetensors"  # the layer by which a CTM student is told where it lands
+DELTA_NAME = "unet_delta.safetensors"  # W - W_base, where every weight was trained
+WEIGHTS_NAMES = (LORA_NAME, DELTA_NAME)  # an adapter has exactly one of these two files
+LANDING_NAME = "landing.safetensors"  # the layer that embeds the end time of a CTM student's jump
 SCHEDULER_NAME = "scheduler/scheduler_config.json"
 README_NAME = "README.md"
 PICTURE_NAME = "picture.png"
-PREFIX = "unet."  # of the LoRA's tensors, the part of the pipeline that they are for
+PREFIX = "unet."  # before the names of LoRA tensors: the part of the pipeline that they belong to
 _SUFFIXES = (".safetensors", ".json", ".png", ".md")
-_BYSTANDERS = (".png", ".md")  # may lie beside the listed files: no loader reads them
+_BYSTANDERS = (".png", ".md")  # unlisted files that may lie beside the listed ones, since no loader reads them
 
-# What decides the function an adapter computes. Without it diffusers takes alpha = rank: a wrong picture and no error.
+# LoRA settings that decide what an adapter computes. Without them diffusers takes alpha = rank: a wrong picture and no
+# error.
 _LORA_FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora", "use_dora")
 
 
@@ -55,9 +57,9 @@ def write(
     """Write an adapter directory in one move and return its card with the SHA-256 of every file.
 
     `trained` is what `peft.get_peft_model_state_dict` gives for the pipeline's UNet, and `lora_config` what
-    `LoraConfig.to_dict` gives; without the latter it is the delta of the UNet's own weights. `landing` is the
-    layer that a CTM student has beside them. An earlier adapter at
-    `directory` is replaced; anything else there, and empty or non-finite weights, raise `ArtifactError`."""
+    `LoraConfig.to_dict` gives; where `lora_config` is None, `trained` is the delta W - W_base of the UNet's weights.
+    `landing` is the layer that a CTM student has beside its weights. An earlier adapter at `directory` is replaced;
+    anything else there, and empty or non-finite weights, raise `ArtifactError`."""
     weights = _checked(trained) if lora_config is None else _checked_lora(trained)
     if "_class_name" not in scheduler_config:
         raise ArtifactError(
@@ -68,8 +70,8 @@ def write(
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
         draft = Path(scratch) / "adapter"
         (draft / SCHEDULER_NAME).parent.mkdir(parents=True)
-        # One entry only: safetensors writes several in an order that differs from process to process, and the file's
-        # digest decides whether an adapter has been registered already.
+        # One metadata entry only: safetensors writes several in an order that differs from process to process, and the
+        # file's digest decides whether an adapter has been registered already.
         if lora_config is None:
             save_file(weights, draft / DELTA_NAME)
         else:
@@ -77,7 +79,7 @@ def write(
             save_file(weights, draft / LORA_NAME, metadata=metadata)
         if landing is not None:
             save_file(_checked(landing), draft / LANDING_NAME)
-        # diffusers keeps private notes under a leading underscore, among them the path of the machine it was read on
+        # diffusers puts a leading underscore before private entries, among them the path that the config was read from
         public = {
             k: v
             for k, v in scheduler_config.items()
@@ -96,7 +98,7 @@ def write(
 
 
 def verify(directory: Path) -> AdapterCard:
-    """Read and check an adapter directory: every listed file with its digest, nothing else that a loader could read.
+    """Check an adapter directory and return its card: listed files have their digests, and no loader could read others.
 
     Raises `ArtifactError` saying which file is wrong and how."""
     if not (directory / CARD_NAME).is_file():
@@ -142,7 +144,7 @@ def sha256(path: Path) -> str:
 
 
 def _listing(directory: Path) -> list[str]:
-    """All files below `directory` as sorted relative names; a link or a foreign kind raises `ArtifactError`."""
+    """All files below `directory` as sorted relative names; a link or a foreign file type raises `ArtifactError`."""
     names = []
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
@@ -169,7 +171,9 @@ def _refuse_foreign_target(directory: Path) -> None:
 
 
 def _checked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of weights that are there and finite; safetensors refuses tensors that share memory."""
+    """Copies of weights on the CPU, since safetensors refuses tensors that share memory; `ArtifactError` where there
+    are none, or where one is empty or not finite.
+    """
     if not state:
         raise ArtifactError("the adapter has no weights; pass `peft.get_peft_model_state_dict(module)`")
     for name, tensor in state.items():

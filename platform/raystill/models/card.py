@@ -1,4 +1,4 @@
-"""The card of an adapter (adapter.json): what its weights cannot say about how they were made and are to be sampled."""
+"""The card of an adapter (adapter.json): how its weights were made, and how they are to be sampled."""
 
 import json
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
 
 CARD_NAME = "adapter.json"
-FORMAT = 3  # 2 had no fingerprint; 1 repeated what the scheduler's own settings say
+FORMAT = 3  # of adapter.json; format 2 had no fingerprint, format 1 repeated the scheduler's settings
 RAYSTILL_SCHEDULERS = {
     "RayFlowScheduler": "raystill.models.scheduler",
     "PeRFlowScheduler": "raystill.models.perflow",
     "CTMScheduler": "raystill.models.ctm",
-}  # class -> module; all others are diffusers'
+}  # class -> module; all other schedulers are diffusers' own
 
 
 class CardError(UserError):
@@ -24,10 +24,10 @@ class CardError(UserError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """The model an adapter is for."""
+    """The base model that an adapter belongs to."""
 
     id: str  # a Hub name or a directory
-    revision: str | None = None  # commit on the Hub; None for a directory
+    revision: str | None = None  # digest of a directory's files (`models.revision`), or a commit on the Hub
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,16 +36,16 @@ class AdapterCard:
 
     base: Base
     method: str
-    steps: tuple[int, ...]  # step counts it was trained for
-    default_steps: int
+    steps: tuple[int, ...]  # step counts that the student was trained for
+    default_steps: int  # step count that is drawn unless another is asked for; one of `steps`
     timesteps: Mapping[str, tuple[int | float, ...]]  # step count -> the teacher's timesteps, noisy end first
-    sigmas: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # step count -> a flow pipeline's `sigmas`
+    sigmas: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # step count -> `sigmas` for a flow pipeline
     guidance_scale: float  # diffusers' convention: 1 is no guidance
-    recipe: Mapping[str, Any]  # canonical form
-    recipe_digest: str  # checksum of the recipe
-    fingerprint: str | None = None  # of the recipe (`config.fingerprint`); None: made before there were any
-    commit: str
-    start: Mapping[str, Any] = field(default_factory=lambda: {"law": "normal"})  # law of the start
+    recipe: Mapping[str, Any]  # settings of the whole run as plain JSON values
+    recipe_digest: str  # checksum of the whole recipe (`config.digest`)
+    fingerprint: str | None = None  # of the recipe (`config.fingerprint`); None in adapters older than fingerprints
+    commit: str  # commit of raystill's code at the export
+    start: Mapping[str, Any] = field(default_factory=lambda: {"law": "normal"})  # law of the start (`flow.starts`)
     evaluation: Mapping[str, Any] = field(default_factory=dict)  # {} or {"digest", "frechet": {"4": ...}, ...}
     files: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256, filled in by `artifact.write`
 
@@ -73,12 +73,12 @@ class AdapterCard:
 
     @property
     def evaluation_digest(self) -> str | None:
-        """The digest of the protocol that measured the figures, None where nothing was measured."""
+        """The fingerprint of the evaluation that measured the figures, None where nothing was measured."""
         return str(self.evaluation["digest"]) if self.evaluation else None
 
     @property
     def recipe_name(self) -> str:
-        """What tells its recipe from others, for people: its fingerprint, or else its checksum."""
+        """The short name of the recipe in texts: its fingerprint, or its checksum where there is none."""
         return self.fingerprint or self.recipe_digest
 
     def frechet(self, steps: int) -> float | None:
@@ -101,7 +101,7 @@ def to_json(card: AdapterCard) -> dict[str, Any]:
 
 
 def from_json(text: str, source: str) -> AdapterCard:
-    """Read a card from JSON text; `source` names it in a `CardError`."""
+    """Read a card from JSON text of format 1 to 3; `source` names the text in the message of a `CardError`."""
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
@@ -138,8 +138,8 @@ def from_json(text: str, source: str) -> AdapterCard:
 def model_card(card: AdapterCard, *, scheduler: str, licence: str, delta: bool = False, here: str = ".") -> str:
     """Write the README of an adapter: what it is, its figures and the lines of diffusers that sample it.
 
-    `scheduler` is the class name, `licence` an SPDX identifier (most often that of the base model), `delta` whether it
-    carries what all weights have gained in place of a low-rank adapter, `here` the directory or Hub name that the
+    `scheduler` is the class name, `licence` an SPDX identifier (most often that of the base model), `delta` whether the
+    adapter carries W - W_base of all weights in place of LoRA tensors, `here` the directory or Hub name that the
     sampling lines load from."""
     header = [
         "---",
@@ -181,14 +181,14 @@ def model_card(card: AdapterCard, *, scheduler: str, licence: str, delta: bool =
 
 def _sampling_lines(card: AdapterCard, scheduler: str, here: str, *, delta: bool) -> list[str]:
     landing = []
-    if scheduler == "CTMScheduler":  # its network is told where each step lands
+    if scheduler == "CTMScheduler":  # its network is given the time at which each step ends
         landing = [f"pipeline.scheduler.attach(pipeline.unet, load_file({here + '/landing.safetensors'!r}))"]
     settings = f"num_inference_steps={card.default_steps}, guidance_scale={card.guidance_scale}"
     if sigmas := card.sigmas.get(str(card.default_steps)):
         settings += f", sigmas={list(sigmas)}"
     revision = f", revision={card.base.revision!r}" if card.base.revision else ""
     imports = [f"from diffusers import {scheduler}, DiffusionPipeline"]
-    if scheduler in RAYSTILL_SCHEDULERS:  # no stock scheduler jumps as it was trained to; diffusers is imported first
+    if scheduler in RAYSTILL_SCHEDULERS:  # no stock scheduler jumps as the student does; diffusers is imported first
         imports = [
             "from diffusers import DiffusionPipeline",
             f"from {RAYSTILL_SCHEDULERS[scheduler]} import {scheduler}",
@@ -213,7 +213,7 @@ def _sampling_lines(card: AdapterCard, scheduler: str, here: str, *, delta: bool
 
 
 def describe(card: AdapterCard) -> str:
-    """One line about an adapter: base, method, steps and its distance."""
+    """One line about an adapter: method, base, step counts and Frechet distances."""
     figures = json.dumps(card.evaluation.get("frechet", {}))
     steps = ", ".join(map(str, card.steps))
     return f"{card.method} for {card.base.id}, steps {steps}, Frechet distance by steps {figures}"

@@ -1,4 +1,6 @@
-"""Step counts: what a scheduler asks a network at in each, and which of them its student was trained for."""
+"""Step counts of samplers: the timesteps at which a scheduler calls the network for each, and whether a student was
+trained at them.
+"""
 
 import inspect
 
@@ -8,11 +10,11 @@ from raystill.config.errors import UserError
 from raystill.flow.schedules import FlowSchedule, Times
 from raystill.models.stock import schedule_of
 
-NEAR = 1e-2  # timesteps that are the same: those of flow-matching schedulers are float32
+NEAR = 1e-2  # timesteps closer than this count as equal: flow-matching ones are float32
 
 
 def timesteps_of(scheduler: SchedulerMixin, steps: int) -> tuple[int | float, ...]:
-    """The timesteps that a scheduler asks a network at in `steps` steps, noisy end first."""
+    """The timesteps at which a scheduler calls the network in `steps` steps, noisy end first."""
     sigmas = sigmas_of(scheduler, steps)
     if sigmas:
         scheduler.set_timesteps(sigmas=list(sigmas))
@@ -22,11 +24,11 @@ def timesteps_of(scheduler: SchedulerMixin, steps: int) -> tuple[int | float, ..
 
 
 def sigmas_of(scheduler: SchedulerMixin, steps: int) -> tuple[float, ...]:
-    """What a pipeline of a flow-matching model is given as `sigmas` for `steps` steps at raystill's own times: even
-    ones, which the scheduler shifts; empty where its scheduler takes none.
+    """The `sigmas` with which a pipeline of a flow-matching model takes `steps` steps at raystill's own times: evenly
+    spaced, since the scheduler shifts them; empty where the scheduler takes none.
 
-    Without them `FlowMatchEulerDiscreteScheduler` spaces its times from the shifted first to the shifted last one of
-    training and shifts them again: with shift 3 the last of 4 steps begins at sigma 0.009 in place of 0.5.
+    Without `sigmas`, `FlowMatchEulerDiscreteScheduler` spaces its times from the shifted first to the shifted last one
+    of training and shifts them again: with shift 3 the last of 4 steps begins at sigma 0.009 in place of 0.5.
     """
     takes = "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
     if not takes or not isinstance(schedule_of(scheduler), FlowSchedule):
@@ -35,11 +37,11 @@ def sigmas_of(scheduler: SchedulerMixin, steps: int) -> tuple[float, ...]:
 
 
 def wrong_counts(scheduler: SchedulerMixin, steps: tuple[int, ...], trained: Times | None) -> dict[int, list[int]]:
-    """Step counts in which a scheduler asks other than once a step, or beside the times that a student was `trained`
-    at, None for all; with the nearest right counts below and above, the nearer one first.
+    """Unusable step counts, each with the nearest usable counts below and above, the nearer one first.
 
-    At trailing spacing diffusers' schedulers ask once more, at timestep -1, where n times 1000 / n comes out below 1000
-    (n of 61, 103, 121 ...).
+    A count is unusable where the scheduler does not call the network exactly once a step, or calls it at a time that is
+    not among those that a student was `trained` at; None allows all times. At trailing spacing diffusers' schedulers
+    call once more, at timestep -1, where n times 1000 / n comes out below 1000 (n of 61, 103, 121 ...).
     """
     return {n: _nearest(scheduler, n, trained) for n in steps if not _fits(scheduler, n, trained)}
 

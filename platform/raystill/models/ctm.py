@@ -1,7 +1,8 @@
-"""Networks that are told where their jump lands, and the scheduler that tells them (CTM 2310.02279).
+"""Networks that take the end time of their jump, the landing, as an input, and the scheduler that gives it to them
+(CTM 2310.02279).
 
-The landing's time is embedded as the network's own time is, goes through one linear layer that begins as zero, and is
-added to the embedding of the time: diffusers' place for a condition of the time, `time_embedding.cond_proj`, which
+The landing is embedded as the network's own time is, goes through one linear layer that begins as zero, and is added to
+the time embedding: in diffusers' place for a condition on the time embedding, `time_embedding.cond_proj`, which
 pipelines of theirs leave empty.
 """
 
@@ -21,12 +22,12 @@ from raystill.flow.schedules import Schedule, Times
 from raystill.models.scheduler import RayFlowScheduler
 from raystill.models.stepping import step_of
 
-WIDTH = 64  # of the landing's embedding
-WEIGHT = "time_embedding.cond_proj.weight"  # name of the layer's tensor
+WIDTH = 64  # numbers in the embedding of a landing
+WEIGHT = "time_embedding.cond_proj.weight"  # name of the landing layer's weight in a UNet
 
 
 def check_room(time_condition: bool) -> None:
-    """Refuse, with UserError, a UNet in which the layer's place is taken."""
+    """Refuse, with UserError, a UNet that has a condition on its time embedding already, where the layer would go."""
     if time_condition:
         raise UserError(
             "the teacher's UNet has a condition of the time already (time_cond_proj_dim), by which CTM's students are "
@@ -35,7 +36,9 @@ def check_room(time_condition: bool) -> None:
 
 
 def make_room(unet: UNet2DConditionModel) -> None:
-    """Give a UNet the layer, trainable, with which it says what it said before; UserError where its place is taken."""
+    """Add the landing's layer to a UNet, trainable and zero, so that its outputs do not change; UserError where
+    `cond_proj` is taken.
+    """
     embedding = unet.time_embedding
     check_room(embedding.cond_proj is not None)
     layer = nn.Linear(WIDTH, embedding.linear_1.in_features, bias=False)
@@ -44,26 +47,26 @@ def make_room(unet: UNet2DConditionModel) -> None:
 
 
 def told(network: Callable[..., Any], schedule: Schedule, landing: Times, device: torch.device) -> Callable[..., Any]:
-    """A network that is told the times at which each sample lands, shape (batch,)."""
+    """The network with the landing of each sample as a bound input; `landing` holds times, shape (batch,)."""
     return partial(network, timestep_cond=embedded(schedule.timestep(landing)).to(device, non_blocking=True))
 
 
 def embedded(timesteps: Times) -> Float[Tensor, "batch width"]:
-    """The landing's embedding, float32."""
+    """The sinusoidal embedding of the landings' timesteps, float32."""
     found: Tensor = get_timestep_embedding(timesteps.float(), WIDTH, flip_sin_to_cos=True, downscale_freq_shift=0)
     return found
 
 
 class CTMScheduler(RayFlowScheduler):
-    """DDIM's steps, of each of which the attached network is told the end."""
+    """DDIM steps for a CTM student: the attached network is given the time at which each step ends."""
 
     _unet: UNet2DConditionModel | None = None
     _landing: Tensor | None = None
     _hook: RemovableHandle | None = None
 
     def attach(self, unet: UNet2DConditionModel, tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Tell a UNet from now on, after giving it the trained layer where it has none yet."""
-        if self._hook is not None:  # what was told before is not told twice
+        """Give landings to this UNet from now on; `tensors` hold the trained layer, which is added if it is missing."""
+        if self._hook is not None:  # else a UNet would be given its landing twice
             self._hook.remove()
         if tensors is not None:
             check_room(unet.config.get("time_cond_proj_dim") is not None)
@@ -74,7 +77,7 @@ class CTMScheduler(RayFlowScheduler):
         self._hook = unet.time_embedding.register_forward_pre_hook(self._tell)
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | int) -> Tensor:
-        """The network's input; also notes where the coming step lands."""
+        """The network's input; also stores the landing of the coming step for the attached network."""
         if self._unet is None:
             raise UserError("a CTM student is told where it lands: call scheduler.attach(pipeline.unet, tensors) first")
         i = step_of(self._listed, timestep)

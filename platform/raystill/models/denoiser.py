@@ -1,4 +1,4 @@
-"""Networks as denoisers: a UNet asked on its own schedule, with guidance, or on a point of any path."""
+"""Networks as denoisers: a UNet evaluated on its own schedule, under guidance, or at a point of any path."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Network = Callable[..., tuple[Tensor, ...]]  # a UNet2DConditionModel, or an eng
 
 @dataclass(frozen=True, slots=True)
 class Denoiser:
-    """A UNet trained on a schedule, asked about points of unit length x = cos(angle) x_0 + sin(angle) e; one network
+    """A UNet trained on a schedule, evaluated at points of unit length x = cos(angle) x_0 + sin(angle) e; one network
     evaluation per sample and call.
     """
 
@@ -30,18 +30,18 @@ class Denoiser:
         return self.at_angle(x, self.schedule.angle(t), condition)
 
     def at_angle(self, x: Latent, angle: Times, condition: Condition) -> Prediction:
-        """Predict at points of unit length given by their angles, radians, shape (batch,); ValueError where a
-        noise prediction is asked about pure noise, since it says nothing of the data there, or where there is not one
-        angle per sample.
+        """Predict at points of unit length given by their angles, radians, shape (batch,); ValueError where a network
+        that predicts noise is evaluated at pure noise, where its answer says nothing of the data, or where there is not
+        one angle per sample.
         """
         check_data(self.kind, angle)
         timestep = self.schedule.timestep(self.schedule.time_of(angle)).to(x.device, torch.float32, non_blocking=True)
         scaled = x * column(self.schedule.input_scale(angle), x)
-        value = self.network(scaled, timestep, condition, return_dict=False)[0].to(x.dtype)  # autocast's are bfloat16
+        value = self.network(scaled, timestep, condition, return_dict=False)[0].to(x.dtype)  # bfloat16 under autocast
         return Prediction(self.kind, value, x, column(angle.cos(), x), column(angle.sin(), x))
 
     def on_path(self, x: Latent, c: Coefficients, condition: Condition) -> Prediction:
-        """Predict at a point x of any path by asking at the time of the same signal-to-noise ratio on x / |c|.
+        """Predict at a point x of any path: ask the network at x / |c|, at the time of the same signal-to-noise ratio.
 
         The prediction's noise is the effective unit noise (mean mu + noise eps) / b of the point.
         """
@@ -50,8 +50,8 @@ class Denoiser:
 
 @dataclass(frozen=True, slots=True)
 class GuidedDenoiser:
-    """Classifier-free guidance with both branches in one batched forward; two network evaluations per sample where
-    scale != 1.
+    """A denoiser under classifier-free guidance (2207.12598), both branches in one batched forward; two network
+    evaluations per sample where scale != 1.
     """
 
     denoiser: Denoiser
@@ -59,7 +59,7 @@ class GuidedDenoiser:
     scale: float  # w; 1 is no guidance
 
     def __call__(self, x: Latent, t: Times, condition: Condition) -> Prediction:
-        """Predict with guidance."""
+        """Predict under guidance at points x of unit length at the teacher's times t, shape (batch,)."""
         if self.scale == 1:
             return self.denoiser(x, t, condition)
         return with_guidance(self.denoiser, self.unconditional, self.scale, x, t, condition)
@@ -70,7 +70,7 @@ def with_guidance(
     condition: Condition,
 ) -> Prediction:  # fmt: skip
     """Predict under guidance of a scale w, or one for each sample, shape (batch, 1, 1, 1); both branches in one
-    forward. The kinds are all linear in the network's value, so guiding the value guides the noise.
+    forward. Every kind of prediction is linear in the network's value, so guiding the value guides the noise.
     """
     both = torch.cat([unconditional.expand_as(condition), condition])
     p = denoiser(torch.cat([x, x]), t.repeat(2), both)

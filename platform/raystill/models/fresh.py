@@ -1,5 +1,5 @@
-"""Stable Diffusion pipelines that do not exist yet: sizes of fresh networks, and writing trained ones in diffusers'
-format.
+"""Stable Diffusion pipelines that are trained from scratch: the sizes of their networks, and writing trained ones in
+diffusers' format.
 """
 
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ from raystill.flow.predictions import Kind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """What a text encoder must know of its tokenizer."""
+    """The facts of a tokenizer that a text encoder is built from."""
 
-    vocabulary: int
-    start: int
-    end: int
+    vocabulary: int  # number of tokens
+    start: int  # id of the token before every caption
+    end: int  # id of the token after every caption, with which captions are also padded
     empty: tuple[int, ...]  # ids of the empty caption, padded
 
 
@@ -35,9 +35,9 @@ class Tokens:
 class AutoencoderShape:
     """Widths of an AutoencoderKL; every entry after the first halves the picture's side once."""
 
-    channels: int = introduced(3)
-    widths: tuple[int, ...] = introduced((32, 64, 96))
-    layers: int = introduced(1)
+    channels: int = introduced(3)  # of a picture
+    widths: tuple[int, ...] = introduced((32, 64, 96))  # channels at each resolution, the finest first
+    layers: int = introduced(1)  # layers per block
     latent_channels: int = introduced(4)
     groups: int = introduced(16)  # of group normalisation
 
@@ -47,7 +47,7 @@ class AutoencoderShape:
         return int(2 ** (len(self.widths) - 1))
 
     def build(self) -> AutoencoderKL:
-        """A fresh autoencoder."""
+        """An autoencoder of this shape with random weights."""
         n = len(self.widths)
         return AutoencoderKL(
             in_channels=self.channels,
@@ -65,18 +65,18 @@ class AutoencoderShape:
 class DenoiserShape:
     """Sizes of the text encoder and the UNet; attention to the text happens at the lower resolutions only."""
 
-    widths: tuple[int, ...] = introduced((96, 144))
-    layers: int = introduced(1)
-    heads: int = introduced(4)
-    groups: int = introduced(16)
-    text_width: int = introduced(128)
-    text_layers: int = introduced(2)
-    text_heads: int = introduced(4)
+    widths: tuple[int, ...] = introduced((96, 144))  # channels of the UNet at each resolution, the finest first
+    layers: int = introduced(1)  # layers per block of the UNet
+    heads: int = introduced(4)  # attention heads of the UNet
+    groups: int = introduced(16)  # of the UNet's group normalisation
+    text_width: int = introduced(128)  # features per token
+    text_layers: int = introduced(2)  # layers of the text encoder
+    text_heads: int = introduced(4)  # attention heads of the text encoder
     text_length: int = introduced(24)  # tokens per caption
-    vocabulary: int = introduced(2600)  # upper bound
+    vocabulary: int = introduced(2600)  # tokens that the tokenizer may have at most
 
     def unet(self, latent_channels: int, latent_size: int) -> UNet2DConditionModel:
-        """A fresh UNet."""
+        """A UNet of these sizes with random weights."""
         n = len(self.widths)
         return UNet2DConditionModel(
             sample_size=latent_size,
@@ -92,7 +92,7 @@ class DenoiserShape:
         )
 
     def text_encoder(self, tokens: Tokens) -> CLIPTextModel:
-        """A fresh text encoder for a tokenizer."""
+        """A CLIP text encoder of these sizes for a tokenizer, with random weights."""
         return CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=tokens.vocabulary,
@@ -110,8 +110,8 @@ class DenoiserShape:
 
 
 def stable_diffusion_scheduler(kind: Kind) -> DDIMScheduler:
-    """Stable Diffusion's schedule (scaled linear, 1000 steps), with trailing spacing so that few steps begin at the
-    noisiest one.
+    """The DDIM scheduler on Stable Diffusion's schedule (scaled linear, 1000 steps), with trailing spacing, so that
+    sampling in few steps begins at the noisiest timestep.
     """
     return DDIMScheduler(
         num_train_timesteps=1000,
@@ -173,12 +173,12 @@ def load_autoencoder(directory: Path) -> AutoencoderKL:
 
 
 def load_tokenizer(directory: Path) -> CLIPTokenizer:
-    """Read a tokenizer."""
+    """Read a CLIP tokenizer from its directory."""
     return CLIPTokenizer.from_pretrained(directory, local_files_only=True)
 
 
 def tokens_of(tokenizer: CLIPTokenizer) -> Tokens:
-    """What a text encoder must know of a tokenizer."""
+    """The facts of a tokenizer that a text encoder is built from."""
     empty = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length).input_ids
     return Tokens(
         vocabulary=len(tokenizer), start=tokenizer.bos_token_id, end=tokenizer.eos_token_id, empty=tuple(empty)

@@ -1,4 +1,4 @@
-"""An adapter folded into a pipeline: its base, or another fine-tune of it."""
+"""Merging an adapter into a pipeline: the adapter's base, or another fine-tune of that base."""
 
 import shutil
 import tempfile
@@ -19,9 +19,9 @@ from raystill.models.stock import kind_of, read_scheduler, same_schedule
 
 
 def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
-    """Write the pipeline in `onto`, by default the adapter's base, with the adapter's weights added to its UNet, to
-    `out`; returns what it is, for people. The adapter's scheduler replaces the pipeline's where it is one of diffusers.
-    UserError where they do not fit, or where there is something at `out` already.
+    """Write a copy of the pipeline in `onto`, by default the adapter's base, to `out`, with the adapter's weights added
+    to its UNet; returns a line that describes the copy. The adapter's scheduler replaces the pipeline's where diffusers
+    has its class. UserError where adapter and pipeline do not fit, or where there is something at `out` already.
     """
     card = verify(directory)
     base = onto or Path(card.base.id)

@@ -1,4 +1,4 @@
-"""PeRFlow's scheduler for diffusers pipelines (2405.07510): piece by piece through its windows of time.
+"""PeRFlow's scheduler for diffusers pipelines (2405.07510): one straight piece of trajectory in each window of time.
 
 It needs torch, diffusers and raystill's mathematics (`flow`), all of which `tracking.registry` puts beside a registered
 model.
@@ -20,7 +20,10 @@ from raystill.models.stock import kind_of, schedule_of
 
 
 class PeRFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is Any to mypy
-    """Samples a student of `windows` windows; the schedule's settings have the names of diffusers' own schedulers."""
+    """The scheduler of a PeRFlow student that was trained in `windows` windows of time.
+
+    The schedule's settings have the names of diffusers' own schedulers.
+    """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]  # noqa: RUF012  # as diffusers writes it
     order = 1
@@ -39,8 +42,8 @@ class PeRFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         use_flow_sigmas: bool = False,  # the straight schedule of flow-matching teachers
         flow_shift: float = 1.0,
         prediction_type: str = "epsilon",
-        windows: int = 4,
-        piece: Piece = "ddim_eps",
+        windows: int = 4,  # equal windows of time in which the student was trained
+        piece: Piece = "ddim_eps",  # what is constant along the piece of a window (`flow.windows`)
     ) -> None:
         self._windows, self._piece = windows, piece
         self._schedule, self._kind = schedule_of(self), kind_of(self)
@@ -53,7 +56,7 @@ class PeRFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         return self._schedule.steps
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Prepare as many steps as there are windows, or more; UserError for fewer."""
+        """Prepare the timesteps of a sampling, at least one in each window; UserError for fewer steps than windows."""
         if num_inference_steps < self._windows:
             raise UserError(
                 f"found {num_inference_steps} steps for a student of {self._windows} windows: write {self._windows} or "
@@ -78,7 +81,7 @@ class PeRFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         generator: Generator | list[Generator] | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """Go on along the piece to the next timestep. Gives the next sample and the estimate of clean data."""
+        """Move along the window's piece to the next timestep; gives the next sample and the estimate of clean data."""
         del generator  # nothing is drawn
         i, schedule = step_of(self._listed, timestep), self._schedule
         t, later = (self._times[k].expand(len(sample)) for k in (i, i + 1))
@@ -91,7 +94,7 @@ class PeRFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         return DDIMSchedulerOutput(*found) if return_dict else found
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Network inputs of clean latents and noise at one timestep, or one for each sample."""
+        """Network inputs made of clean latents and noise, at one timestep or one for each sample."""
         angle = self._schedule.angle(times_of(self._schedule, timesteps, len(original_samples)))
         x = point(working(original_samples), working(noise), angle)
         return (x * column(self._schedule.input_scale(angle), x)).to(original_samples.dtype)

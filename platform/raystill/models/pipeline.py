@@ -44,7 +44,7 @@ class Pipeline:
 
     @property
     def kind(self) -> Kind:
-        """What the UNet predicts."""
+        """What the UNet predicts (noise, data, v or flow), by diffusers' name."""
         return kind_of(self.scheduler)
 
     @property
@@ -117,17 +117,17 @@ def feature_widths(config: Mapping[str, Any]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class TeacherFacts:
-    """What the settings of a pipeline say of it as a teacher, before it is loaded."""
+    """Facts about a teacher that its pipeline's settings give without loading it."""
 
     schedule: Schedule
     kind: Kind
     features: Mapping[str, int]  # names and channels of its UNet's blocks
     scheduler: StockSampler
-    time_condition: bool  # whether its UNet has a condition of the time, as distilled ones may
+    time_condition: bool  # whether its UNet has a condition on the time embedding, as distilled ones may
 
 
 def teacher_facts(directory: Path) -> TeacherFacts:
-    """Read them; UserError where the directory is no pipeline or its scheduler is of a kind that is not known."""
+    """Read a teacher's facts; UserError where the directory is no pipeline or its scheduler is of an unknown kind."""
     check_pipeline(directory)
     scheduler = read_scheduler(directory)
     unet = json.loads((directory / "unet" / "config.json").read_text())

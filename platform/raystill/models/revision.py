@@ -1,4 +1,4 @@
-"""Which state of a pipeline's files this is: a digest of what a loader reads, computed once per state of the files."""
+"""The revision of a pipeline: a digest of the files that a loader reads, computed once for each state of the files."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ from raystill.config.cache import cache_directory
 from raystill.config.errors import UserError
 
 INDEX = "model_index.json"
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts that no picture here depends on
-LARGE = 2**24  # bytes of a file whose digest is kept in the cache for other processes
-SETTLED_S = 2.0  # since a file's last change, before which another one may leave its times as they are
-# What loaders read: settings, vocabularies and the weights of no variant, whole or in parts. Not other formats of them,
-# nor what people or file managers leave there.
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that no picture here depends on
+LARGE = 2**24  # bytes from which on a file's digest is also cached on disk, for other processes
+SETTLED_S = 2.0  # a file changed less than this ago may change again within the same timestamp
+# Names of files that loaders read: settings, vocabularies, and weights without a variant (such as fp16), whole or in
+# parts. Neither weights in other formats match, nor files that people or file managers leave there.
 _READ = re.compile(r"[^.]+\.(json|txt|model|safetensors)|[^.]+\.safetensors\.index\.json")
 _FORMER_PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
-State = tuple[int, int, int]  # size in bytes, and times of the last change of content and of the entry, nanoseconds
+State = tuple[int, int, int]  # size in bytes, mtime and ctime in nanoseconds
 
 
 def revision(directory: Path) -> str:
@@ -31,12 +31,14 @@ def revision(directory: Path) -> str:
 
 
 def is_of(directory: Path, found: str | None) -> bool:
-    """Whether a stored revision is that of a pipeline's files, also as earlier versions wrote it."""
+    """Whether a stored revision is that of a pipeline's files, as this version or an earlier one of raystill counts."""
     return found == revision(directory) or found in former_revisions(directory)
 
 
 def former_revisions(directory: Path) -> tuple[str, ...]:
-    """Revisions that earlier versions wrote for these files, where they are others: stray files counted then."""
+    """Revisions that earlier versions of raystill, in which stray files counted, gave a pipeline's files; empty where
+    they equal today's.
+    """
     found = _digest(directory, _files(directory, _FORMER_PARTS))
     return () if found == revision(directory) else (found,)
 
@@ -80,7 +82,7 @@ def _digest(directory: Path, files: list[Path]) -> str:
 
 @lru_cache(maxsize=4096)
 def _content(file: Path, state: State) -> str:
-    """SHA-256 of a file in a state, read piece by piece."""
+    """SHA-256 of a file; its state is a key of the cache only."""
     del state
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
@@ -102,7 +104,7 @@ def _kept(directory: Path) -> dict[str, list[Any]]:
 
 def _keep(directory: Path, digests: dict[str, list[Any]]) -> None:
     note = _note(directory)
-    with suppress(OSError):  # a home that is read-only costs seconds, not a run
+    with suppress(OSError):  # a read-only cache only means that digests are computed again
         note.parent.mkdir(parents=True, exist_ok=True)
         part = note.with_suffix(f".{time.time_ns()}.part")
         part.write_text(json.dumps(digests))

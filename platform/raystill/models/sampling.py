@@ -1,4 +1,4 @@
-"""How students are sampled: by diffusers' schedulers, which their adapters carry."""
+"""Sampling of students by the schedulers that their adapters carry, which are diffusers' own or have their form."""
 
 import importlib
 import inspect
@@ -35,7 +35,7 @@ FILE = "scheduler/scheduler_config.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How a student gets from one time to the next."""
+    """Settings of the jumps by which a student is sampled from one time to the next (2503.07699)."""
 
     jump: Jump = introduced("ode")  # "ode" re-estimates all noise, as stock DDIM does; "anchored" keeps the target mean
     eta: float = introduced(0.0)  # share of fresh noise in every jump, 0 (deterministic) to 1
@@ -54,12 +54,12 @@ NORMAL = StartLaw()
 
 @torch.inference_mode()
 def draw(network: Network, scheduler: Scheduler, normal: Latent, condition: Condition, steps: int) -> Latent:
-    """Clean latents from N(0, I) draws, as a diffusers pipeline gets them with this scheduler in `steps`
-    calls of the network per sample. Fresh noise comes from each start's own bits: no picture depends on its batch.
+    """Clean latents from N(0, I) draws, as a diffusers pipeline gets them with this scheduler in `steps` calls of the
+    network per sample. Fresh noise is seeded by each start's own bits, so that no picture depends on its batch.
     """
     scheduler.set_timesteps(steps)
     generators = [torch.Generator().manual_seed(seed) for seed in own_seeds(normal)]
-    takes = "generator" in inspect.signature(scheduler.step).parameters  # solvers of ODEs do not
+    takes = "generator" in inspect.signature(scheduler.step).parameters  # deterministic ODE solvers take no generator
     fresh = {"generator": generators} if takes else {}
     x = normal * float(scheduler.init_noise_sigma)
     for t in scheduler.timesteps:
@@ -84,11 +84,12 @@ def guided_network(pipeline: Pipeline, scale: float) -> Network:
 
 
 def ray_scheduler(stock: StockSampler, path: paths.Path, sampling: Sampling, start: StartLaw) -> Scheduler:
-    """The scheduler of a student on a path, on its teacher's schedule: DDIM by diffusers alone where it jumps so, else
-    RayFlow's.
+    """The scheduler of a student on a path, on its teacher's schedule: one of diffusers where the student jumps as DDIM
+    does and starts from N(0, I), else `RayFlowScheduler`.
 
-    Stable Diffusion pipelines do not take diffusers' own flow-matching scheduler, so flow teachers get RayFlow's too.
-    (DPM-Solver++ with `use_flow_sigmas` begins at 1 - 1 / K and tells whole timesteps: latents differ by 0.08.)
+    Stable Diffusion pipelines do not take diffusers' own flow-matching scheduler, so students of flow teachers get
+    `RayFlowScheduler`, too. (DPM-Solver++ with `use_flow_sigmas` begins at 1 - 1 / K and gives the network whole
+    timesteps: latents differ by 0.08.)
     """
     if sampling == ODE and start == NORMAL and isinstance(stock, DDIMScheduler):
         return ddim_sampler(stock)
@@ -115,9 +116,9 @@ def load_scheduler(directory: Path) -> Scheduler:
 
 
 def lcm_scheduler(stock: StockSampler, intervals: int) -> Scheduler:
-    """The scheduler that estimates x_0, noises it anew, and so on (2310.04378, algorithm 3): diffusers' own, at times
-    of the grid that a student was trained on, where its intervals divide the teacher's times; for flow-matching
-    teachers RayFlow's with fresh noise only, at the stock times.
+    """The scheduler of multistep consistency sampling, which estimates x_0 and noises it anew in turn (2310.04378,
+    algorithm 3): `LCMScheduler`, at times of the grid that a student was trained on, where the grid's intervals divide
+    the teacher's times; for flow-matching teachers `RayFlowScheduler` with fresh noise only, at the stock times.
     """
     if isinstance(stock, DDIMScheduler):
         return LCMScheduler(**schedule_settings(stock), clip_sample=False, original_inference_steps=intervals)
@@ -125,15 +126,15 @@ def lcm_scheduler(stock: StockSampler, intervals: int) -> Scheduler:
 
 
 def solver(stock: Scheduler, name: str) -> Scheduler:
-    """A training-free scheduler of diffusers on a diffusion teacher's schedule, at trailing timesteps."""
+    """The diffusers scheduler `name`, a training-free solver, on a diffusion teacher's schedule, trailing timesteps."""
     kind: Any = getattr(diffusers, name)
     made: Scheduler = kind.from_config(stock.config, timestep_spacing="trailing")
     return made
 
 
 def check_solver(stock: Scheduler, name: str) -> None:
-    """Refuse, with UserError, a class that diffusers has not, that does not understand the teacher's schedule, or that
-    calls the network more than once a step.
+    """Refuse, with UserError, a scheduler class that diffusers does not have, that does not understand the teacher's
+    schedule, or that calls the network more than once a step.
     """
     kind = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
@@ -153,7 +154,7 @@ def check_solver(stock: Scheduler, name: str) -> None:
 
 
 def ctm_scheduler(stock: StockSampler) -> Scheduler:
-    """DDIM's steps, of each of which the attached network is told the end."""
+    """The scheduler of a CTM student: DDIM steps, the end of each of which is given to the attached network."""
     made: Scheduler = CTMScheduler.from_config(stock.config, path="DiffusionPath")
     return made
 

@@ -7,8 +7,9 @@ Import it after diffusers: raystill keeps libraries that are imported later from
 Between steps the latents are the network's own input, so that `scale_model_input` leaves them alone. Only at the first
 step they are what the pipeline drew, N(0, I): `scale_model_input` and `step` both turn these into the path's end, each
 time from their own bits, since a pipeline keeps what it drew and may double the batch for guidance. Pipelines of flow
-models (Stable Diffusion 3, Flux) do not call it and ask the network at what they drew, which is then split into a start
-and a noise: pictures of the same law, but not the ones that raystill's sampler draws from that start.
+models (Stable Diffusion 3, Flux) do not call `scale_model_input`; they evaluate the network at what they drew, which
+`step` then splits into a start and a noise: pictures of the same law, but not the ones that raystill's sampler draws
+from that start.
 """
 
 from collections.abc import Mapping
@@ -30,13 +31,13 @@ from raystill.flow.starts import StartLaw
 from raystill.models.stepping import step_of, times_of, working
 from raystill.models.stock import check_settings, kind_of, schedule_of
 
-ENDED = ("RayPath", "StraightPath")  # paths with a choice of their end
+ENDED = ("RayPath", "StraightPath")  # path classes with a setting `end`
 
 
 class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is Any to mypy
-    """Samples a student of any path with ODE or anchored jumps, an eta and a start law (2503.07699).
+    """The scheduler of a student on any path: ODE or anchored jumps, a share eta of fresh noise, a start law.
 
-    The schedule's settings have the names of diffusers' own schedulers, so that
+    The jumps are RayFlow's (2503.07699). The schedule's settings have the names of diffusers' own schedulers, so that
     `RayFlowScheduler.from_config(pipeline.scheduler.config, sigma=0.1, jump="anchored")` works.
     """
 
@@ -58,8 +59,8 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         flow_shift: float = 1.0,
         prediction_type: str = "epsilon",
         path: str = "RayPath",
-        sigma: float = 0.0,  # of the ray path
-        end: End = "schedule",  # of the ray and the straight path
+        sigma: float = 0.0,  # variance coefficient of the ray path; other paths have none
+        end: End = "schedule",  # where a ray or straight path ends (`flow.paths`); other paths have no choice
         jump: Jump = "ode",
         eta: float = 0.0,  # share of fresh noise in every jump
         start: dict[str, Any] | None = None,  # law of the start as StartLaw.to_json gives it; None is N(0, I)
@@ -79,8 +80,8 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **changes: Any) -> Any:
-        """Make one from the settings of another scheduler, flow-matching ones included, with changes; UserError for one
-        whose schedule is not understood, or moves with the size of a picture.
+        """Make a RayFlowScheduler from the settings of another scheduler, flow-matching ones included, with changes;
+        UserError where that scheduler's schedule is not understood, or shifts with the size of a picture.
         """
         # Settings that a class took from its own defaults count, too: diffusers would put this class's in their place.
         config = {name: value for name, value in config.items() if name != "_use_default_values"}
@@ -91,7 +92,7 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
                 '{"use_dynamic_shifting": False, "shift": 3.0})'
             )
         check_settings(config, "scheduler")
-        if "path" in config and "end" not in config:  # one of before there was a choice
+        if "path" in config and "end" not in config:  # settings older than the choice of an end
             changes = {"end": "own"} | changes
         if "shift" in config and "beta_start" not in config:
             straight = {"use_flow_sigmas": True, "flow_shift": config["shift"], "prediction_type": "flow_prediction"}
@@ -108,10 +109,10 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         mu: float | None = None,
         sigmas: Any = None,  # a list or an array
     ) -> None:
-        """Prepare 1 to K steps: the stock trailing timesteps, evenly spaced and shifted ones for flow teachers.
+        """Prepare the timesteps of 1 to K steps: stock trailing ones, for flow teachers evenly spaced and shifted ones.
 
         Pipelines of flow teachers give `sigmas`, their own evenly spaced times, of which only the number counts, and
-        `mu`, how dynamic shifting would go, which is not used without it.
+        `mu`, the parameter of dynamic shifting, which is not used without that.
         """
         del mu
         num_inference_steps = self._count(num_inference_steps, None if sigmas is None else [float(s) for s in sigmas])
@@ -127,7 +128,7 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         self._walk, self._entered, self._moving = None, False, False
 
     def _count(self, steps: int | None, sigmas: list[float] | None) -> int:
-        """Number of steps that was asked for; UserError where there is none, or times of a caller's own."""
+        """The number of steps asked for; UserError where none is given, or `sigmas` are not the evenly spaced times."""
         if sigmas is None:
             if steps is None:
                 raise UserError("set_timesteps needs a number of steps: write set_timesteps(4)")
@@ -144,10 +145,10 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         return len(sigmas)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Say where sampling begins, as pipelines of flow models do; it is found by the timestep here."""
+        """Accept the index at which sampling begins from pipelines of flow models; unused: timesteps tell the index."""
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | int) -> Tensor:
-        """The network's input: the sample itself, but at the first step the path's end for what was drawn."""
+        """The network's input: the sample itself, but at the first step the path's end, made from the drawn latents."""
         if self._walk is not None or step_of(self._listed, timestep) > 0 or self._plain:
             return sample
         self._entered = True
@@ -185,7 +186,7 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Network inputs on the path from clean latents to `noise`, N(0, I), at one timestep or one for each sample.
 
-        Between `set_timesteps` and the first step, where image-to-image pipelines begin, it also says which mean the
+        Between `set_timesteps` and the first step, where image-to-image pipelines begin, it also sets the mean that the
         anchored jumps hold.
         """
         data, mean = working(original_samples), self._law.apply(working(noise))
@@ -196,12 +197,12 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         return self._to_network(interpolate(c, data, mean, own), c).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """`add_noise`, as pipelines of flow-matching models call it."""
+        """The result of `add_noise`, under the name and argument order that pipelines of flow-matching models use."""
         return self.add_noise(sample, noise, timestep)
 
     @property
     def _plain(self) -> bool:
-        """Whether the path's end is what a pipeline draws."""
+        """Whether the path's end equals the N(0, I) latents that a pipeline draws."""
         first = stop(self._stops, 0, 1)
         return self._law == StartLaw() and not (has_mean(first) and bool(first.noise.any()))
 
@@ -209,7 +210,7 @@ class RayFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
         return Walk.begin(self._stops, eta, self._law.apply(working(sample)))
 
     def _present(self, sample: Tensor, here: Coefficients, i: int) -> Latent:
-        """The present point at unit length; the first time it begins the walk."""
+        """The present point of each sample at unit length; the first call begins the walk, the state of a sampling."""
         if self._walk is None and i == 0:
             if self._plain or self._entered:
                 self._walk = self._begun(sample, self._eta)

@@ -1,4 +1,4 @@
-"""What raystill's own schedulers share: which step a timestep is, its time, and the precision to compute in."""
+"""Helpers of raystill's own schedulers: the step index and the time of a timestep, and the precision to compute in."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from raystill.flow.schedules import FlowSchedule, Schedule, Times
 
 
 def step_of(prepared: Sequence[float], timestep: Tensor | float | int) -> int:
-    """Which of the prepared timesteps this is; UserError for any other."""
+    """Index of a timestep among the prepared ones; UserError where it is none of them."""
     asked = float(timestep)  # HOST SYNC: one per step
     for i, t in enumerate(prepared):
         if abs(asked - t) < 1e-2:
@@ -30,5 +30,5 @@ def times_of(schedule: Schedule, timesteps: Tensor, count: int) -> Times:
 
 
 def working(x: Tensor) -> Tensor:
-    """In float32, or float64 where it is that."""
+    """A tensor in float32, or unchanged where it is float64."""
     return x if x.dtype == torch.float64 else x.float()

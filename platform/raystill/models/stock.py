@@ -38,8 +38,8 @@ DIFFUSION_KINDS: tuple[Kind, ...] = ("epsilon", "v_prediction", "sample")
 FLOW_KINDS: tuple[Kind, ...] = ("flow_prediction",)  # all that FlowMatchEulerDiscreteScheduler takes
 FILE = "scheduler/scheduler_config.json"
 LARGEST_BETA = 1 - 2**-24  # below 1 in float32, in which diffusers keeps betas
-CLOSE = 1e-3  # angles of schedules that are the same: diffusers' multistep schedulers have no alpha of 0
-# Settings that say something of the network's inputs, the one value that is understood, and what to do about others.
+CLOSE = 1e-3  # radians; schedules whose angles differ by less count as equal: multistep ones have no alpha of 0
+# Settings that change the network's inputs: the one value that is supported, and what to do about others.
 ONLY: dict[str, tuple[Any, str]] = {
     "use_dynamic_shifting": (False, "with the shift of your picture size, exp(mu), as `shift` or `flow_shift`"),
     "invert_sigmas": (False, "for a network whose time runs from noise to data, turn it round first"),
@@ -121,7 +121,7 @@ def stock_sampler(scheduler: SchedulerMixin) -> StockSampler:
 
 
 def schedule_settings(stock: DDIMScheduler) -> dict[str, Any]:
-    """What says which schedule a network was trained on, by the names of diffusers' schedulers."""
+    """The settings that define a network's schedule and prediction type, under the names of diffusers' schedulers."""
     names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
     return {name: stock.config[name] for name in (*names, "rescale_betas_zero_snr")}
 
@@ -170,7 +170,7 @@ def read_scheduler(directory: Path) -> SchedulerMixin:
 
 
 def _alphas(scheduler: SchedulerMixin) -> Alphas:
-    """Cumulative alphas by the scheduler's own formula; UserError for one without or with another."""
+    """Cumulative alphas by the scheduler's own formula; UserError for a scheduler whose formula is unknown."""
     config = scheduler.config
     found = config.get("beta_schedule")
     formulas = {"linear": linear_alphas, "scaled_linear": scaled_linear_alphas}
@@ -189,7 +189,7 @@ def _alphas(scheduler: SchedulerMixin) -> Alphas:
 
 
 def _trained_betas(scheduler: SchedulerMixin) -> Alphas:
-    """The betas that the settings list, as many as there are steps."""
+    """The betas that a scheduler's settings list; UserError where there is not one for each training step."""
     betas = torch.as_tensor(scheduler.config["trained_betas"], dtype=torch.float64)
     if len(betas) != scheduler.config["num_train_timesteps"]:
         raise UserError(
@@ -200,8 +200,8 @@ def _trained_betas(scheduler: SchedulerMixin) -> Alphas:
 
 
 def check_settings(config: Mapping[str, Any], name: str) -> None:
-    """Refuse, with UserError, settings that say of the network's inputs what is not understood; `name` is the
-    scheduler's.
+    """Refuse, with UserError, settings of a scheduler that change the network's inputs in an unsupported way; `name` is
+    the scheduler's name in messages.
     """
     for key, (only, advice) in ONLY.items():
         found = config.get(key, only)
@@ -212,7 +212,7 @@ def check_settings(config: Mapping[str, Any], name: str) -> None:
 
 
 def _check_start(scheduler: SchedulerMixin, kind: Kind) -> None:
-    """Refuse a noise prediction on a schedule that starts at pure noise, where it says nothing of the data."""
+    """Refuse, with UserError, a noise prediction on a schedule that starts at pure noise: it says nothing of data."""
     end = schedule_of(scheduler).angle(torch.ones(1, dtype=torch.float64))
     if kind == "epsilon" and float(end.cos()) < VANISHING:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A trained student, ready to draw."""
+"""A trained student in memory, ready to be sampled."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from raystill.models.sampling import Scheduler, draw, guided_network
 from raystill.models.stock import StockSampler
 from raystill.models.weights import Weights, load_trained, merge, prepare
 
-MakeScheduler = Callable[[StockSampler], Scheduler]  # of the teacher's
+MakeScheduler = Callable[[StockSampler], Scheduler]  # from the teacher's scheduler to the student's
 
 
 class Student:

@@ -1,4 +1,4 @@
-"""What of a UNet a student trains: low-rank adapters, or all of it; and what it carries away."""
+"""The weights of a UNet that a student trains, LoRA or all of them, and the form in which adapters carry them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ ADAPTER = "default"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """Shape of an adapter; it starts as the identity, so a student starts as its teacher."""
+    """Settings of a LoRA; its update starts at zero, so that a student starts as its teacher."""
 
-    rank: int = introduced(32)
+    rank: int = introduced(32)  # of the update of every layer
     alpha: float = introduced(32.0)  # the update is scaled by alpha / rank
-    targets: tuple[str, ...] = introduced((  # names of the layers that get an adapter, in every block
+    targets: tuple[str, ...] = introduced((  # names of the layers that get a LoRA, in every block
         "conv1", "conv2", "conv_shortcut", "conv", "conv_in", "conv_out", "time_emb_proj", "linear_1", "linear_2",
         "proj_in", "proj_out", "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2",
     ))  # fmt: skip
@@ -29,22 +29,22 @@ class Lora:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Full:
-    """Every weight of the UNet; what is carried is the delta, which other fine-tunes of the same base can take, too."""
+    """Training of every UNet weight; adapters carry W - W_base, which other fine-tunes of the base can take, too."""
 
 
 Weights: TypeAlias = Lora | Full
 
 
 def peft_config(lora: Lora) -> LoraConfig:
-    """The adapter's settings as peft takes them."""
+    """The settings of a LoRA in peft's form."""
     return LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights="gaussian"
     )
 
 
 def prepare(unet: UNet2DConditionModel, weights: Weights) -> UNet2DConditionModel:
-    """Make trainable what is to be trained: all, or a fresh adapter beside the frozen rest; UserError where a target
-    names no layer.
+    """Return a UNet with its trained part made trainable: every weight, or a fresh LoRA beside frozen weights;
+    UserError where no target names a layer.
     """
     if isinstance(weights, Full):
         unet.requires_grad_(True)
@@ -61,8 +61,8 @@ def prepare(unet: UNet2DConditionModel, weights: Weights) -> UNet2DConditionMode
 
 
 def load_trained(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> None:
-    """Write trained tensors, named as the UNet's own parameters, into a UNet that was prepared alike; UserError where
-    they are of another one.
+    """Write trained tensors, named as the UNet's own parameters, into a UNet that `prepare` made trainable with the
+    same settings; UserError where names or shapes differ.
     """
     parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
     if different := set(parameters) ^ set(tensors):
@@ -81,26 +81,28 @@ def load_trained(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> N
 
 
 def merge(unet: UNet2DConditionModel, weights: Weights) -> None:
-    """Fold an adapter into the weights, so that a call costs what the teacher's does."""
+    """Merge a LoRA into the UNet's weights, so that a call costs what a call of the teacher costs."""
     if isinstance(weights, Lora):
         unet.fuse_lora()
 
 
 def lora_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """The adapter's tensors under peft's names, which artifacts carry."""
+    """The tensors of a UNet's LoRA under peft's names, which adapter directories carry."""
     state: dict[str, Tensor] = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
     return state
 
 
 def delta(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What trained tensors have gained over the base's, float32: W - W_base (2405.07510)."""
+    """The delta W - W_base of trained tensors from those of the base UNet, float32, on the CPU (2405.07510)."""
     base = dict(unet.named_parameters())
     return {name: tensor.float().cpu() - base[name].detach().float().cpu() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
 def add_delta(unet: UNet2DConditionModel, gained: Mapping[str, Tensor]) -> None:
-    """W + (W' - W_base), in place, for the base or another fine-tune of it; UserError where the shapes are others."""
+    """Add a delta in place to the weights of the base or another fine-tune of it, W + (W' - W_base); UserError where
+    names or shapes do not fit.
+    """
     parameters = dict(unet.named_parameters())
     strange = [n for n, t in gained.items() if n not in parameters or parameters[n].shape != t.shape]
     if strange or not gained:

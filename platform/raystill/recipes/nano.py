@@ -1,4 +1,4 @@
-"""The smallest whole thing: a 32 x 32 emoji pipeline from scratch, and its distillation on two CPU cores."""
+"""The smallest recipes: a 32 x 32 emoji pipeline from scratch, and its distillation on two CPU cores."""
 
 from dataclasses import replace
 
@@ -12,10 +12,10 @@ from raystill.targets.targets import Generated, Independent
 from raystill.training.loop import Training
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask
 
-SAMPLE = "samples/noto"  # shipped with the repository
+SAMPLE = "samples/noto"  # shards that are shipped with the repository
 
 
-CAPTIONS = (  # of the first two shards, which are evaluated
+CAPTIONS = (  # captions of the first two shards, which are evaluated
     "broken heart", "duck", "flag india", "hamburger", "light bulb", "palm tree", "panda", "sun", "tulip",
     "worried face",
 )  # fmt: skip
@@ -43,7 +43,7 @@ def run() -> Run:
 
 
 def open_ended() -> Run:
-    """The demo without captions, whose teacher has many pictures to choose from and needs many steps for one."""
+    """The demo without captions, where many pictures are possible and the teacher needs many steps for one."""
     demo = run()
     return replace(
         demo,
@@ -57,14 +57,14 @@ def open_ended() -> Run:
 
 
 def control() -> Run:
-    """`open_ended` with targets that know nothing of the teacher's trajectories: it must come out clearly worse."""
+    """`open_ended` with target means that are independent of the teacher: a control, which must be clearly worse."""
     return replace(
         open_ended(), name="nano-control", model="nano-control-rayflow", targets=Targets(estimator=Independent())
     )
 
 
 def teacher() -> Pretraining:
-    """Settings of the shipped teacher: what comes out is `teachers/nano`."""
+    """Settings of the training that made the shipped teacher, `teachers/nano`."""
     return Pretraining(
         name="nano-teacher",
         shards=SAMPLE,

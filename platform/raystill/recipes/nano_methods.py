@@ -1,4 +1,4 @@
-"""Every method on the demo's teacher and data, `METHOD_nano` each: `--recipe lcm_nano`."""
+"""Recipes of every method on the demo's teacher and data, `METHOD_nano` each: `--recipe lcm_nano`."""
 
 from dataclasses import replace
 
@@ -30,28 +30,28 @@ def _run(method: Distilling, name: str | None = None) -> Run:
 
 
 def _slower(run: Run) -> Run:
-    """For students that are their own targets (docs/results/methods.md)."""
+    """A run at the lower learning rate of students that are their own targets (docs/results/methods.md)."""
     return replace(run, optimizer=replace(run.optimizer, learning_rate=2e-4))
 
 
 def rayflow_nano() -> Run:
-    """The demo itself."""
+    """RayFlow: the demo itself."""
     return _run(RayFlow())
 
 
 def perflow_nano() -> Run:
-    """Four windows, hence four steps or more."""
+    """PeRFlow in four windows, hence four sampling steps or more."""
     run = _run(PeRFlow())
     return replace(run, evaluation=replace(run.evaluation, student_steps=(4, 8)))
 
 
 def reflow_nano() -> Run:
-    """One reflow."""
+    """Reflow: rectified flow on the teacher's pairs, once."""
     return _run(Reflow())
 
 
 def instaflow_nano() -> Run:
-    """A reflow, whose second half distils one step."""
+    """InstaFlow: a reflow whose second half distils one step."""
     return _run(Reflow(one_step_from=50), "instaflow")
 
 
@@ -66,47 +66,47 @@ def rectified_nano() -> Run:
 
 
 def phased_nano() -> Run:
-    """Phased Rectified Diffusion: four phases, hence four steps or a multiple."""
+    """Phased Rectified Diffusion: four phases, hence four sampling steps or a multiple."""
     run = _run(PhasedRectified())
     return replace(run, evaluation=replace(run.evaluation, student_steps=(4, 8)))
 
 
 def lcm_nano() -> Run:
-    """LCM-LoRA, at a rate at which it drifts slowly."""
+    """LCM-LoRA, at a learning rate at which the student drifts slowly."""
     return _slower(_run(LCM()))
 
 
 def tcd_nano() -> Run:
-    """TCD."""
+    """Trajectory consistency distillation (TCD)."""
     return _run(TCD())
 
 
 def tscd_nano() -> Run:
-    """TSCD of Hyper-SD: 8, 4, 2 and 1 segments."""
+    """TSCD of Hyper-SD, in stages of 8, 4, 2 and 1 segments."""
     return _run(TCD(segments=(8, 4, 2, 1), stage_steps=25), "tscd")
 
 
 def ctm_nano() -> Run:
-    """CTM on a short grid; the target network follows as fast as the run is short."""
+    """CTM whose teacher leads six steps of the grid at most; the target network follows as fast as the run is short."""
     return _run(CTM(most=6, target_decay=0.95))
 
 
 def scott_nano() -> Run:
-    """SCott, at LCM's rate."""
+    """SCott, at the learning rate of LCM."""
     return _slower(_run(SCott()))
 
 
 def dmd2_nano() -> Run:
-    """DMD2: a student's update in every five steps, of which there are more here."""
+    """DMD2 in more steps than the demo has, since only every fifth updates the student."""
     run = _run(DMD2())
     return replace(run, training=replace(run.training, steps=250, checkpoint_every=125, picture_every=125))
 
 
 def lightning_nano() -> Run:
-    """SDXL-Lightning: 32, 8, 4, 2 and 1 steps."""
+    """SDXL-Lightning, in stages of 32, 8, 4, 2 and 1 sampling steps."""
     return _run(Lightning(stage_steps=20))
 
 
 def add_nano() -> Run:
-    """ADD."""
+    """Adversarial diffusion distillation (ADD)."""
     return _run(ADD())

@@ -21,7 +21,7 @@ LEARNED = ("GridTimes", "SteinTimes", "SecondMomentTimes")
 
 
 def space() -> Space:
-    """Sigma, the loss, and the Time Sampler's kind and hyperparameters."""
+    """The search space: sigma, the loss, and the Time Sampler's kind and hyperparameters."""
     learned, times = {"method.times": LEARNED}, "method.times"
     return (
         Range(path="method.path.sigma", low=0.0, high=0.5),
@@ -37,7 +37,7 @@ def space() -> Space:
 
 
 def run() -> Search:
-    """Sixteen trials of 120 steps at most, without captions, where more is left to learn."""
+    """A sweep of sixteen trials of 120 steps at most, without captions, where more is left to learn."""
     base = nano.open_ended()
     training = replace(base.training, steps=120, lanes=1, lane_size=32, checkpoint_every=60, picture_every=0)
     return Search(

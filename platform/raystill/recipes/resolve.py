@@ -1,4 +1,4 @@
-"""From `--recipe` to settings: a shipped recipe by name, or a function in anybody's file."""
+"""How `--recipe` becomes settings: a shipped recipe by name, or a function in anybody's file."""
 
 import importlib
 import importlib.util
@@ -30,7 +30,7 @@ def resolve(recipe: str) -> Any:
 
 
 def _makes(name: str, value: Any, module: ModuleType) -> bool:
-    """Whether something in a module is a recipe of its own."""
+    """Whether a name in a module is a recipe that the module itself defines."""
     return callable(value) and value.__module__ == module.__name__ and not name.startswith("_")
 
 

@@ -1,4 +1,6 @@
-"""Targets and checkpoints that lie at addresses of format 1: used in place where nothing has changed, else named."""
+"""Results of earlier versions, at addresses of format 1 (digests of all settings): used where they are if nothing that
+they depend on has changed, else named in a warning.
+"""
 
 import json
 import logging
@@ -13,14 +15,15 @@ from raystill.data.store import Store
 from raystill.training.task import Task, last_step
 
 log = logging.getLogger(__name__)
-ADOPTED = "adopted.json"  # at an address, in place of shards: where they are, and by which identity
+ADOPTED = "adopted.json"  # a note at an address, in place of shards: where they are, and with which identity
 
 
 def adopted(
     work: Store, stage: str, source: Source, depends_on: Mapping[str, Any], former: Iterable[Mapping[str, Any]] = ()
 ) -> tuple[Store, dict[str, Any]]:
-    """Where the shards of a stage are or will be, and the identity that their index has: at their own address, or where
-    an earlier version put the same ones. `former` are other values of what they depend on that were written then.
+    """The store of a stage's shards, at their own address or where an earlier version put the same ones, and the
+    identity that their index has. `former` are other values of what the shards depend on, as earlier versions wrote
+    them.
     """
     known = source.identity(**depends_on)
     target = place(work, stage, known)
@@ -40,10 +43,10 @@ def adopted(
 
 
 def adopted_checkpoints(work: Store, target: Store, source: Source, task: Task) -> Store:
-    """Where a training that has nothing at its own address goes on: where an earlier version left it, if no number of
-    it has changed since, or at that address.
+    """The store in which a training without a checkpoint at its own address goes on: an earlier version's, if no number
+    of the training has changed since, or the one at its address.
     """
-    then, found = _earlier(source, {"task": task, "workers": task.training.lanes})  # of which each had a batch
+    then, found = _earlier(source, {"task": task, "workers": task.training.lanes})  # each worker had a batch
     old = work.join(f"checkpoints/{digest(then)}")
     if last_step(old) and _usable("checkpoints", old, found):
         adopt(target, f"checkpoints/{digest(then)}", then)
@@ -52,18 +55,18 @@ def adopted_checkpoints(work: Store, target: Store, source: Source, task: Task) 
 
 
 def adopt(target: Store, at: str, then: Mapping[str, Any]) -> None:
-    """Note at an address that what belongs there is at another one of the same work prefix, of this identity then."""
+    """Write a note at an address: what belongs there is at another one of the work prefix, with this identity."""
     target.write(ADOPTED, json.dumps({"at": at, "identity": then}, indent=1).encode())
 
 
 def followed(work: Store, target: Store) -> Store:
-    """The place that an address leads to."""
+    """The store that an address leads to: the one that a note there names, or the address itself."""
     note = _note(target)
     return target if note is None else work.join(note["at"])
 
 
 def removal(uri: str) -> str:
-    """What to type to remove a folder of a store."""
+    """The command that removes a folder of a store."""
     return f"aws s3 rm --recursive {uri}" if uri.startswith("s3://") else f"rm -r {uri.removeprefix('file://')}"
 
 
@@ -77,7 +80,7 @@ def _earlier(source: Source, depends_on: Mapping[str, Any]) -> tuple[dict[str, A
 
 
 def _usable(stage: str, old: Store, found: Earlier) -> bool:
-    """Whether what an earlier version left is what these settings make now; says so, and what to type where not."""
+    """Whether an earlier version's results are what these settings give now; logs so, or what to type where not."""
     if found.same:
         log.info("%s of an earlier version, of the same settings, are used: %s", stage, old.uri)
         return True

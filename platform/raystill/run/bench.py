@@ -1,5 +1,5 @@
-"""What the platform costs: steps of the whole loop and bare forwards and backwards of the same model, in turn; targets
-and bare forwards of the same teacher, in turn.
+"""What the platform costs: steps of the whole training loop beside bare forwards and backwards of the same model, and
+targets beside bare forwards of the same teacher, in alternating blocks.
 """
 
 import logging
@@ -33,13 +33,13 @@ from raystill.training.loop import Training
 from raystill.training.task import Assembly
 
 log = logging.getLogger(__name__)
-BLOCK = 10  # steps of each kind, in turn
+BLOCK = 10  # steps of a block; blocks of whole and of bare steps alternate
 
 
 class Interleaved:
     """A method that, every BLOCK steps, times as many bare forwards and backwards on the same batch and the same cores.
 
-    What lies between two calls is the loop's: update, average, waiting for data, metrics, reporting.
+    The time between two calls is the loop's: update, average, waiting for data, metrics, reporting.
     """
 
     def __init__(self, inner: Method, bare: Networks) -> None:
@@ -49,7 +49,7 @@ class Interleaved:
         self.loop_s = self.bare_s = torch.zeros(())
 
     def turn(self, step: int) -> tuple[str, ...]:
-        """The inner method's."""
+        """Return the roles that the inner method updates at this step."""
         return self.inner.turn(step)
 
     def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
@@ -77,7 +77,7 @@ class Interleaved:
 
 
 def _together() -> float:
-    """The time when all workers have come here: both kinds of block end with the slowest of them."""
+    """The time when all workers have come here, so that both kinds of block end with the slowest worker. Collective."""
     if dist.is_initialized():
         dist.barrier()  # COLLECTIVE
     return time.perf_counter()
@@ -85,7 +85,7 @@ def _together() -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchTask:
-    """A distillation with bare blocks in between."""
+    """The task of a distillation that also times blocks of bare steps."""
 
     inner: DistillTask
     training: Training
@@ -93,7 +93,7 @@ class BenchTask:
     name: str = "bench"
 
     def build(self, device: torch.device) -> Assembly:
-        """The distillation's networks, and a second, bare set of them."""
+        """Build the distillation's networks, and a second set of them for the bare steps."""
         built = self.inner.build(device)
         bare = self.inner.build(device).modules
         method = Interleaved(built.method, bare)
@@ -101,13 +101,13 @@ class BenchTask:
 
 
 class TargetsBench:
-    """Targets of a batch and as many bare forwards of the same network, in turn."""
+    """A transform that times the targets of a batch and as many bare forwards of the same network, in turn."""
 
     def __init__(self, make: Callable[[], TargetTransform], blocks: int) -> None:
         self.inner, self.blocks = make(), blocks
 
     def read(self, sample: Sample) -> Row:
-        """What a target needs."""
+        """Read what the estimator of the targets needs of a sample."""
         return self.inner.read(sample)
 
     @torch.inference_mode()
@@ -135,7 +135,7 @@ class TargetsBench:
 
 
 def bench(run: Run, *, local: bool = False, blocks: int = 8) -> str:
-    """Run the loop and the bare steps in turn on the cluster's workers, or here; returns the figures as text."""
+    """Run the loop and the bare steps in turn, on the cluster's workers or in this process; figures as text."""
     steps = BLOCK * (blocks + 2)
     training = replace(run.training, steps=steps, log_every=BLOCK, checkpoint_every=steps, picture_every=0)
     task = BenchTask(inner=replace(run.task, picture_captions=()), training=training, optimizer=run.optimizer)
@@ -173,7 +173,7 @@ def time_targets(run: Run, launcher: Launcher, store: Store, blocks: int) -> lis
 
 
 def _targets_text(rows: list[Row]) -> str:
-    """Images per second of all actors, and the ratio block by block."""
+    """A line with the images per second of all actors, and the ratio of bare to whole seconds over the blocks."""
     if not rows:
         return "targets: this estimator does not ask the teacher"
     ratios = [bare / whole for row in rows for whole, bare in zip(row["whole_s"], row["bare_s"], strict=True)]
@@ -185,7 +185,7 @@ def _targets_text(rows: list[Row]) -> str:
 
 
 def _text(setting: str, figures: dict[str, list[float]]) -> str:
-    """The figures as lines: medians over blocks, and the ratio block by block."""
+    """The figures of the loop as lines: medians over blocks, and the ratio of loop to bare seconds over the blocks."""
     ratios = [a / b for a, b in zip(figures["bench/loop_s"], figures["bench/bare_s"], strict=True)]
     lines = [
         f"{name:18} {statistics.median(v) * 1000:8.1f} ms, median of {len(v)} blocks" for name, v in figures.items()

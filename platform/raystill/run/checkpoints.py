@@ -1,4 +1,4 @@
-"""Where a training keeps its state: found by what it depends on, so that it goes on where an earlier one stopped."""
+"""Where trainings keep checkpoints: found by what they depend on, so that a training goes on where one stopped."""
 
 import json
 import logging
@@ -16,18 +16,20 @@ from raystill.training.task import Task, averages_after, last_step
 
 log = logging.getLogger(__name__)
 STAGE = "checkpoints"
-IDENTITY = "identity.json"  # in a folder of checkpoints: what they depend on
-MOST = 200  # folders that are looked through for a training of another length
+IDENTITY = "identity.json"  # file in a folder of checkpoints: what they depend on
+MOST = 200  # folders, at most, that are looked through for trainings of another length
 STEPS = "training.steps"
 
 
 def open_ended(task: Task) -> tuple[str, ...]:
-    """Settings of a task that its first steps do not depend on, so that one that has more of them goes on."""
+    """Paths of settings on which a task's first steps do not depend, so that a task with more of them goes on from one
+    with less: its steps, where its learning rate does not depend on their number.
+    """
     return () if depends_on_total(task.optimizer) else (STEPS,)
 
 
 def checkpoints_at(work: Store, task: Task, data: Store, **inputs: Any) -> Store:
-    """Where a task's training on derived shards keeps its state; `inputs` is what it depends on beside them."""
+    """The checkpoint store of a task's training on derived shards; `inputs` is what it depends on beside them."""
     return _folder(work, _located(work, task, _depends_on(task, data, inputs)))
 
 
@@ -42,8 +44,8 @@ def train_at(
     until: int | None = None,
     **inputs: Any,
 ) -> Store:
-    """Train a task to its end, or until a step, from where an earlier run stopped; returns its checkpoints. Says so
-    where a training of another length cannot be gone on with.
+    """Train a task to its end, or until a step, from where an earlier run stopped; return the store of its checkpoints.
+    Logs where a training of another length is there from which this one cannot go on.
     """
     rest = _depends_on(task, data, inputs)
     known = _located(work, task, rest)
@@ -58,25 +60,27 @@ def train_at(
 
 
 def _depends_on(task: Task, data: Store, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training depends on but its length; who computes its lanes does not matter."""
+    """The identity of a training without its length; which rank computes which lane is no part of it."""
     return Source.of(data).identity(task=identity(task, (STEPS,)), **inputs)
 
 
 def _located(work: Store, task: Task, rest: Mapping[str, Any]) -> dict[str, Any]:
-    """What addresses a training: its length is part of it where the first steps depend on it, or where a longer one has
-    gone past it already.
+    """The identity at which a training is stored: its length is part of it where the first steps depend on it, or where
+    a longer training has gone past this one already.
     """
     return dict(rest) if _goes_on(work, task, rest) else {**rest, "steps": task.training.steps}
 
 
 def _goes_on(work: Store, task: Task, rest: Mapping[str, Any]) -> bool:
-    """Whether a training of another length may lead to this one, and none has gone past it."""
+    """Whether a training's checkpoints are shared by those of other lengths: its first steps do not depend on its
+    length, and no longer training has gone past its end without keeping the averages of that step.
+    """
     steps, shared = task.training.steps, _folder(work, rest)
     return bool(open_ended(task)) and (last_step(shared) <= steps or averages_after(shared, steps) is not None)
 
 
 def left_out(work: Store, task: Task, data: Store, **inputs: Any) -> tuple[str, ...]:
-    """Settings that do not tell a training from others that are in the same place."""
+    """Paths of settings in which trainings that share this one's checkpoints may differ from it."""
     return open_ended(task) if _goes_on(work, task, _depends_on(task, data, inputs)) else ()
 
 
@@ -85,7 +89,7 @@ def _folder(work: Store, known: Mapping[str, Any]) -> Store:
 
 
 def _of_other_lengths(work: Store, rest: Mapping[str, Any]) -> list[tuple[Store, Any]]:
-    """Checkpoints, with their lengths, of trainings that differ in nothing else."""
+    """The checkpoint stores of trainings that differ from this one in their length only, each with that length."""
     stage, found = work.join(STAGE), []
     for name in stage.folders()[:MOST]:
         folder = stage.join(name)
@@ -97,7 +101,7 @@ def _of_other_lengths(work: Store, rest: Mapping[str, Any]) -> list[tuple[Store,
 
 
 def _reached(folder: Store) -> int:
-    """The last step of another training; 0 where its checkpoints are damaged, which is no matter of this one."""
+    """The last step of another training; 0 where its checkpoints are damaged, which does not concern this one."""
     try:
         return last_step(folder)
     except UserError:

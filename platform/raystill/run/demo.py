@@ -1,4 +1,4 @@
-"""The main job from beginning to end on this machine, and what a newcomer wants to know about it."""
+"""The demo: the main job from beginning to end on this machine, and a report on it."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ REPORT = DIRECTORY / "demo" / "report.json"
 
 
 def demo(run: Run) -> str:
-    """Distil, pull the adapter in a fresh process, draw with it, and report; returns what to tell the newcomer."""
+    """Distil, pull the adapter in a fresh process, draw with it, and write the report; return its summary."""
     seconds = Seconds()
     done = launch_distillation(run, seconds=seconds)
     picture = REPORT.parent / "grid.png"
@@ -36,7 +36,7 @@ def _cli(*arguments: str) -> None:
 
 
 def report(run: Run, done: Distilled, picture: Path, seconds: Seconds) -> dict[str, Any]:
-    """What the demo writes for programs to read."""
+    """The demo's report, for programs to read: figures, files, seconds and the adapter's place in the registry."""
     return {
         "teacher": done.evaluated.teacher,
         "student": done.evaluated.student,
@@ -52,7 +52,7 @@ def report(run: Run, done: Distilled, picture: Path, seconds: Seconds) -> dict[s
 
 
 def summary(run: Run, done: Distilled, picture: Path, drawn: Path, seconds: Seconds) -> str:
-    """The figures, where everything is, and what to try next."""
+    """The demo's summary as text: the figures, where everything is, and what to try next."""
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.stages.items())
     promotion = done.registered.promotion
     champion = "champion" if promotion.champion else f"candidate ({promotion.reason})"

@@ -66,16 +66,16 @@ class Distilled:
     evaluated: Evaluated
     adapter: Path
     picture: Path
-    left_out: str  # samples that could not be used, as lines for people; empty where all could
+    left_out: str  # rejected samples with reasons, as lines of text; empty where there are none
 
     def __str__(self) -> str:
-        """Figures, place in the registry and files, for people."""
+        """Return figures, rejected samples, registry address and adapter directory as text."""
         place = f"{self.registered.uri}: {self.registered.promotion.reason}\n{self.adapter}"
         return "\n".join(filter(None, [table(self.evaluated), self.left_out, place]))
 
 
 def check_inputs(run: Run) -> None:
-    """Find what can be wrong with the stores, the shards and the feature network before a worker is started."""
+    """Refuse, with UserError and before a worker starts, stores, shards and a feature network that cannot be used."""
     find_checkpoint()  # of AlexNet, the only network there is for evaluation.features
     check(open_store(run.work))
     if run.artifacts is not None and run.artifacts.startswith("s3://"):  # MLflow itself knows other places, too
@@ -116,17 +116,17 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
 
 
 def inputs_of(run: Run) -> str:
-    """Fingerprint of what a run's settings name by its place: the source shards and the teacher."""
+    """The fingerprint of a run's source shards and teacher, which its settings name by their place only."""
     return fingerprint(Source.of(open_store(run.shards)).identity(teacher=revision(Path(run.teacher))))
 
 
 def untold(run: Run, targets: Store) -> tuple[str, ...]:
-    """Settings by which this run's training is not told from another one in the same place, before it begins."""
+    """Paths of settings in which trainings that share a run's checkpoints may differ, before the run is trained."""
     return left_out(open_store(run.work), run.task, targets, teacher=revision(Path(run.teacher)))
 
 
 def checkpoints_of(run: Run, targets: Store) -> Store:
-    """Where this run's training keeps its state."""
+    """The store of the checkpoints of a run's training."""
     return checkpoints_at(open_store(run.work), run.task, targets, teacher=revision(Path(run.teacher)))
 
 
@@ -160,8 +160,8 @@ def training_source(run: Run) -> Source:
 
 
 def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
-    """The teacher's targets for every sample that is trained on, computed or found; UserError where those found are
-    another's.
+    """The store and index of the teacher's targets for every sample that is trained on, computed or found; UserError
+    where those found were computed for something else.
     """
     settings, scheduler = run.targets, read_scheduler(Path(run.teacher))
     settings.estimator.check(schedule_of(scheduler), kind_of(scheduler))
@@ -174,7 +174,7 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
 
 
 def _targets_of(run: Run) -> tuple[Source, dict[str, Any], Store]:
-    """What a run's targets are made from, the identity that their index has, and where they are."""
+    """The source shards of a run's targets, the identity that their index has, and the store where they are."""
     source, teacher = training_source(run), Path(run.teacher)
     depends_on = {"stage": "targets", "teacher": revision(teacher), "reading": run.reading, "targets": run.targets}
     former = ({"teacher": value} for value in former_revisions(teacher))
@@ -183,7 +183,7 @@ def _targets_of(run: Run) -> tuple[Source, dict[str, Any], Store]:
 
 
 def stored_targets(run: Run) -> frozenset[str]:
-    """Keys of the shards of targets that there are already."""
+    """The keys of the shards of a run's targets that are stored already."""
     return _keys(_targets_of(run)[2])
 
 
@@ -192,12 +192,12 @@ def _keys(store: Store) -> frozenset[str]:
 
 
 def computed_since(before: frozenset[str], index: Index) -> int:
-    """Samples in shards that were not there before."""
+    """The number of samples in those shards of an index whose keys are not in `before`."""
     return sum(shard.count for shard in index.shards if shard.key not in before)
 
 
 def target_maker(run: Run, launcher: Launcher) -> partial[TargetTransform]:
-    """What makes the teacher's targets where a stage runs."""
+    """A function to be called where a stage runs, which makes the transform of a run's targets there."""
     settings = run.targets
     return partial(
         TargetTransform,
@@ -212,7 +212,7 @@ def target_maker(run: Run, launcher: Launcher) -> partial[TargetTransform]:
 
 
 def _log_targets(store: Store, index: Index, calls: int, computed: int, seconds: float) -> None:
-    """Say where the targets are, and how fast those were computed that an earlier run had not left."""
+    """Log where the targets are, and how fast those were computed that no earlier run had left."""
     log.info("%d targets at %s, %d teacher calls each", index.count, store.uri, calls)
     if computed:
         rate = computed / seconds
@@ -220,8 +220,8 @@ def _log_targets(store: Store, index: Index, calls: int, computed: int, seconds:
 
 
 def trained_student(run: Run, checkpoints: Store, targets: Store, index: Index, steps: int | None = None) -> Trained:
-    """The run's student, once its training has come to its end, or so many steps, with the law that its targets' starts
-    have, where it begins at them.
+    """The run's student after all of its training steps, or so many, with the start law of its targets where its method
+    needs target means; else it starts from N(0, I).
     """
     averages = averages_after(checkpoints, steps or run.training.steps)
     assert averages is not None

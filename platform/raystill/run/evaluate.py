@@ -29,12 +29,12 @@ Figures = dict[str, dict[str, float]]  # step count -> name -> value
 class Evaluated:
     """The outcome of one evaluation."""
 
-    digest: str  # fingerprint of everything that the figures depend on but the student
+    digest: str  # fingerprint of everything that the figures depend on except the student
     features: str
     teacher: Figures
     student: Figures
     picture: Image
-    left_out: str  # samples that could not be used, as lines for people
+    left_out: str  # rejected samples with reasons, as lines of text; empty where there are none
 
 
 def evaluate(run: Run, launcher: Launcher, drawn: Drawn) -> Evaluated:
@@ -47,7 +47,7 @@ def evaluate(run: Run, launcher: Launcher, drawn: Drawn) -> Evaluated:
 
 
 def draw_student(run: Run, launcher: Launcher, drawn: Drawn) -> list[Row]:
-    """The student's pictures of the captions that are evaluated, with features and agreement; drawn or found."""
+    """The student's pictures of the evaluation's captions, with features and LPIPS to the teacher's; drawn or found."""
     settings, stage = run.evaluation, Source.of(draw_teacher(run, launcher)[0])
     identity = stage.identity(stage="student samples", steps=settings.student_steps, **drawn.identity())
     target = place(open_store(run.work), "student-samples", identity)
@@ -56,9 +56,9 @@ def draw_student(run: Run, launcher: Launcher, drawn: Drawn) -> list[Row]:
 
 
 def draw_teacher(run: Run, launcher: Launcher) -> tuple[Store, Index]:
-    """The teacher's pictures of the captions that are evaluated, with the real ones' features; drawn or found."""
+    """The teacher's pictures of the evaluation's captions, with features of the real ones; drawn or found."""
     settings, source = run.evaluation, Source.of(open_store(run.shards), run.evaluation.shards)
-    apart = replace(settings, student_steps=())  # of which the teacher's pictures know nothing
+    apart = replace(settings, student_steps=())  # the teacher's pictures do not depend on them
     identity = source.identity(
         stage="teacher samples", teacher=revision(Path(run.teacher)), reading=run.reading, settings=apart
     )
@@ -107,7 +107,7 @@ def _stack(rows: list[Row], name: str) -> torch.Tensor:
 
 
 def _picture(run: Run, teacher: list[Row], student: list[Row]) -> Image:
-    """Rows are captions, columns the teacher and the student at each step count."""
+    """A grid of pictures: a row per caption, a column per step count of the teacher and of the student."""
     settings = run.evaluation
     wanted = [i for caption in settings.captions for i, row in enumerate(teacher) if row["caption"] == caption]
     chosen = wanted or list(range(0, len(teacher), max(1, len(teacher) // 10)))[:10]
@@ -119,9 +119,9 @@ def _picture(run: Run, teacher: list[Row], student: list[Row]) -> Image:
 
 
 def floor_of(run: Run, launcher: Launcher) -> float:
-    """The Frechet distance between two sets of the teacher's own samples at its reference steps, of the evaluation's
-    captions: of its starts, and of those of the next seed. A distance is biased upwards by the number of pictures
-    (arXiv:1706.08500); this is what a perfect student would have.
+    """The floor of the Frechet distances: the distance between two sets of the teacher's own samples at its reference
+    steps, from the evaluation's starts and from those of the next seed, of the same captions. A distance is biased
+    upwards by the number of pictures (arXiv:1706.08500); the floor is what a perfect student would have.
     """
     evaluation = run.evaluation
     other = replace(run, evaluation=replace(evaluation, seed=evaluation.seed + 1))
@@ -159,7 +159,7 @@ def spread(evaluated: list[Evaluated]) -> str:
 
 
 def as_card(evaluated: Evaluated) -> dict[str, Any]:
-    """What the adapter's card carries of an evaluation."""
+    """The part of an adapter's card that an evaluation fills."""
     frechet_by_steps = {steps: f["frechet"] for steps, f in evaluated.student.items()}
     every = canonical({"teacher": evaluated.teacher, "student": evaluated.student})
     return {"digest": evaluated.digest, "features": evaluated.features, "frechet": frechet_by_steps, **every}

@@ -1,4 +1,4 @@
-"""Whole jobs on their surroundings: object store, cluster or this process alone, then the stages."""
+"""Whole jobs as they are typed: their checks, object store and cluster (or this process alone), and stages."""
 
 import logging
 import os
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = None) -> Iterator[Launcher]:
-    """Everything a run needs, checked first and taken down at the end: its store with the sample, and its launcher."""
+    """Check a run, open its object store with the sample in it, give its launcher, and close everything at the end."""
     seconds = seconds or Seconds()
     run.check()
     check_teacher(run, teacher_facts(Path(run.teacher)))
@@ -53,7 +53,7 @@ def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = Non
 
 
 def share_out(lanes: int, workers: int, prefix: str = "") -> None:
-    """Refuse more workers than a step has lanes, and say where some would be idle for a part of every step."""
+    """Refuse, with UserError, more workers than lanes; warn where some would be idle for a part of every step."""
     check_lanes(lanes, workers, prefix)
     if line := advice(lanes, workers):
         log.warning("%s", line)
@@ -71,21 +71,21 @@ def check_reading(run: Run) -> None:
 
 
 def launch_distillation(run: Run, *, local: bool = False, seconds: Seconds | None = None) -> Distilled:
-    """Distil: targets, training, evaluation, registration. `local` does it in this process, without Ray."""
+    """Distil a teacher: targets, training, evaluation, registration; `local` does all in this process, without Ray."""
     seconds = seconds or Seconds()
     with surroundings(run, local=local, seconds=seconds) as launcher:
         return distil(run, launcher, DIRECTORY, seconds)
 
 
 def launch_targets(run: Run, *, local: bool = False) -> str:
-    """Compute the targets alone; returns where they are."""
+    """Compute a run's targets and nothing else; return the uri of their store."""
     with surroundings(run, local=local) as launcher:
         return compute_targets(run, launcher)[0].uri
 
 
 def launch_evaluation(run: Run, *, local: bool = False) -> str:
-    """Evaluate a finished training with three seeds of the starts, from the recipe's on; returns figures, spread, and
-    the floor of the distances. UserError where it has not been finished.
+    """Evaluate a finished training with three seeds of the starts, from the recipe's on; return figures, spread, and
+    the floor of the Frechet distances. UserError where the training has not been finished.
     """
     with surroundings(run, local=local) as launcher:
         targets, index = compute_targets(run, launcher)
@@ -104,7 +104,7 @@ def launch_evaluation(run: Run, *, local: bool = False) -> str:
 
 
 def launch_pretraining(run: Pretraining, *, local: bool = False) -> Path:
-    """Train a pipeline from scratch."""
+    """Train a pipeline from scratch; return its directory."""
     run.check()
     if not local:
         for prefix, task in (("autoencoder.", run.autoencoder), ("denoiser.", run.denoiser)):
@@ -117,7 +117,7 @@ def launch_pretraining(run: Pretraining, *, local: bool = False) -> Path:
 
 
 def check_places(run: Run) -> None:
-    """Refuse, with UserError, what only this machine can reach where the cluster has others, or may get some."""
+    """Refuse, with UserError, stores and files that only this machine reaches if the cluster has or may get others."""
     from raystill.launch.placement import machines
 
     others = sorted(machines())

@@ -1,4 +1,4 @@
-"""What a work prefix and a folder of adapters hold, and what becomes of it; nothing is deleted, nothing unpickled."""
+"""What a work prefix and a folder of adapters hold, and how this version uses it; nothing is deleted or unpickled."""
 
 import json
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ AS_IS = "found as it is"
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One thing that is held."""
+    """One line of the list of what is held: its place, what it holds, and what becomes of it."""
 
     place: str
     holds: str
@@ -38,8 +38,8 @@ class Held:
 
 
 def held(work: Store, *, write: bool) -> Iterator[Held]:
-    """What a work prefix holds. Old targets that today's settings can ask for get a note at their address of today,
-    where `write` says so: runs then find them whatever knobs have changed.
+    """List what a work prefix holds. With `write`, old targets that today's settings can ask for get a note at their
+    address of today: runs then find them whatever knobs have changed.
     """
     for stage in work.folders():
         for name in work.join(stage).folders():
@@ -56,7 +56,7 @@ def held(work: Store, *, write: bool) -> Iterator[Held]:
 
 
 def held_adapters(directory: Path) -> Iterator[Held]:
-    """Adapters in the folders of a directory."""
+    """List the adapters in the folders of a directory."""
     for card in sorted(directory.glob(f"*/{CARD_NAME}")):
         at = str(card.parent)
         try:
@@ -69,14 +69,14 @@ def held_adapters(directory: Path) -> Iterator[Held]:
 
 
 def table(rows: list[Held]) -> str:
-    """Rows as aligned text, for people."""
+    """The list as aligned text, for people."""
     cells = [("place", "holds", "becomes"), *((row.place, row.holds, row.becomes) for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(2)]
     return "\n".join(f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}".rstrip() for a, b, c in cells)
 
 
 def as_json(rows: list[Held]) -> str:
-    """Rows as a JSON list, for machines."""
+    """The list as JSON, for programs."""
     return json.dumps([asdict(row) for row in rows], indent=1)
 
 
@@ -139,7 +139,7 @@ def _old_targets(work: Store, name: str, then: dict[str, Any], write: bool) -> s
 
 
 def _asked(targets: Targets) -> dict[str, Any]:
-    """Settings of targets that a run asks for them by: those that are no defaults."""
+    """The settings with which a run asks for these targets: by path, those that differ from the defaults."""
     plain = Targets(estimator=type(targets.estimator)())
     default, own = paths(plain), paths(targets)
     return {f"targets.{path}": value for path, value in own.items() if value != default[path]}

@@ -1,5 +1,5 @@
-"""A whole pipeline from shards: pictures, tokenizer, autoencoder, latents, UNet and text encoder, written in diffusers'
-format.
+"""Training of a whole pipeline from shards: pictures, tokenizer, autoencoder, latents, UNet and text encoder, written
+in diffusers' format.
 """
 
 import json
@@ -34,7 +34,7 @@ from raystill.training.task import Task, averages_after, final_averages, read_av
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretraining:
-    """Settings of one pipeline's training."""
+    """Settings of the training of a pipeline from scratch."""
 
     name: Knob[str]
     shards: Knob[str]  # where the source shards are: s3://bucket/prefix or a local path
@@ -42,8 +42,8 @@ class Pretraining:
     output: Knob[str]  # local directory of the finished pipeline
     reading: Reading = introduced_group(Reading)
     autoencoder: AutoencoderTask
-    denoiser: DenoiserTask  # its tokens and latent sizes are filled in from the stages before
-    # in MLflow; not the one of distillations, whose files may lie on an embedded store
+    denoiser: DenoiserTask  # its tokens and latent sizes are filled in by the stages before it
+    # MLflow experiment; not that of distillations, whose files may lie on an embedded store
     experiment: Knob[str] = "pretraining"
     cluster: Cluster = introduced_group(Cluster)
 
@@ -93,7 +93,7 @@ def pretrain(run: Pretraining, launcher: Launcher, tracking: Tracking) -> Path:
 
 
 def _tokenizer(run: Pretraining, source: Store, directory: Path) -> Tokens:
-    """Learn the tokenizer from the captions, which are small beside the pictures."""
+    """Train the tokenizer on the captions, which are small beside the pictures; return its token ids."""
     shape = run.denoiser.shape
     samples = (sample for entry in list_shards(source) for sample in unpack(source.read(entry.key), entry.key))
     captions = (sample.members.get("txt", b"").decode(errors="ignore").strip() for sample in samples)
@@ -102,7 +102,7 @@ def _tokenizer(run: Pretraining, source: Store, directory: Path) -> Tokens:
 
 
 def _recorder(run: Pretraining, tracking: Tracking, task: Task) -> MakeRecorder:
-    """An MLflow run for each of the two trainings."""
+    """The maker of the MLflow run of one of the two trainings."""
     return partial(TrackedRun, replace(tracking, name=f"{run.name}-{task.name}"), {"task": task, "pretraining": run})
 
 
@@ -115,8 +115,8 @@ def _train_autoencoder(
     work: Store,
     directory: Path,
 ) -> str:
-    """Train the autoencoder and write it with the scale that gives its latents unit variance; returns what changes with
-    its weights.
+    """Train the autoencoder and write it with the scale that gives its latents unit variance; return the entity tag of
+    its weights, which changes with them.
     """
     checkpoints = train_at(work, run.autoencoder, pictures, index, launcher, recorder)
     key = averages_after(checkpoints, run.autoencoder.training.steps)

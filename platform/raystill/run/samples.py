@@ -40,7 +40,7 @@ Draw = Callable[[Latent, Tensor, int], Latent]  # (start, condition, steps) -> c
 
 @dataclass(slots=True)
 class Drawing:
-    """Draws a shard's captions at several step counts, timing each."""
+    """Draws pictures of a shard's captions at several step counts, and times each count."""
 
     pipeline: Pipeline
     draw: Draw
@@ -73,7 +73,7 @@ class Drawing:
 
 
 def teacher_draw(teacher: Path, guidance: float, device: str) -> tuple[Pipeline, Draw]:
-    """A teacher and its guided DDIM sampling at the stock timesteps."""
+    """A teacher's pipeline, and its guided DDIM sampling at the stock timesteps."""
     pipeline = load_pipeline(teacher).to(torch.device(device))
     schedule = pipeline.schedule
     guided = GuidedDenoiser(Denoiser(pipeline.unet, schedule, pipeline.kind), pipeline.condition([""]), guidance)
@@ -82,25 +82,25 @@ def teacher_draw(teacher: Path, guidance: float, device: str) -> tuple[Pipeline,
 
 @runtime_checkable  # so that tests can check annotations
 class Drawn(Protocol):
-    """Something that draws from captions and starts."""
+    """A teacher or student with its sampler: what an evaluation draws with."""
 
     def draw(self, device: str) -> tuple[Pipeline, Draw]:
-        """Load it on a device."""
+        """Load the networks on a device; return the pipeline and a function that samples."""
 
     def identity(self) -> dict[str, Any]:
-        """What its samples depend on."""
+        """Return everything that the samples depend on, for their address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Solver:
-    """A teacher with one of diffusers' solvers: nothing is trained."""
+    """A teacher that is sampled by one of diffusers' solvers: nothing is trained."""
 
     teacher: Knob[Path]
-    scheduler: str | None  # class of diffusers, which is told the teacher's schedule; None takes a student's
+    scheduler: str | None  # class of diffusers, made with the teacher's schedule; None takes a student's scheduler
     guidance: float
 
     def draw(self, device: str) -> tuple[Pipeline, Draw]:
-        """Load the teacher on a device."""
+        """Load the teacher on a device; return its pipeline and a function that samples."""
         pipeline = load_pipeline(self.teacher).to(torch.device(device))
         network = guided_network(pipeline, self.guidance)
         if self.scheduler is None:
@@ -110,22 +110,22 @@ class Solver:
         return pipeline, lambda z, c, n: draw(network, scheduler, z, c, n)
 
     def identity(self) -> dict[str, Any]:
-        """What its samples depend on."""
+        """Return everything that the samples depend on: the teacher's revision, the solver and the guidance."""
         return {"teacher": revision(self.teacher), "solver": self.scheduler, "guidance": self.guidance}
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A student that a training left, and how it is sampled."""
+    """A trained student in its checkpoint store, and how it is sampled."""
 
     task: DistillTask
     checkpoints: Store
     sampling: Sampling
     start: StartLaw
-    averages: str  # key of the checkpoints
+    averages: str  # key of the student's averaged weights in the checkpoint store
 
     def draw(self, device: str) -> tuple[Pipeline, Draw]:
-        """Load it on a device."""
+        """Load the student on a device; return its pipeline and a function that samples."""
         tensors = read_averages(self.checkpoints, self.averages)[STUDENT]
         make = partial(self.task.method.scheduler, sampling=self.sampling, start=self.start)
         method = self.task.method
@@ -135,7 +135,7 @@ class Trained:
         return student.pipeline, student.latents
 
     def assembly(self, device: torch.device) -> Assembly:
-        """Its method, and its networks as they were averaged."""
+        """Build the task's method, and its networks with their averaged weights."""
         averages = read_averages(self.checkpoints, self.averages)
         built = self.task.build(device)
         load_trained(built.modules[STUDENT], averages[STUDENT])
@@ -144,13 +144,13 @@ class Trained:
         return built
 
     def identity(self) -> dict[str, Any]:
-        """What its samples depend on."""
+        """Return everything that the samples depend on: weights, method, sampling and start law."""
         found = next(entry for entry in self.checkpoints.list(self.averages))
         return {"adapter": found.etag, "method": self.task.method, "sampling": self.sampling, "start": self.start}
 
 
 class TeacherSamples:
-    """Source samples to the teacher's pictures at every step count, beside the real ones."""
+    """The transform of source samples to the teacher's pictures at every step count, and features of the real ones."""
 
     def __init__(self, teacher: Path, settings: Evaluation, reading: Reading, device: str) -> None:
         self.reading, self.settings = reading, settings
@@ -158,7 +158,7 @@ class TeacherSamples:
         self.drawing = Drawing(*teacher_draw(teacher, settings.guidance, device), settings, features)
 
     def read(self, sample: Sample) -> Row:
-        """Caption and real picture."""
+        """Read a sample's caption and real picture."""
         return {
             "key": sample.key,
             "caption": caption_of(sample, self.reading),
@@ -166,7 +166,7 @@ class TeacherSamples:
         }
 
     def compute(self, rows: list[Row]) -> list[Row]:
-        """Draw, and take features of the real pictures too."""
+        """Draw the teacher's pictures of a shard's captions, and take features of the real pictures too."""
         rows = rows[: self.settings.pictures]
         every = dict.fromkeys((*self.settings.teacher_steps, self.settings.reference_steps))
         columns = self.drawing.columns(rows, tuple(every))
@@ -176,8 +176,8 @@ class TeacherSamples:
 
 
 class StudentSamples:
-    """The teacher's stored samples to a student's from the same captions and starts, with their agreement to the
-    teacher's reference.
+    """The transform of the teacher's stored samples to a student's from the same captions and starts, with their LPIPS
+    to the teacher's pictures at the reference steps.
     """
 
     def __init__(self, drawn: Drawn, settings: Evaluation, device: str) -> None:
@@ -187,12 +187,12 @@ class StudentSamples:
         self.lpips = Lpips(alexnet=load_alexnet())
 
     def read(self, sample: Sample) -> Row:
-        """A row of the teacher's samples."""
+        """Read the key, caption and reference picture of a stored row of the teacher's samples."""
         row = unpack_row(sample)
         return {name: row[name] for name in ("key", "caption", f"image_{self.settings.reference_steps}")}
 
     def compute(self, rows: list[Row]) -> list[Row]:
-        """Draw and compare with the reference."""
+        """Draw the student's pictures of a shard's captions and compare them with the reference pictures."""
         steps = self.settings.student_steps
         columns = self.drawing.columns(rows, steps)
         reference = np.stack([row[f"image_{self.settings.reference_steps}"] for row in rows])

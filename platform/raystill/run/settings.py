@@ -29,48 +29,49 @@ from raystill.training.loop import Training
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    """How the frozen teacher's targets are computed."""
+    """Settings of the targets that the frozen teacher computes."""
 
     estimator: Generated | Inverted | Expectation | Independent | Assigned | Encoded = introduced_group(Generated)
-    shards: int | None = introduced(None)  # of the source, after those that are evaluated; None takes all
-    seed: int = introduced(0)  # of the samples' starts
+    shards: int | None = introduced(None)  # source shards that are used, after those that are evaluated; None takes all
+    seed: int = introduced(0)  # seed of the samples' starts
     batch_size: Knob[int] = 64  # samples per call of the teacher
-    precision: str = introduced("float32")  # of the teacher's activations: "float32" or "bfloat16"
+    precision: str = introduced("float32")  # precision of the teacher's activations: "float32" or "bfloat16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What is drawn and compared."""
+    """Settings of an evaluation: what is drawn and compared."""
 
-    shards: int = introduced(4)  # of the source: their captions are drawn and their pictures are the real ones
-    pictures: int | None = introduced(None)  # of each shard; None takes all
-    seed: int = introduced(1000)  # of the starts, none of which was trained on
-    teacher_steps: tuple[int, ...] = introduced((1, 2, 4, 8, 25))
-    reference_steps: int = introduced(50)  # of the teacher, whose samples students are also compared with
-    student_steps: tuple[int, ...] = introduced((1, 2, 4, 8))
-    guidance: float = introduced(3.0)  # of the teacher
+    # first shards of the source: their captions are drawn and their pictures are the real ones
+    shards: int = introduced(4)
+    pictures: int | None = introduced(None)  # pictures of each shard; None takes all
+    seed: int = introduced(1000)  # seed of the starts, none of which was trained on
+    teacher_steps: tuple[int, ...] = introduced((1, 2, 4, 8, 25))  # step counts at which the teacher is evaluated
+    reference_steps: int = introduced(50)  # steps of the teacher's samples with which students are also compared
+    student_steps: tuple[int, ...] = introduced((1, 2, 4, 8))  # step counts at which the student is evaluated
+    guidance: float = introduced(3.0)  # guidance scale of the teacher; 1 is none
     features: str = introduced("alexnet")  # the feature network; figures are called after it
-    batch_size: Knob[int] = 64
-    precision: str = introduced("float32")
-    captions: Knob[tuple[str, ...]] = ()  # rows of the picture
+    batch_size: Knob[int] = 64  # pictures that are drawn at a time
+    precision: str = introduced("float32")  # precision of activations: "float32" or "bfloat16"
+    captions: Knob[tuple[str, ...]] = ()  # captions of the rows of the grid of pictures
 
     revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: starts of 128-bit keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Settings of one distillation, all of them; `override` changes any by its dotted path."""
+    """All settings of one distillation; `override` changes any by its dotted path."""
 
     name: Knob[str]
-    # of s3:// addresses: "environment" (AWS_*), or "embedded": a server of our own on loopback
+    # where s3:// addresses lead: "environment" (AWS_*), or "embedded": a server of the run's own on loopback
     store: Knob[str] = "environment"
-    port: Knob[int | None] = None  # of the embedded store; None takes a free one
+    port: Knob[int | None] = None  # port of the embedded store; None takes a free one
     sample: Knob[str | None] = None  # local shards that are copied to `shards` first
     shards: Knob[str]  # source shards: s3://bucket/prefix or a local path
     work: Knob[str]  # where targets, samples and checkpoints go: s3://bucket/prefix or a local path
     teacher: Knob[str]  # directory of a Stable Diffusion pipeline
-    model: Knob[str]  # name in the registry
-    experiment: Knob[str] = "raystill"  # in MLflow
+    model: Knob[str]  # name of the adapter in the registry
+    experiment: Knob[str] = "raystill"  # experiment in MLflow
     artifacts: Knob[str | None] = None  # s3://bucket/mlflow, where MLflow keeps files; None leaves it to MLflow
     reading: Reading = introduced_group(Reading)
     targets: Targets = introduced_group(Targets)
@@ -84,7 +85,7 @@ class Run:
 
     @property
     def task(self) -> DistillTask:
-        """The student's training."""
+        """The task that trains the student."""
         return DistillTask(
             teacher=self.teacher, method=self.method, weights=self.weights, optimizer=self.optimizer,
             training=self.training, picture_captions=self.evaluation.captions[:8],
@@ -118,8 +119,8 @@ class Run:
 
 
 def check_teacher(run: Run, teacher: TeacherFacts) -> None:
-    """Refuse, with UserError, a teacher that a run's method cannot be used with, and step counts of its student's
-    sampler at which it would be asked beside the times that it is trained at.
+    """Refuse, with UserError, a teacher that a run's method cannot be used with, and step counts at which the sampler
+    would ask the student at times that it is not trained at.
     """
     run.method.check_teacher(teacher)
     steps = run.evaluation.student_steps
@@ -135,8 +136,8 @@ def check_teacher(run: Run, teacher: TeacherFacts) -> None:
 
 
 def _remedies(run: Run, wrong: Mapping[int, list[int]], trained: Times | None) -> str:
-    """What to write: the nearest step counts, unless the method's default is a wrong one, or, for a student that is
-    trained on a grid, the next number of intervals that all counts divide.
+    """The settings to write instead: the nearest step counts, unless the method's default is a wrong one, or, for a
+    student that is trained on a grid, the next number of intervals that all counts divide.
     """
     steps = run.evaluation.student_steps
     right = sorted({nearest[0] for nearest in wrong.values()} | (set(steps) - set(wrong)))

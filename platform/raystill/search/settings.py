@@ -14,25 +14,25 @@ from raystill.search.space import Space, check_points, check_space
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """Settings of a sweep."""
+    """Settings of a sweep: the run that it changes, the search space, and how trials are drawn and stopped."""
 
     name: Knob[str]
-    base: Run
+    base: Run  # run whose settings the trials change
     space: Space
-    trials: int = introduced(16)
+    trials: int = introduced(16)  # number of trials
     # settings of the first trials; what one of them leaves out is drawn
     first: tuple[Mapping[str, Any], ...] = introduced(())
-    random: int = introduced(6)  # first trials, drawn at random for the search algorithm to learn from
-    seed: int = introduced(0)
-    steps: tuple[int, ...] = introduced((4,))  # of sampling, at which quality counts
+    random: int = introduced(6)  # first trials that are drawn at random, for the search algorithm to learn from
+    seed: int = introduced(0)  # seed of the search algorithm
+    steps: tuple[int, ...] = introduced((4,))  # sampling step counts whose Frechet distances are a trial's quality
     rungs: tuple[int, ...] = introduced((30, 60))  # steps of training at which the worse trials are stopped
-    keep: int = introduced(2)  # one of so many trials goes on from a rung
-    max_failures: Knob[int] = 1  # of a trial, after which it is given up; the sweep goes on
-    report: Knob[str] = "docs/results/sweep.md"  # its pictures lie beside it
-    text: Knob[str] = ""  # of the report: what it says, written by people who have seen it
+    keep: int = introduced(2)  # reduction factor: one of so many trials goes on from a rung
+    max_failures: Knob[int] = 1  # restarts of a failing trial, after which the sweep goes on without it
+    report: Knob[str] = "docs/results/sweep.md"  # file of the report; its pictures lie beside it
+    text: Knob[str] = ""  # text of the report: what it says, written by people who have seen it
 
     def run_of(self, config: Mapping[str, Any]) -> Run:
-        """The run of a trial."""
+        """The run of a trial: the base run with the trial's settings."""
         return override(self.base, config)
 
     def check(self) -> None:

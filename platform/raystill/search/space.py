@@ -14,7 +14,7 @@ from raystill.models.pipeline import teacher_facts
 from raystill.run.settings import Run, check_teacher
 
 SEED = "training.seed"
-# What trials have in common; where they run and what they are called is no matter of a search either.
+# Settings that trials have in common; where they run and what they are called is not searched either.
 SHARED = (
     "shards", "reading", "targets", "teacher", "evaluation", "cluster", "store", "port", "sample", "work", "name",
     "model", "experiment", "artifacts", SEED, "training.steps",
@@ -23,7 +23,7 @@ SHARED = (
 
 @runtime_checkable  # so that tests can check annotations
 class Suggests(Protocol):
-    """The part of an Optuna trial that spaces ask."""
+    """The methods of an Optuna trial that a search space calls."""
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
         """Choose one of several values."""
@@ -37,29 +37,30 @@ class Suggests(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One of several values of a setting."""
+    """A domain of the search space: one of several values of a setting."""
 
     path: str
     values: tuple[Any, ...]
-    when: Mapping[str, tuple[Any, ...]] = introduced_group(dict)  # path -> values of it that this one needs
+    # path of another choice -> its values with which this setting is searched
+    when: Mapping[str, tuple[Any, ...]] = introduced_group(dict)
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """Every value."""
+        """All values of the choice."""
         return self.values
 
     def holds(self, value: Any) -> bool:
-        """Whether a trial may have this value."""
+        """Whether the domain contains a value."""
         return value in self.values
 
     def suggested(self, trial: Suggests) -> Any:
-        """The value of a trial."""
+        """Return the value that Optuna suggests for a trial."""
         return trial.suggest_categorical(self.path, list(self.values))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """A number of an interval, both ends included; a whole number where both ends are."""
+    """A domain of the search space: a number of an interval, both ends included; a whole number where both ends are."""
 
     path: str
     low: int | float
@@ -73,15 +74,15 @@ class Range:
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """Both ends."""
+        """Both ends of the interval."""
         return (self.low, self.high)
 
     def holds(self, value: Any) -> bool:
-        """Whether a trial may have this value."""
+        """Whether the domain contains a value."""
         return isinstance(value, int | float) and bool(self.low <= value <= self.high)
 
     def suggested(self, trial: Suggests) -> Any:
-        """The value of a trial."""
+        """Return the value that Optuna suggests for a trial."""
         if isinstance(self.low, int) and isinstance(self.high, int):
             return trial.suggest_int(self.path, self.low, self.high, log=self.log)
         return trial.suggest_float(self.path, self.low, self.high, log=self.log)
@@ -92,16 +93,17 @@ Space = tuple[Choice | Range, ...]
 
 @dataclass(slots=True)
 class Draw:
-    """What Optuna's samplers call: the settings of one trial, in the order of the space. Where their training was drawn
-    before, this one has another seed than the run's: it is a measurement of its own, with checkpoints of its own.
+    """The function that draws the settings of one trial for Optuna, in the order of the space. Settings whose training
+    was drawn before get another seed than the run's: their trial is a measurement of its own, with checkpoints of its
+    own.
     """
 
     space: Space
     base: Run
-    drawn: Counter[str] = field(default_factory=Counter)  # of every training, by its fingerprint
+    drawn: Counter[str] = field(default_factory=Counter)  # how often every training was drawn, by its fingerprint
 
     def __call__(self, trial: Suggests) -> dict[str, Any]:
-        """Settings by their paths."""
+        """Return the settings of a trial by their paths."""
         chosen: dict[str, Any] = {}
         for domain in self.space:
             if _wanted(domain, chosen):
@@ -150,8 +152,8 @@ def check_points(points: Sequence[Mapping[str, Any]], space: Space) -> None:
 
 
 def _conditions(domain: Choice | Range, space: Space) -> list[dict[str, Any]]:
-    """Every way in which the choices can be made on which a domain depends: those that it needs, and those of the group
-    of settings that it is in. UserError where one of them cannot.
+    """Every combination of values of the choices that a domain depends on: those in its `when`, and that of the group
+    of settings that it is in. UserError where the space does not offer one of them.
     """
     offered = {other.path: other.extremes for other in space if isinstance(other, Choice)}
     for path, values in domain.when.items():

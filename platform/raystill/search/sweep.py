@@ -42,26 +42,26 @@ SIGMA = "method.path.sigma"
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What came of one trial."""
+    """The outcome of one trial."""
 
     config: Mapping[str, Any]
-    steps: int  # that it was trained for, 0 where it failed before its first report
-    quality: float  # mean log Frechet distance; infinite where it failed
+    steps: int  # steps that the trial was trained for, 0 where it failed before its first report
+    quality: float  # mean log Frechet distance; infinite where the trial failed
     figures: Mapping[str, Mapping[str, float]]
     seconds: float
-    targets: str  # where it read them
-    computed: int  # targets that it computed itself, which should be none
-    error: str  # empty where there was none
+    targets: str  # uri of the targets that the trial read
+    computed: int  # targets that the trial computed itself, which should be none
+    error: str  # message of the trial's error; empty where there was none
 
     def state(self, whole: int) -> str:
-        """How it ended, for people."""
+        """How the trial ended, as text; `whole` is the number of steps of a whole training."""
         if self.error:
             return "failed"
         return "finished" if self.steps >= whole else f"stopped at {self.steps}"
 
 
 def sweep(search: Search) -> str:
-    """Run the sweep, or what a stopped one has left of it; returns where its report, runs and adapter are."""
+    """Run a sweep, or what a stopped one has left of it; return its report, and where report and adapter are."""
     search.check()
     uri, base = tracking_uri(DIRECTORY), search.base
     with surroundings(base) as launcher:
@@ -106,12 +106,12 @@ def run_trials(search: Search, tracking: Tracking, concurrent: int) -> list[Tria
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:
-    """The one of best quality among those that were trained the longest."""
+    """The trial of best quality among those that were trained the longest."""
     return min((one for one in trials if not one.error), key=lambda one: (-one.steps, one.quality))
 
 
 def calls(run: Run, samples: int, trials: Sequence[Trial]) -> int:
-    """Evaluations of the teacher's network for the targets of a whole sweep, with what its trials computed again."""
+    """The number of evaluations of the teacher's network for a sweep's targets, those that trials repeated included."""
     return (samples + sum(one.computed for one in trials)) * run.targets.estimator.calls
 
 
@@ -135,7 +135,7 @@ def _trial(result: tune.Result) -> Trial:
 
 
 def draw_sweep(search: Search, trials: Sequence[Trial]) -> dict[str, Image.Image]:
-    """Quality against sigma, where it is searched, every setting of every trial, and the learned laws of times."""
+    """Pictures by name: quality against sigma where it is searched, all settings of all trials, learned laws."""
     drawn = {"sigma": _sigma(search, trials)} if any(SIGMA in one.config for one in trials) else {}
     drawn["trials"] = _parallel(search, trials)
     laws = _laws(search, trials)
@@ -143,7 +143,7 @@ def draw_sweep(search: Search, trials: Sequence[Trial]) -> dict[str, Image.Image
 
 
 def _sigma(search: Search, trials: Sequence[Trial]) -> Image.Image:
-    """The paper's figure 3, with other settings changing beside it."""
+    """Frechet distance against sigma (figure 3 of arXiv:2503.07699), with other settings changing beside it."""
     figure, whole = Figure(figsize=(7, 4), layout="constrained"), search.base.training.steps
     axes = figure.subplots()
     for finished, marker in ((True, "o"), (False, "x")):
@@ -157,8 +157,8 @@ def _sigma(search: Search, trials: Sequence[Trial]) -> Image.Image:
 
 
 def _parallel(search: Search, trials: Sequence[Trial]) -> Image.Image:
-    """One line per trial over all settings, coloured by its distance, the best one thick; a setting that a trial does
-    not have is left out.
+    """Parallel coordinates: one line per trial over all settings, coloured by its distance, the best one thick; a
+    setting that a trial does not have is left out.
     """
     paths = [domain.path for domain in search.space]
     figure = Figure(figsize=(2 + 1.4 * len(paths), 5), layout="constrained")
@@ -186,7 +186,7 @@ def _parallel(search: Search, trials: Sequence[Trial]) -> Image.Image:
 
 
 def _heights(values: Sequence[Any]) -> dict[Any, float]:
-    """Places on an axis from 0 to 1: numbers by their size, names by their order."""
+    """Places of values on an axis from 0 to 1: numbers by their size, names by their order."""
     different = sorted(set(values), key=lambda v: (isinstance(v, str), v))
     if all(isinstance(v, int | float) for v in different) and len(different) > 1:
         low, high = min(different), max(different)
@@ -195,7 +195,7 @@ def _heights(values: Sequence[Any]) -> dict[Any, float]:
 
 
 def _laws(search: Search, trials: Sequence[Trial]) -> Image.Image | None:
-    """Densities that trials had learned when they ended; None where no trial learned one."""
+    """Densities of the laws of times that trials had learned when they ended; None where no trial learned one."""
     figure, launcher = Figure(figsize=(7, 4), layout="constrained"), LocalLauncher()
     axes, v = figure.subplots(), midpoints(POINTS)
     for one in trials:
@@ -216,7 +216,7 @@ def _laws(search: Search, trials: Sequence[Trial]) -> Image.Image | None:
 
 
 def sweep_report(search: Search, trials: Sequence[Trial], samples: int, uri: str, pictures: Sequence[str]) -> str:
-    """The sweep as Markdown: what was searched, every trial from the best on, and its pictures."""
+    """The report of a sweep as Markdown: what was searched, every trial from the best on, and its pictures."""
     base, whole = search.base, search.base.training.steps
     ended = sorted(trials, key=lambda one: (-one.steps, one.quality))
     paths = [domain.path for domain in search.space]

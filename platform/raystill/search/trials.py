@@ -44,15 +44,15 @@ METRIC = "quality"  # mean log Frechet distance over the step counts that are se
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialSettings:
-    """What every trial is sent."""
+    """Everything that a trial's process is sent."""
 
     search: Search
-    tracking: Tracking  # of every trial's MLflow run, a child of the sweep's
-    directory: Path  # the driver's
+    tracking: Tracking  # where every trial's MLflow run is tracked, a child of the sweep's
+    directory: Path  # the driver's directory, for relative paths in the settings
 
 
 def trial(config: dict[str, Any], settings: TrialSettings) -> None:
-    """Train from rung to rung in this process, and report the quality at each to Ray Tune."""
+    """Train a trial from rung to rung in this process, and report its quality at each rung to Ray Tune."""
     quiet_libraries()
     search, run = settings.search, settings.search.run_of(config)
     settle(threads_of(run.cluster.worker), settings.directory)
@@ -84,27 +84,27 @@ class Progress(tune.Callback):
         self._best = math.inf
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
-        """Show the bar."""
+        """Show the progress bar."""
         self._bar = tqdm(total=self._trials, desc="trials", unit="trial")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Note the quality at a rung."""
+        """Show the best quality so far beside the bar, at the result of a rung."""
         self._best = min(self._best, result[METRIC])
         self._bar.set_postfix_str(f"best Frechet distance {math.exp(self._best):.4g}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Move the bar."""
+        """Move the bar after a trial that has ended."""
         self._advance(trials)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say why, in one line, and move the bar."""
+        """Say in one line why a trial is given up, and move the bar."""
         tqdm.write(f"trial {trial.trial_id} is given up: {last_line(trial.get_error())}")
         self._advance(trials)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Leave it as it is."""
+        """Close the bar, and leave it where it is."""
         self._advance(trials)
         self._bar.close()
 
@@ -113,19 +113,19 @@ class Progress(tune.Callback):
 
 
 def last_line(error: object) -> str:
-    """What an error says, without the traceback that Ray puts before it."""
+    """The last line of an error's text: what it says, without the traceback that Ray puts before it."""
     return str(error).strip().splitlines()[-1]
 
 
 def state_of(search: Search) -> Path:
-    """Where Ray Tune keeps what it knows of a sweep's trials."""
+    """The directory where Ray Tune keeps what it knows of a sweep's trials."""
     of = fingerprint([search, search.base.work, inputs_of(search.base)])
     return (DIRECTORY / "sweeps" / f"{search.name}-{of}").resolve()
 
 
 def tuned(search: Search, tracking: Tracking, concurrent: int) -> tune.ResultGrid:
-    """Run the trials, or those that a stopped sweep had not finished; these are compared at the rungs with each other
-    only, since Ray Tune's scheduler forgets what went before.
+    """Run the trials of a sweep, or those that a stopped sweep had not finished, and return their results; the
+    unfinished ones are compared at the rungs with each other only, since Ray Tune's scheduler forgets what went before.
     """
     settings = TrialSettings(search=search, tracking=tracking, directory=Path.cwd())
     share = search.base.cluster.worker
@@ -168,7 +168,7 @@ def tuned(search: Search, tracking: Tracking, concurrent: int) -> tune.ResultGri
 
 
 def _asha(search: Search) -> ASHAScheduler:
-    """Stop all but one of `keep` trials at every rung."""
+    """The scheduler that stops all but one of `keep` trials at every rung (ASHA)."""
     grace = search.rungs[0] if search.rungs else search.base.training.steps
     return ASHAScheduler(
         time_attr="step", metric=METRIC, mode="min", max_t=search.base.training.steps, grace_period=grace,

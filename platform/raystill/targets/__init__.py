@@ -1,1 +1,1 @@
-"""What the frozen teacher computes for every sample."""
+"""Training targets that the frozen teacher computes for every sample."""

@@ -1,6 +1,7 @@
-"""Target-mean estimators: where an instance's (x_0, mu) comes from, all of them by the frozen teacher.
+"""Target-mean estimators: how the frozen teacher makes an instance's clean latent x_0 and target mean mu.
 
-None depends on RayFlow's sigma, on a time sampler or on a student, so that every run and trial shares one's targets.
+No estimator depends on RayFlow's sigma, on a time sampler or on a student, so that all runs and trials share its
+targets.
 """
 
 from abc import ABC, abstractmethod
@@ -23,35 +24,35 @@ from raystill.models.pipeline import Pictures, Pipeline
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """The frozen teacher as estimators ask it."""
+    """The frozen teacher as estimators use it: its pipeline, its denoiser and the condition of the empty caption."""
 
     pipeline: Pipeline
     denoiser: Denoiser
-    unconditional: Condition  # of the empty caption, one row
+    unconditional: Condition  # condition of the empty caption, one row
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> "Teacher":
-        """Work out once what all batches need."""
+        """The teacher of a pipeline, with what all batches share computed once."""
         return cls(pipeline, Denoiser(pipeline.unet, pipeline.schedule, pipeline.kind), pipeline.condition([""]))
 
     def guided(self, condition: Condition, scale: float) -> VPDenoise:
-        """Its guided denoiser under a condition; both branches are one batched forward."""
+        """The teacher's guided denoiser under a condition; both branches are one batched forward."""
         guided = GuidedDenoiser(self.denoiser, self.unconditional, scale)
         return lambda x, t: guided(x, t, condition)
 
     def encode(self, picture: Pictures | None) -> Latent:
-        """Real latents, of an estimator that reads pictures."""
+        """Latents of real pictures, for estimators that read pictures."""
         assert picture is not None
         return self.pipeline.encode(picture)
 
 
 class Estimator(ABC):
-    """Makes (x_0, mu) of instances; an implementation is its own settings."""
+    """An estimator of (x_0, mu) for instances; an implementation's fields are its settings."""
 
-    revision: int = 1  # raised whenever its numbers change; a setting where it uses starts, for the former ones
-    reads_picture: ClassVar[bool]
-    makes: ClassVar[tuple[str, ...]] = ("x_0", "target_mean", "condition")  # fields that methods may need
-    start: ClassVar[StartLaw | None] = StartLaw()  # z's law at inference; None: fitted by `data.targets.start_law_of`
+    revision: int = 1  # raised whenever results change; a setting where starts are used: 1 gives the former ones
+    reads_picture: ClassVar[bool]  # whether `targets` needs the sample's picture
+    makes: ClassVar[tuple[str, ...]] = ("x_0", "target_mean", "condition")  # fields of targets that methods may need
+    start: ClassVar[StartLaw | None] = StartLaw()  # law of z at inference; None: fitted by `start_law_of`
 
     @property
     def calls(self) -> int:
@@ -62,16 +63,18 @@ class Estimator(ABC):
     def targets(
         self, teacher: Teacher, start: Latent, condition: Condition, picture: Pictures | None
     ) -> tuple[Latent, Latent | None]:
-        """(x_0, mu) of a batch, None where no mu is made; `start` is N(0, I), `picture` is given where
-        `reads_picture`.
+        """The pair (x_0, mu) of a batch, with None for mu where none is made; `start` is N(0, I), `picture` is given
+        where `reads_picture`.
         """
 
     def check(self, schedule: Schedule, kind: Kind) -> None:
         """Refuse, with UserError, a teacher of a schedule and kind that these settings cannot be used with."""
-        del schedule, kind  # most take any
+        del schedule, kind  # most estimators take any
 
     def arranged(self, rows: list[Row]) -> list[Row]:
-        """The rows of a whole shard, all targets known, in the given order."""
+        """The rows of a whole shard in the given order, after all their targets are known; an estimator may exchange
+        target means among them.
+        """
         return rows
 
 
@@ -85,7 +88,7 @@ class Encoded(Estimator):
     def targets(
         self, teacher: Teacher, start: Latent, condition: Condition, picture: Pictures | None
     ) -> tuple[Latent, None]:
-        """Encode the picture."""
+        """Encode the picture to x_0; there is no mu."""
         return teacher.encode(picture), None
 
 
@@ -96,7 +99,7 @@ class Independent(Estimator):
     Targets are stored, so a sample keeps its one draw; new ones every time a sample is seen would need no store.
     """
 
-    revision: int = introduced(1, now=2)  # of the starts: 1 are those of torch's generator, of 32-bit seeds
+    revision: int = introduced(1, now=2)  # of the random starts; 1 is torch's generator, of 32-bit seeds
 
     reads_picture: ClassVar[bool] = True
 
@@ -120,8 +123,8 @@ class Assigned(Estimator):
     samples share a shard, but not on their order in it, on the teacher's batch size or on the number of workers.
     """
 
-    group: int = introduced(256)  # samples per assignment, whose time grows with the cube
-    revision: int = introduced(1, now=2)  # of the starts: 1 are those of torch's generator, of 32-bit seeds
+    group: int = introduced(256)  # samples of one assignment, whose computing time grows with their cube
+    revision: int = introduced(1, now=2)  # of the random starts; 1 is torch's generator, of 32-bit seeds
 
     reads_picture: ClassVar[bool] = True
 
@@ -133,11 +136,11 @@ class Assigned(Estimator):
     def targets(
         self, teacher: Teacher, start: Latent, condition: Condition, picture: Pictures | None
     ) -> tuple[Latent, Latent]:
-        """Encode the picture; the start is what `arranged` deals out."""
+        """Encode the picture; the start is a target mean that `arranged` assigns anew."""
         return teacher.encode(picture), start
 
     def arranged(self, rows: list[Row]) -> list[Row]:
-        """Deal the draws of a shard out anew within its groups."""
+        """The rows of a shard, with target means assigned anew to latents within each group."""
         dealt = list(rows)
         by_key = sorted(range(len(rows)), key=lambda i: str(rows[i]["key"]))
         for group in np.array_split(np.array(by_key), -(-len(rows) // self.group)):
@@ -149,7 +152,7 @@ class Assigned(Estimator):
 
 
 def check_revision(estimator: Estimator) -> None:
-    """Refuse, with UserError, starts of a revision that there is not."""
+    """Refuse, with UserError, a revision of the random starts that does not exist."""
     if estimator.revision not in (1, 2):
         raise UserError(
             f"{type(estimator).__name__} has revision {estimator.revision}; write 2, or 1 for the starts of torch's "

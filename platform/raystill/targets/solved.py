@@ -1,4 +1,6 @@
-"""Target-mean estimators that solve the teacher's ODE: from its own start to a sample, or from a real latent up."""
+"""Target-mean estimators that solve the teacher's ODE: from its own start to a sample, or from a real latent up to
+noise.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -22,15 +24,15 @@ SOLVERS: dict[SolverName, Solver] = {"ddim": ddim, "euler": euler, "heun": heun,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solved(Estimator):
-    """What estimators share that solve the teacher's ODE."""
+    """Base of the estimators that solve the teacher's ODE."""
 
-    steps: int = introduced(12)  # of the solver
-    guidance: float = introduced(1.0)  # w; 1 is none
+    steps: int = introduced(12)  # steps of the solver
+    guidance: float = introduced(1.0)  # scale w of the teacher's guidance; 1 is none
     solver: SolverName = introduced("dpm_solver_2m")
-    # the solver's angles are even u to this power; None: at the stock sampler's times
+    # rho: the solver's angles are u^rho, u evenly spaced; None: the stock sampler's times
     rho: float | None = introduced(3.0)
 
-    rising: ClassVar[bool]  # from data to noise
+    rising: ClassVar[bool]  # whether the ODE is solved from data to noise
 
     def __post_init__(self) -> None:
         name, at = type(self).__name__, "--set targets.estimator"
@@ -52,13 +54,15 @@ class Solved(Estimator):
 
     @property
     def calls(self) -> int:
-        """The solver's calls, twice where guided."""
+        """Evaluations of the teacher's network per sample: the solver's calls, doubled under guidance."""
         times = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
         per_branch = calls(SOLVERS[self.solver], times if self.rising else times.flip(0))
         return per_branch * (1 if self.guidance == 1 else 2)
 
     def check(self, schedule: Schedule, kind: Kind) -> None:
-        """Steps fit the teacher's schedule; an inversion's teacher says something about the noise at t = 0."""
+        """Refuse, with UserError, more steps than the teacher's schedule has, and for an inversion a teacher that
+        predicts data and so says nothing about the noise at t = 0.
+        """
         name, most = type(self).__name__, schedule.steps
         if self.steps > most:
             raise UserError(
@@ -72,7 +76,7 @@ class Solved(Estimator):
             )
 
     def times(self, schedule: Schedule) -> Grid:
-        """Times of the solver from 1 to 0; an inversion reads them from below."""
+        """Times of the solver from 1 to 0; an inversion takes them in reverse."""
         return schedule.sampling_times(self.steps) if self.rho is None else angle_times(schedule, self.steps, self.rho)
 
 
@@ -85,9 +89,9 @@ class Generated(Solved):
     from N(0, I).
     """
 
-    guidance: float = introduced(3.0)  # w; 1 is none
+    guidance: float = introduced(3.0)  # scale w of the teacher's guidance; 1 is none
     rho: float | None = introduced(None)
-    revision: int = introduced(1, now=2)  # of the starts: 1 are those of torch's generator, of 32-bit seeds
+    revision: int = introduced(1, now=2)  # of the random starts; 1 is torch's generator, of 32-bit seeds
 
     reads_picture: ClassVar[bool] = False
     rising: ClassVar[bool] = False
@@ -107,11 +111,12 @@ class Generated(Solved):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inverted(Solved):
-    """x_0 is the real latent, and mu = (z - s_1 x_0) / n_1 with z its inversion by the teacher's ODE from t = 0 up.
+    """x_0 is the real latent, and mu = (z - s_1 x_0) / n_1 with z the inversion of x_0 by the teacher's ODE upwards
+    from t = 0.
 
     A real latent need not be a likely sample of the teacher, so that z is N(0, I) only approximately (its standard
-    deviation is 0.9 for the shipped teacher). Guidance bends the trajectory away from the one that the latent came by
-    and is 1 unless asked for.
+    deviation is 0.9 for the shipped teacher). Guidance bends the trajectory away from the one that led to the latent,
+    so its scale is 1 unless asked for.
     """
 
     reads_picture: ClassVar[bool] = True
@@ -143,7 +148,7 @@ class Expectation(Solved):
     def targets(
         self, teacher: Teacher, start: Latent, condition: Condition, picture: Pictures | None
     ) -> tuple[Latent, Latent]:
-        """Encode the picture, invert and average what the teacher said; `start` is not used."""
+        """Encode the picture, invert it and average the teacher's noise predictions on the way; `start` is not used."""
         x_0, schedule = teacher.encode(picture), teacher.denoiser.schedule
         denoise = TimeMean(teacher.guided(condition, self.guidance))
         invert(SOLVERS[self.solver], denoise, schedule, x_0, self.times(schedule))

@@ -25,11 +25,11 @@ __all__ = [
     "check_identity", "fit_start", "start_law_of",
 ]  # fmt: skip
 
-FITTED_SAMPLES = 1024  # target means that a start law is fitted to, at most
+FITTED_SAMPLES = 1024  # targets that a start law is fitted to, at most
 
 
 class TargetTransform:
-    """Source samples to targets, with the condition that the student attends to stored beside them."""
+    """The transform of source samples to targets, stored beside the text condition that the student attends to."""
 
     def __init__(
         self,
@@ -46,7 +46,9 @@ class TargetTransform:
         self.precision, self.device = precision, torch.device(device)
 
     def read(self, sample: Sample) -> Row:
-        """Caption, and the picture where the estimator needs it; RejectedSampleError where it cannot be used."""
+        """The row of one sample: its caption, and its picture where the estimator needs it; RejectedSampleError where
+        the sample cannot be used.
+        """
         row: Row = {"key": sample.key, "caption": caption_of(sample, self.reading)}
         if self.estimator.reads_picture:
             row["image"] = picture_of(sample, self.reading)
@@ -82,18 +84,19 @@ class TargetTransform:
 
 
 def start_law_of(estimator: Estimator, schedule: Schedule, store: Store, index: Index) -> StartLaw:
-    """The law at inference of the starts z = s_1 x_0 + n_1 mu of an estimator's targets, for students to begin from.
+    """The law of the starts of sampling for students of an estimator's targets, whose own starts are z = s_1 x_0 + n_1
+    mu.
 
-    A fitted one is fitted wherever this is called, to the first `FITTED_SAMPLES` targets of the index at most: whole
-    shards are read until there are as many, so that the driver never streams the data set. The index sorts shards by
-    name, hence shards should be as alike as shuffled ones are.
+    An estimator without a known law has it fitted at every call, to the first `FITTED_SAMPLES` targets of the index at
+    most: whole shards are read until there are as many, so that the driver never streams the data set. The index sorts
+    shards by name, hence shards should be as alike as shuffled ones are.
     """
     return estimator.start or fit_start(islice(_starts(schedule, store, index), FITTED_SAMPLES))
 
 
 def fit_start(starts: Iterable[np.ndarray]) -> StartLaw:
-    """The normal law per channel of starts of shape (channels, height, width), over samples and pixels; six digits of
-    it, so that it does not depend on the order of a sum. UserError where there is nothing to fit.
+    """The normal law per channel of starts of shape (channels, height, width), over samples and pixels; rounded to six
+    digits, so that the law does not depend on the order of a sum. UserError where there is nothing to fit.
     """
     found = list(starts)
     if not found:
@@ -118,7 +121,7 @@ def _starts(schedule: Schedule, store: Store, index: Index) -> Iterator[np.ndarr
 
 def check_identity(index: Index, identity: Mapping[str, Any], uri: str) -> None:
     """Refuse, with UserError, targets that were made from something else than a run's own: another revision of the
-    teacher, other settings, other source shards. Their address says so already, unless somebody moved them.
+    teacher, other settings, other source shards. The targets' address says so already, unless somebody moved them.
     """
     names = sorted({*index.identity, *identity})
     other = [name for name in names if index.identity.get(name) != identity.get(name)]

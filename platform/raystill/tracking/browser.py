@@ -1,4 +1,4 @@
-"""MLflow's own pages, for a registry that is a file on this machine."""
+"""MLflow's web interface for a registry that is a file on this machine."""
 
 import os
 import signal
@@ -15,14 +15,15 @@ from raystill.config.errors import UserError
 from raystill.tracking.delivery import without_password
 
 HOST = "127.0.0.1"
-START_TIMEOUT_S = 180.0  # usually 15 s, several times that on a machine that trains meanwhile
+START_TIMEOUT_S = 180.0  # a start usually takes 15 s, several times that on a machine that trains meanwhile
 STOP_TIMEOUT_S = 10.0
 
 
 @contextmanager
 def pages(uri: str, port: int, directory: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Serve MLflow's pages over a database on loopback: their address, once it answers, and the process; its log is
-    `directory`/ui.log. UserError for a server, which has pages of its own, and where they do not start.
+    """Serve MLflow's web interface to a database on loopback; gives its address, once it answers, and its process,
+    which logs to `directory`/ui.log. UserError for a tracking server, which has pages of its own, and where the pages
+    do not start.
     """
     if uri.startswith("http"):
         raise UserError(f"the registry is a server with pages of its own: open {without_password(uri)} in a browser")

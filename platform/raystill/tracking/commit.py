@@ -1,4 +1,4 @@
-"""Which commit of the code is running."""
+"""The commit of the code that is running."""
 
 import os
 import subprocess

@@ -1,7 +1,7 @@
-"""Raystill's modules that travel inside a registered model whose scheduler is raystill's own.
+"""Copies of raystill's modules inside a registered model whose scheduler is raystill's own.
 
-They are put into a package named after their digest, so that they meet neither the raystill that is installed where the
-model is loaded nor those of other models.
+They are put into a package named after their digest, so that they clash neither with the raystill that is installed
+where the model is loaded nor with the copies in other models.
 """
 
 import ast
@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def needed(module: str) -> dict[str, str]:
-    """Dotted names and texts of a module of raystill and of all those that it imports."""
+    """Source texts by dotted name of a raystill module and of all those that it imports, directly or through others."""
     found: dict[str, str] = {}
     waiting = [module]
     while waiting:
@@ -25,8 +25,8 @@ def needed(module: str) -> dict[str, str]:
 
 
 def pack(module: str, directory: Path) -> tuple[Path, str]:
-    """Write a package with a module and its companions below `directory`; returns the package's folder and the name
-    that the module has in it.
+    """Write a package with a module and the raystill modules that it imports below `directory`; returns the package's
+    folder and the name that the module has in it.
     """
     texts = needed(module)
     package = f"raystill_{hashlib.sha256(''.join(texts.values()).encode()).hexdigest()[:12]}"
@@ -35,7 +35,7 @@ def pack(module: str, directory: Path) -> tuple[Path, str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(re.sub(r"^from raystill\.", f"from {package}.", text, flags=re.MULTILINE))
     for folder in {directory / package, *(p.parent for p in (directory / package).rglob("*.py"))}:
-        (folder / "__init__.py").touch()  # empty: raystill's own may set what the libraries read
+        (folder / "__init__.py").touch()  # empty: raystill's own __init__ files set variables that libraries read
     return directory / package, module.replace("raystill", package, 1)
 
 

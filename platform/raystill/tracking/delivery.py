@@ -20,7 +20,7 @@ from PIL import Image
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
-# What MLflow lets through when the tracking server (first two) or the object store (others) does not answer.
+# Errors that come out of MLflow when the tracking server (first two) or the object store (others) does not answer.
 AWAY = (MlflowException, requests.RequestException, Boto3Error, BotoCoreError, ClientError)
 _REJECTED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")  # the server answered: asking again cannot help
 BATCH = 1000  # MLflow's limit of entities in one call
@@ -28,13 +28,13 @@ BATCH = 1000  # MLflow's limit of entities in one call
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """When queued entries are sent and how many may wait."""
+    """When queued metrics and pictures are sent, and how many may wait."""
 
     age_s: float = 10.0  # a queued entry waits at most this long
-    retry_s: float = 15.0  # between two tries while the server is away
-    closing_s: float = 60.0  # what the end of a run waits for the last entries
-    rows: int = 20_000  # waiting rows of metrics; beyond, every second one is given up
-    pictures: int = 64  # waiting pictures; beyond, every second one is given up
+    retry_s: float = 15.0  # pause between two tries while MLflow does not answer
+    closing_s: float = 60.0  # the end of a run waits at most this long for the last entries
+    rows: int = 20_000  # most rows of metrics that wait; beyond, every second one is dropped
+    pictures: int = 64  # most pictures that wait; beyond, every second one is dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Lane(Generic[Item]):
     ) -> None:
         self._send, self._limit, self._size, self._batch = send, limit, size, batch
         self._items: deque[Item] = deque()
-        self._sending: list[Item] = []  # not known to have arrived
+        self._sending: list[Item] = []  # the batch being sent, not known to have arrived
         self._lock = threading.Lock()
         self.given_up = 0  # items dropped for want of room, or rejected
 
@@ -85,7 +85,7 @@ class Lane(Generic[Item]):
             return [*self._sending, *self._items]
 
     def drain(self) -> bool:
-        """Send all, batch by batch; False where the other side is away, and then nothing is lost."""
+        """Send all items, batch by batch; False where MLflow does not answer, and then unsent items stay queued."""
         while batch := self._take():
             try:
                 self._send(batch)
@@ -118,7 +118,7 @@ def without_password(text: str) -> str:
 
 
 class Delivery:
-    """Sends rows and pictures of one run, each in order, from a thread of its own; `close` waits for the rest."""
+    """Sends rows of metrics and pictures of one run, each in order, from its own thread; `close` waits for the rest."""
 
     def __init__(self, client: MlflowClient, run_id: str, pace: Pace) -> None:
         self._client, self._run_id, self._pace = client, run_id, pace

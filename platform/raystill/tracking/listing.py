@@ -1,4 +1,4 @@
-"""What there is in the registry, for people."""
+"""Listings of the models in the registry, as text."""
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
@@ -10,12 +10,12 @@ from raystill.tracking.registry import CHAMPION, DIGEST_TAG, registry_client
 from raystill.tracking.runs import unreachable
 
 COLUMNS = ("model", "aliases", "method", "base", "evaluation")
-FIGURE = "frechet_"  # tags with a figure begin with it; the step count follows
+FIGURE = "frechet_"  # prefix of the tags that hold a Frechet distance; the step count follows
 
 
 def listing(tracking_uri: str, name: str | None = None) -> str:
-    """A table of every model's newest version and those with an alias, or of all versions of one model; PullError for a
-    model that there is not.
+    """A text table of every model's newest version and those with an alias, or of all versions of one model; PullError
+    where no model has that name.
     """
     client = registry_client(tracking_uri)
     try:
@@ -37,7 +37,7 @@ def listing(tracking_uri: str, name: str | None = None) -> str:
 
 
 def held(tracking_uri: str) -> list[tuple[str, str, str]]:
-    """Every version of raystill's models: its place, what it is, and what becomes of it, for people."""
+    """Every version of raystill's models as texts: its URI, what it is, and how this version of raystill treats it."""
     client, found = registry_client(tracking_uri), []
     try:
         for model in _models(client, None):
@@ -71,7 +71,7 @@ def _models(client: MlflowClient, name: str | None) -> list[RegisteredModel]:
 
 
 def _versions(client: MlflowClient, model: RegisteredModel, *, every: bool) -> list[ModelVersion]:
-    """Newest first, those of raystill only."""
+    """Versions of a model that raystill registered, newest first: every one, or the newest and those with an alias."""
     found = client.search_model_versions(f"name = '{model.name}'")
     ours = sorted((v for v in found if DIGEST_TAG in v.tags), key=lambda v: -int(v.version))
     named = {str(number) for number in model.aliases.values()}

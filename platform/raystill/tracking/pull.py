@@ -1,4 +1,4 @@
-"""Fetching a registered adapter: by name and alias or version, checked, and from a cache the second time."""
+"""Fetching a registered adapter by name and alias or version: verified, and from a local cache the second time."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ class PullError(UserError):
 
 
 def pull(model_uri: str, destination: Path | None = None, *, tracking_uri: str) -> Path:
-    """Fetch `models:/NAME@ALIAS` or `models:/NAME/VERSION`; returns its checked directory, cached or `destination`."""
+    """Fetch `models:/NAME@ALIAS` or `models:/NAME/VERSION`; returns its verified directory, `destination` or cached."""
     parts = _URI.fullmatch(model_uri)
     if parts is None:
         raise PullError(f"found {model_uri!r}, expected models:/NAME@champion or models:/NAME/3")

@@ -1,10 +1,9 @@
-"""Adapters in MLflow's model registry: logged whole, compared with the champion, never as a pickle.
+"""Registration of adapters in MLflow's model registry: logged whole, never as a pickle, and compared with the champion.
 
 The model is a `python_function` made from code (`served.py` travels with it, and raystill's scheduler where the adapter
-needs that: `companions`). MLflow's own diffusers flavour carries
-the files, but its loader and its server drop the scheduler, default to 30 steps and guidance 7.5 and pin whatever
-revision of the base is newest: wrong pictures and no error.
-The adapter's own directory, with the README for plain diffusers, lies inside.
+needs that: `companions`). MLflow's own diffusers flavour carries the files, but its loader and its server drop the
+scheduler, default to 30 steps and guidance 7.5 and pin whatever revision of the base is newest: wrong pictures and no
+error. The adapter's own directory, with the README for plain diffusers, lies inside.
 """
 
 import math
@@ -30,24 +29,24 @@ from raystill.tracking.runs import unreachable
 
 ADAPTER_FOLDER = "adapter"  # inside the model's artifacts
 ADAPTER_PATH = f"artifacts/{ADAPTER_FOLDER}"  # inside the model
-DIGEST_TAG = "raystill.artifact_digest"  # SHA-256 of adapter.json, which lists all others
+DIGEST_TAG = "raystill.artifact_digest"  # SHA-256 of adapter.json, which lists the digests of all other files
 CANDIDATE, CHAMPION = "candidate", "champion"
-COMPARED_STEPS = 4  # whose distance decides, where a version was measured there; else at its default
+COMPARED_STEPS = 4  # whose Frechet distance decides; a version not measured there is compared at its default
 _REQUIREMENTS = ("mlflow", "diffusers", "peft", "torch", "transformers", "safetensors", "pillow")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promotion:
-    """Whether a version became the champion, or is it already, and why."""
+    """The outcome of comparing a version with the champion, the version that the alias `champion` names."""
 
-    promoted: bool
-    champion: bool
+    promoted: bool  # whether the version became the champion now
+    champion: bool  # whether it is the champion, now or already
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
-    """A version in the registry."""
+    """A registered version of a model, and the outcome of comparing it with the champion."""
 
     uri: str  # models:/NAME/VERSION
     version: int
@@ -72,15 +71,15 @@ def register(tracking_uri: str, name: str, directory: Path, run_id: str) -> Regi
 
 
 def registry_client(tracking_uri: str) -> MlflowClient:
-    """A client of the registry beside a tracking server, or of MLFLOW_REGISTRY_URI; never of one that other code of
-    this process has chosen.
+    """An MLflow client of a tracking server, with the registry of MLFLOW_REGISTRY_URI, or else the server's own; never
+    with one that other code of this process has chosen.
     """
     return MlflowClient(tracking_uri, os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri)
 
 
 def promote(client: MlflowClient, name: str, version: str) -> Promotion:
-    """Make a version the champion where it is the first measured one, or better by the same evaluation: at 4 steps, or
-    at its default where it was not measured there.
+    """Make a version the champion where it is the first measured one, or has a smaller Frechet distance by the same
+    evaluation: at 4 steps, or at its default step count where it was not measured at 4.
     """
     rival = client.get_model_version(name, version)
     champion = _champion(client, name)
@@ -98,7 +97,7 @@ def promote(client: MlflowClient, name: str, version: str) -> Promotion:
 
 
 def tags(card: AdapterCard, digest: str) -> dict[str, str]:
-    """Give the tags of a version: what it is compared and found by."""
+    """Give the tags of a version, by which it is found and compared with others."""
     distances = {steps: card.frechet(steps) for steps in card.steps}
     known = {
         DIGEST_TAG: digest,
@@ -165,7 +164,7 @@ def _create(client: MlflowClient, name: str, directory: Path, run_id: str, versi
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     client.finalize_logged_model(logged.model_id, "READY")
-    # The place itself, not models:/ID: MLflow looks that up at the process-wide tracking address, maybe another.
+    # The artifact location, not models:/ID: MLflow looks that up at the process-wide tracking address, maybe another.
     place = logged.artifact_location
     made = client.create_model_version(name, place, run_id=run_id, tags=version_tags, model_id=logged.model_id)
     return str(made.version)

@@ -42,15 +42,15 @@ class TrackingError(UserError):
 class Tracking:
     """Which MLflow run a training run reports to."""
 
-    uri: str  # see `tracking_uri`
-    experiment: str
+    uri: str  # of the tracking server or SQLite file, as `tracking_uri` gives it
+    experiment: str  # name of the MLflow experiment
     name: str  # of the training run; with the recipe and its inputs it identifies the MLflow run
-    inputs: str = ""  # fingerprint of what the recipe names by its place, such as the teacher
-    without: tuple[str, ...] = ()  # settings of the recipe that may be raised: the same run goes on
-    artifact_root: str | None = None  # s3://bucket/mlflow; None: the server's own, or beside the SQLite file
+    inputs: str = ""  # fingerprint of what the recipe names by its place, such as a teacher's path
+    without: tuple[str, ...] = ()  # dotted paths of settings that may change while the run stays the same
+    artifact_root: str | None = None  # of files, s3://bucket/mlflow; None: the server's, or beside the SQLite file
     spool: Path | None = None  # directory for metrics that could not be delivered at the end; a resumed run sends them
-    tags: Mapping[str, str] = field(default_factory=dict)
-    pace: Pace = field(default_factory=Pace)
+    tags: Mapping[str, str] = field(default_factory=dict)  # further tags of the MLflow run
+    pace: Pace = field(default_factory=Pace)  # when metrics are sent
 
 
 def tracking_uri(workdir: Path) -> str:
@@ -100,7 +100,7 @@ class TrackedRun:
         self.resumed = False
         self.run_id = ""
         self._known: dict[str, int] = {}  # metric name -> last step that MLflow has
-        self._params: dict[str, str] = {}  # that MLflow has: it keeps the first value of each
+        self._params: dict[str, str] = {}  # parameters that MLflow has: it keeps the first value of each
 
     def __enter__(self) -> "TrackedRun":
         tracking = self._tracking
@@ -170,7 +170,7 @@ class TrackedRun:
             self._known[name] = max(m.step for m in self._client.get_metric_history(self.run_id, name))
 
     def _log_recipe(self) -> None:
-        """Log the settings; of a resumed run, what MLflow has not: `recipe.json` has the newest of knobs."""
+        """Log the settings as parameters unless MLflow has them; `recipe.json` has the newest values of knobs."""
         values = {"fingerprint": self._fingerprint, **flatten(self._recipe)}
         params = [Param(name, value) for name, value in values.items() if name not in self._params]
         for start in range(0, len(params), _PARAMS_PER_CALL):
@@ -181,7 +181,7 @@ class TrackedRun:
         return None if self._tracking.spool is None else self._tracking.spool / f"{self.run_id}.jsonl"
 
     def _spool(self, rows: list[Row]) -> None:
-        """Keep the rows that did not arrive, earlier spooled ones included, and nothing else."""
+        """Write undelivered rows to the spool file in place of its old ones; delete the file where there are none."""
         file = self._spool_file()
         if not rows:
             if file is not None:
@@ -199,7 +199,7 @@ class TrackedRun:
         )
 
     def _send_spooled(self) -> None:
-        """Queue what an earlier run could not deliver; the file stays until the end, so that it outlives a kill."""
+        """Queue the rows that an earlier attempt spooled; the file stays until the end, so that it outlives a kill."""
         file = self._spool_file()
         if file is None or not file.exists():
             return

@@ -1,8 +1,8 @@
-"""The code that travels inside a registered adapter and draws with it as it was trained to be sampled.
+"""The code inside a registered model, which samples the model's adapter with its own steps, guidance and scheduler.
 
 MLflow copies this file into the model and runs it where the model is loaded, so it stands alone: it needs mlflow,
-diffusers, peft, safetensors and torch, and nothing of raystill but what travels in the same model. Steps, guidance and
-scheduler are the adapter's own; a caller may ask for another of its trained step counts.
+diffusers, peft, safetensors and torch, and nothing of raystill but what travels in the same model. A caller may ask for
+another of the adapter's trained step counts.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 
 class FewStepModel(PythonModel):
-    """Turns {"prompt": [...]} into PNG pictures, as bytes; parameters: steps and seed."""
+    """An MLflow model that turns {"prompt": [...]} into PNG pictures, as bytes; its parameters are steps and seed."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Check the adapter's files and load base, adapter and scheduler; ValueError where they do not fit together."""

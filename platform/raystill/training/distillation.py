@@ -1,4 +1,4 @@
-"""The training of a distilled student: an adapter on the teacher's UNet."""
+"""The task that trains a student: the teacher's UNet with an adapter, or with all of its weights, by any method."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -29,23 +29,23 @@ from raystill.models.weights import Full, Lora, prepare
 from raystill.training.loop import Training
 from raystill.training.task import Assembly
 
-POINTS = 64  # of a law's curve
+POINTS = 64  # points at which the density of a law of times is drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillTask:
     """Settings of the student's training on stored targets, by any method."""
 
-    teacher: Knob[str]  # directory of the pipeline
+    teacher: Knob[str]  # directory of the teacher's pipeline
     method: Distilling = introduced_group(RayFlow)
     weights: Lora | Full = introduced_group(Lora)
     optimizer: Optimizer = introduced_group(Optimizer)
     training: Training = introduced_group(Training)
-    picture_captions: Knob[tuple[str, ...]] = ()  # drawn during training, in the steps that the method shows
+    picture_captions: Knob[tuple[str, ...]] = ()  # captions drawn during training, at the method's own step counts
     name: Knob[str] = "student"
 
     def build(self, device: torch.device) -> Assembly:
-        """The teacher's UNet with fresh weights to train, and what else the method asks for."""
+        """Build the student from the teacher's UNet, and the other networks that the method asks for."""
         pipeline = load_pipeline(self.teacher)
         given = given_of(pipeline, self.training.seed)
         student = self._prepared(pipeline).to(device).train()
@@ -95,7 +95,7 @@ class DistillTask:
 
 
 def given_of(pipeline: Pipeline, seed: int) -> Given:
-    """What methods are told of a teacher, and of a training."""
+    """The facts of a teacher, and the seed of a training, that a method is bound to."""
     return Given(
         pipeline.schedule, pipeline.kind, pipeline.latent_shape[0], pipeline.condition([""]), seed,
         pipeline.feature_widths,
@@ -103,19 +103,19 @@ def given_of(pipeline: Pipeline, seed: int) -> Given:
 
 
 def constant(learning_rate: float) -> Optimizer:
-    """How a method's small networks are updated: at a constant rate, since they follow the student to the end."""
+    """The optimizer of a method's small networks: a constant rate, since they follow the student to the end."""
     return Optimizer(learning_rate=learning_rate, warmup_steps=1, decay="constant")
 
 
 class LawPicture:
-    """Curves of a learned law at every step at which it was drawn; a resumed run begins with its first picture."""
+    """Picture of a learned law of times: a curve for every step at which it was drawn since the run last began."""
 
     def __init__(self, times: LearnedTimes, channels: int) -> None:
         self.times, self.channels = times, channels
         self.drawn: dict[int, list[float]] = {}
 
     def __call__(self, averages: Mapping[str, Average], step: int) -> Image:
-        """Density q / p over the quantiles of p, of an instance whose features are 0."""
+        """Draw the density q / p over the quantile of t, at this and earlier steps, for an instance with features 0."""
         v = midpoints(POINTS)
         density = typical_density(self.times, averages[TIME_SAMPLER].values, self.channels, v)
         self.drawn[step] = density.tolist()
@@ -129,7 +129,9 @@ class LawPicture:
 def typical_density(
     times: LearnedTimes, tensors: Mapping[str, Tensor], channels: int, v: Float[Tensor, " points"]
 ) -> Float[Tensor, " points"]:
-    """Density q / p at v, on the CPU, of a learned law's tensors for an instance whose features are 0."""
+    """Density q / p at quantiles v, on the CPU, of the learned law whose network has these tensors, for an instance
+    whose features are 0.
+    """
     network = times.network(channels)
     network.load_state_dict({name: tensor.cpu() for name, tensor in tensors.items()})
     nothing = torch.zeros(1, channels, 1, 1)

@@ -10,8 +10,9 @@ from raystill.config.errors import UserError
 class Lane:
     """One forward and backward of a rank in every step."""
 
-    number: int  # by which its samples, noise and times are drawn
-    weight: float  # of its loss in the mean over lanes: 1, or 0 where it only keeps a rank in step with the others
+    number: int  # number in the step, by which the lane's samples, noise and times are drawn
+    # weight of the lane's loss in the mean over lanes: 1, or 0 where the lane only keeps a rank in step with the others
+    weight: float
 
 
 def share(lanes: int, rank: int, world_size: int) -> tuple[Lane, ...]:
@@ -27,12 +28,12 @@ def share(lanes: int, rank: int, world_size: int) -> tuple[Lane, ...]:
 
 
 def numbers(lanes: Sequence[Lane]) -> list[int]:
-    """The lanes that a rank reads samples of, each once."""
+    """The numbers of the lanes that a rank reads samples for, each once."""
     return list(dict.fromkeys(lane.number for lane in lanes))
 
 
 def check_lanes(lanes: int, workers: int, prefix: str = "") -> None:
-    """Refuse, with UserError, more workers than a step has lanes; `prefix` stands before the path of their number."""
+    """Refuse, with UserError, more workers than a step has lanes; `prefix` stands before the path `training.lanes`."""
     if workers > lanes:
         raise UserError(
             f"cluster.workers is {workers}, and {prefix}training.lanes is {lanes}: {workers - lanes} of the workers "

@@ -25,54 +25,55 @@ from raystill.training.lanes import Lane, share
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """How long and how a role is trained; progress is counted in steps of `lanes` times `lane_size` samples."""
+    """Settings of a training's length, batches and reports; a step has `lanes` times `lane_size` samples."""
 
     steps: int = introduced(1000)
-    lanes: int = introduced(1)  # forwards and backwards of a step, shared out among the workers
-    lane_size: int = introduced(32)  # samples of each of them
+    lanes: int = introduced(1)  # forward and backward passes of a step, shared out among the workers
+    lane_size: int = introduced(32)  # samples of each lane
     seed: int = introduced(0)
-    average_decay: float = introduced(0.999)  # of the exponential moving average of the trained tensors
-    precision: str = introduced("float32")  # of activations: "float32" or "bfloat16" (autocast)
-    # computes activations anew in the backward: less memory, more time, the same numbers
+    average_decay: float = introduced(0.999)  # decay of the exponential moving average of the trained tensors
+    precision: str = introduced("float32")  # precision of activations: "float32" or "bfloat16" (autocast)
+    # whether activations are computed anew in the backward pass: less memory, more time, the same numbers
     checkpointing: Knob[bool] = False
-    log_every: Knob[int] = 10  # steps
-    checkpoint_every: Knob[int] = 200  # steps; the last step is always saved
-    picture_every: Knob[int] = 200  # steps; 0 draws none
+    log_every: Knob[int] = 10  # steps between two reports of metrics
+    checkpoint_every: Knob[int] = 200  # steps between two checkpoints; the last step is always saved
+    picture_every: Knob[int] = 200  # steps between two pictures; 0 draws none
 
     @property
     def step_size(self) -> int:
-        """Samples of a step."""
+        """The number of samples in a step, over all lanes."""
         return self.lanes * self.lane_size
 
 
 @dataclass(slots=True)
 class Learner:
-    """One role: its engine, its optimizer's settings and the average of its trained tensors."""
+    """A role that is trained: its engine, its optimizer's settings and the average of its trained tensors."""
 
     engine: Engine
     optimizer: Optimizer
     average: Average
-    updates: int = 0  # so far
+    updates: int = 0  # updates so far
 
 
 def _nothing(_step: int) -> None:
-    """Observe nothing."""
+    """Do nothing, where nobody observes."""
 
 
 @dataclass(slots=True)
 class Observers:
-    """What happens beside the updates; every rank calls each of them at the same steps."""
+    """Callbacks of the training loop beside its updates; every rank calls each of them at the same steps."""
 
     metrics: Callable[[int, dict[str, float]], None] = lambda _step, _values: None
-    checkpoint: Callable[[int], None] = _nothing  # after the update of the given step count
+    checkpoint: Callable[[int], None] = _nothing  # saves the state after so many steps
     picture: Callable[[int], None] = _nothing
-    stop: Callable[[], bool] = lambda: False  # asked after metrics; what all ranks agree on: save, and train no further
-    total: Callable[[Tensor], Tensor] = lambda values: values  # the sum over ranks; collective
+    # whether to save and train no further: asked after metrics, the same answer on all ranks
+    stop: Callable[[], bool] = lambda: False
+    total: Callable[[Tensor], Tensor] = lambda values: values  # sums a tensor over ranks; collective
 
 
 @dataclass(slots=True)
 class Progress:
-    """Sums since the last report; tensors stay on the device until then."""
+    """Sums of metrics and seconds since the last report; tensors stay on the device until the next one."""
 
     sums: dict[str, Tensor]
     wait_s: float = 0.0
@@ -85,7 +86,7 @@ class Progress:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def report(self, images: int, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means since the last report; reading them is the report's one host-device synchronisation. Collective."""
+        """Means of all metrics since the last report, read in its one host-device synchronisation. Collective."""
         names = sorted(self.sums)  # the same on every rank
         devices = [value.device for value in self.sums.values() if value.device.type != "cpu"]  # some are the CPU's own
         sums = [self.sums[name].double().to(devices[0] if devices else "cpu", non_blocking=True) for name in names]
@@ -155,7 +156,7 @@ def train(  # noqa: PLR0913
 
 @contextmanager
 def fitting(training: Training) -> Iterator[None]:
-    """Turns a device that is out of memory into a UserError that says which settings need less."""
+    """Turn an out-of-memory error of the device into a UserError that says which settings need less."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -171,7 +172,7 @@ def fitting(training: Training) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """What of every step this rank computes."""
+    """This rank's part of every step: the lanes that it computes."""
 
     training: Training
     lanes: tuple[Lane, ...]
@@ -180,7 +181,7 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a lane's loss was of, to be named where a number is not finite."""
+    """The times and sample keys of a lane's loss, to be named where a number is not finite."""
 
     times: Tensor | None
     keys: Sequence[str]
@@ -195,8 +196,8 @@ def _backward(
     step: int,
     progress: Progress,
 ) -> dict[str, list[Seen]]:
-    """One forward and backward of each of the rank's lanes; engines average over ranks, so that a lane's loss counts
-    world size / lanes.
+    """Run one forward and backward of each of the rank's lanes; return what each role's losses were computed on.
+    Engines average over ranks, so that a lane's loss is multiplied by world size / lanes.
     """
     training, seen = ours.training, dict[str, list[Seen]]()
     last = batches[-1]
@@ -217,7 +218,7 @@ def _backward(
 def _update(
     learner: Learner, role: str, lanes: Sequence[Seen], step: int, training: Training, followers: Sequence[Follower]
 ) -> Tensor:
-    """One update and one step of the average, and of all that follow it, for one role; returns the gradient's norm."""
+    """Update one role, its average and the networks that follow the role; return the gradient's norm."""
     try:
         norm = learner.engine.step(learning_rate(learner.optimizer, step, training.steps))
     except NonFiniteError as error:

@@ -27,7 +27,7 @@ class AutoencoderTask:
     name: Knob[str] = "autoencoder"
 
     def build(self, device: torch.device) -> Assembly:
-        """The autoencoder as one forward; the seed was set by the runner."""
+        """Build the autoencoder behind one forward pass; `run_task` has set the seed of its weights."""
         autoencoder = self.shape.build()
         if self.training.checkpointing:
             autoencoder.enable_gradient_checkpointing()
@@ -51,12 +51,12 @@ class DenoiserTask:
     revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
 
     def networks(self) -> TextToImage:
-        """Fresh networks."""
+        """Untrained UNet and text encoder."""
         text = self.shape.text_encoder(self.tokens)
         return TextToImage(self.shape.unet(self.latent_channels, self.latent_size), text)
 
     def build(self, device: torch.device) -> Assembly:
-        """UNet and text encoder as one forward."""
+        """Build UNet and text encoder behind one forward pass."""
         schedule = schedule_of(fresh_scheduler(self.kind))
         method = Denoising(
             schedule=schedule, kind=self.kind, empty_tokens=self.tokens.empty, caption_dropout=self.caption_dropout

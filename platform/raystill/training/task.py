@@ -28,15 +28,16 @@ Picture = Callable[[Mapping[str, Average], int], Image]  # (present averages by 
 
 @dataclass(slots=True)
 class Assembly:
-    """What a task builds on a worker's device."""
+    """The method, networks and pictures that a task builds on a worker's device."""
 
     method: Method
     modules: dict[str, nn.Module]  # role -> the module that an engine wraps
     frozen: dict[str, nn.Module] = field(default_factory=dict)
-    optimizers: dict[str, Optimizer] = field(default_factory=dict)  # of the roles that have not the task's
+    # role -> optimizer, for roles that do not have the task's
+    optimizers: dict[str, Optimizer] = field(default_factory=dict)
     followers: dict[str, Follower] = field(default_factory=dict)
-    small: frozenset[str] = frozenset()  # roles that are kept whole on every rank, and wait for no device
-    pictures: dict[str, Picture] = field(default_factory=dict)  # by their names for the recorder; rank 0 draws
+    small: frozenset[str] = frozenset()  # roles whose modules are whole on every rank and wait for no device
+    pictures: dict[str, Picture] = field(default_factory=dict)  # name for the recorder -> picture; rank 0 draws
 
 
 @runtime_checkable  # so that tests can check annotations
@@ -45,15 +46,15 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """What is trained, one word."""
+        """The name of what is trained, one word."""
 
     @property
     def training(self) -> Training:
-        """How long it is trained."""
+        """Length, batches and reports of the training."""
 
     @property
     def optimizer(self) -> Optimizer:
-        """How its roles are updated, but for those of which the assembly says otherwise."""
+        """The optimizer of the task's roles, except those for which the assembly has another."""
 
     def build(self, device: torch.device) -> Assembly:
         """Build method and networks; every rank builds the same ones."""
@@ -61,7 +62,7 @@ class Task(Protocol):
 
 @runtime_checkable  # so that tests can check annotations
 class Recorder(Protocol):
-    """Where rank 0 reports."""
+    """The receiver of the metrics and pictures that rank 0 reports."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Take metrics of a step."""
@@ -72,24 +73,25 @@ class Recorder(Protocol):
 
 @dataclass(slots=True)
 class Place:
-    """Where a task runs: its rank, its device, its engine and stream, its checkpoints and who listens."""
+    """What surrounds a task on one rank: its device, engines, batches, checkpoints and recorder."""
 
     checkpoints: Store
     engine: Callable[[nn.Module, Optimizer], Engine]
-    batches: Callable[[int], Iterator[Sequence[Batch]]]  # from a step on, one for each of the rank's lanes
+    # first step -> for each step from it on, a batch for each of the rank's lanes
+    batches: Callable[[int], Iterator[Sequence[Batch]]]
     recorder: Recorder | None = None  # on rank 0 only
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    on_step: Callable[[int], None] = lambda _step: None  # called where metrics are reported
-    until: int | None = None  # a step to save at and go no further for now; None is the training's last
+    on_step: Callable[[int], None] = lambda _step: None  # called with the step where metrics are reported
+    until: int | None = None  # step at which to save and end for now; None is the training's last step
     stop: Callable[[], bool] = lambda: False  # whether to save and end, asked where metrics are reported; collective
-    total: Callable[[Tensor], Tensor] = lambda values: values  # the sum over ranks; collective
+    total: Callable[[Tensor], Tensor] = lambda values: values  # sums a tensor over ranks; collective
 
 
 def run_task(task: Task, place: Place) -> None:
-    """Train from the last checkpoint, or from the start, to the end, and leave the averages in the checkpoint store
-    under `final_key`; or until it is asked to stop, and leave a checkpoint.
+    """Train a task from its newest checkpoint, or from the start, to its end, and write the averages to the checkpoint
+    store under `final_key`; a task that is asked to stop writes a checkpoint and ends.
     """
     torch.manual_seed(task.training.seed)
     built = task.build(place.device)
@@ -116,7 +118,7 @@ def run_task(task: Task, place: Place) -> None:
 
 
 def final_key(steps: int) -> str:
-    """Key of the averages that a task of so many steps leaves: one of more steps may go on from it."""
+    """Key of the averages of a task of so many steps after its end; a task of more steps may go on from them."""
     return f"final-{steps:07d}.safetensors"
 
 

@@ -1,1 +1,1 @@
-"""Studies and comparisons, complete."""
+"""Functions that return complete settings of studies and comparisons."""
