@@ -11,8 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.embeddings import get_timestep_embedding
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -35,7 +33,7 @@ def check_room(time_condition: bool) -> None:
         )
 
 
-def make_room(unet: UNet2DConditionModel) -> None:
+def make_room(unet: Any) -> None:
     """Add the landing's layer to a UNet, trainable and zero, so that its outputs do not change; UserError where
     `cond_proj` is taken.
     """
@@ -53,6 +51,8 @@ def told(network: Callable[..., Any], schedule: Schedule, landing: Times, device
 
 def embedded(timesteps: Times) -> Float[Tensor, "batch width"]:
     """The sinusoidal embedding of the landings' timesteps, float32."""
+    from diffusers.models.embeddings import get_timestep_embedding
+
     found: Tensor = get_timestep_embedding(timesteps.float(), WIDTH, flip_sin_to_cos=True, downscale_freq_shift=0)
     return found
 
@@ -60,11 +60,11 @@ def embedded(timesteps: Times) -> Float[Tensor, "batch width"]:
 class CTMScheduler(RayFlowScheduler):
     """DDIM steps for a CTM student: the attached network is given the time at which each step ends."""
 
-    _unet: UNet2DConditionModel | None = None
+    _unet: Any = None
     _landing: Tensor | None = None
     _hook: RemovableHandle | None = None
 
-    def attach(self, unet: UNet2DConditionModel, tensors: Mapping[str, Tensor] | None = None) -> None:
+    def attach(self, unet: Any, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Give landings to this UNet from now on; `tensors` hold the trained layer, which is added if it is missing."""
         if self._hook is not None:  # else a UNet would be given its landing twice
             self._hook.remove()

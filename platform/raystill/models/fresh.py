@@ -5,17 +5,11 @@ diffusers' format.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-    UniPCMultistepScheduler,
-)
+from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from raystill.config.fingerprint import introduced
 from raystill.flow.predictions import Kind
@@ -46,8 +40,10 @@ class AutoencoderShape:
         """Pixels per latent position, along a side."""
         return int(2 ** (len(self.widths) - 1))
 
-    def build(self) -> AutoencoderKL:
-        """An autoencoder of this shape with random weights."""
+    def build(self) -> Any:
+        """An AutoencoderKL of this shape with random weights."""
+        from diffusers import AutoencoderKL  # here and below: diffusers' models take seconds to import
+
         n = len(self.widths)
         return AutoencoderKL(
             in_channels=self.channels,
@@ -75,8 +71,10 @@ class DenoiserShape:
     text_length: int = introduced(24)  # tokens per caption
     vocabulary: int = introduced(2600)  # tokens that the tokenizer may have at most
 
-    def unet(self, latent_channels: int, latent_size: int) -> UNet2DConditionModel:
-        """A UNet of these sizes with random weights."""
+    def unet(self, latent_channels: int, latent_size: int) -> Any:
+        """A UNet2DConditionModel of these sizes with random weights."""
+        from diffusers import UNet2DConditionModel
+
         n = len(self.widths)
         return UNet2DConditionModel(
             sample_size=latent_size,
@@ -91,8 +89,10 @@ class DenoiserShape:
             norm_num_groups=self.groups,
         )
 
-    def text_encoder(self, tokens: Tokens) -> CLIPTextModel:
-        """A CLIP text encoder of these sizes for a tokenizer, with random weights."""
+    def text_encoder(self, tokens: Tokens) -> Any:
+        """A CLIPTextModel of these sizes for a tokenizer, with random weights."""
+        from transformers import CLIPTextConfig, CLIPTextModel
+
         return CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=tokens.vocabulary,
@@ -140,7 +140,7 @@ def fresh_scheduler(kind: Kind) -> DDIMScheduler | UniPCMultistepScheduler:
 
 def save_autoencoder(
     shape: AutoencoderShape, averages: Mapping[str, Tensor], scaling_factor: float, directory: Path
-) -> AutoencoderKL:
+) -> Any:
     """Write a trained autoencoder in half precision with its latent scale, and return it ready to encode."""
     vae = shape.build()
     vae.load_state_dict({name.removeprefix("vae."): t for name, t in averages.items()})
@@ -151,6 +151,8 @@ def save_autoencoder(
 
 def save_pipeline(unet: nn.Module, text_encoder: nn.Module, kind: Kind, directory: Path) -> None:
     """Write a whole pipeline in half precision around the autoencoder and tokenizer that lie in `directory` already."""
+    from diffusers import StableDiffusionPipeline
+
     vae = load_autoencoder(directory / "vae")
     vae.register_to_config(_name_or_path="")  # else the configuration names a path of this machine
     StableDiffusionPipeline(
@@ -165,19 +167,23 @@ def save_pipeline(unet: nn.Module, text_encoder: nn.Module, kind: Kind, director
     ).to(dtype=torch.float16).save_pretrained(directory, safe_serialization=True)
 
 
-def load_autoencoder(directory: Path) -> AutoencoderKL:
-    """Read an autoencoder in single precision, ready to encode."""
+def load_autoencoder(directory: Path) -> Any:
+    """Read an AutoencoderKL in single precision, ready to encode."""
+    from diffusers import AutoencoderKL
+
     return AutoencoderKL.from_pretrained(
         directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
     ).eval()
 
 
-def load_tokenizer(directory: Path) -> CLIPTokenizer:
-    """Read a CLIP tokenizer from its directory."""
+def load_tokenizer(directory: Path) -> Any:
+    """Read a CLIPTokenizer from its directory."""
+    from transformers import CLIPTokenizer
+
     return CLIPTokenizer.from_pretrained(directory, local_files_only=True)
 
 
-def tokens_of(tokenizer: CLIPTokenizer) -> Tokens:
+def tokens_of(tokenizer: Any) -> Tokens:
     """The facts of a tokenizer that a text encoder is built from."""
     empty = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length).input_ids
     return Tokens(

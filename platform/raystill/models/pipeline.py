@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from raystill.config.errors import UserError
 from raystill.flow.predictions import Kind, Latent
@@ -30,10 +26,11 @@ Pictures = Float[Tensor, "batch colours rows columns"]  # in [-1, 1]
 class Pipeline:
     """The networks of one text-to-image pipeline and what is needed to call them."""
 
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    unet: UNet2DConditionModel
+    # Named and not imported: diffusers' models take seconds to import, which refusing a typing error must not cost.
+    vae: Any  # AutoencoderKL
+    text_encoder: Any  # CLIPTextModel
+    tokenizer: Any  # CLIPTokenizer
+    unet: Any  # UNet2DConditionModel
     scheduler: StockSampler  # DDIM, or Euler for a flow-matching teacher
     revision: str  # digest of the files that it was loaded from
 
@@ -91,7 +88,7 @@ class Pipeline:
         return self
 
 
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Int[Tensor, "batch length"]:
+def tokenize(tokenizer: Any, captions: list[str]) -> Int[Tensor, "batch length"]:
     """Token ids padded and truncated to the tokenizer's own length."""
     length = tokenizer.model_max_length
     ids: Tensor = tokenizer(
@@ -146,6 +143,9 @@ def licence_of(directory: Path) -> str:
 
 def quiet() -> None:
     """Keep the loaders' progress bars and notes off the terminal."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     diffusers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -156,6 +156,8 @@ def load_pipeline(directory: str | Path, dtype: torch.dtype = torch.float32) -> 
     """Load a Stable Diffusion pipeline from a directory in diffusers' format; UserError where it is none or is of
     another kind.
     """
+    from diffusers import StableDiffusionPipeline
+
     path = Path(directory)
     check_pipeline(path)
     quiet()

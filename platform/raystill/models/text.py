@@ -3,21 +3,23 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTokenizer
 
 from raystill.config.errors import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int, directory: Path) -> CLIPTokenizer:
+def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int, directory: Path) -> Any:
     """Learn byte-pair merges from captions and write a CLIPTokenizer of at most `vocabulary` tokens, `length` per
     caption; UserError where that is too few for the bytes that any text is made of.
 
     Frequent words become one token each, which a small text encoder learns far faster than letters.
     """
+    from transformers import CLIPTokenizer  # which takes seconds to import
+
     bpe = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(

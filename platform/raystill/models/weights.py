@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import UNet2DConditionModel
-from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import introduced
 
 ADAPTER = "default"
+UNet: TypeAlias = Any  # diffusers' UNet2DConditionModel, which takes seconds to import
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +34,16 @@ class Full:
 Weights: TypeAlias = Lora | Full
 
 
-def peft_config(lora: Lora) -> LoraConfig:
-    """The settings of a LoRA in peft's form."""
+def peft_config(lora: Lora) -> Any:
+    """The settings of a LoRA in peft's form, a LoraConfig."""
+    from peft import LoraConfig
+
     return LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights="gaussian"
     )
 
 
-def prepare(unet: UNet2DConditionModel, weights: Weights) -> UNet2DConditionModel:
+def prepare(unet: UNet, weights: Weights) -> UNet:
     """Return a UNet with its trained part made trainable: every weight, or a fresh LoRA beside frozen weights;
     UserError where no target names a layer.
     """
@@ -60,7 +61,7 @@ def prepare(unet: UNet2DConditionModel, weights: Weights) -> UNet2DConditionMode
     return unet
 
 
-def load_trained(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> None:
+def load_trained(unet: UNet, tensors: Mapping[str, Tensor]) -> None:
     """Write trained tensors, named as the UNet's own parameters, into a UNet that `prepare` made trainable with the
     same settings; UserError where names or shapes differ.
     """
@@ -80,26 +81,28 @@ def load_trained(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> N
         parameters[name].data.copy_(tensor)
 
 
-def merge(unet: UNet2DConditionModel, weights: Weights) -> None:
+def merge(unet: UNet, weights: Weights) -> None:
     """Merge a LoRA into the UNet's weights, so that a call costs what a call of the teacher costs."""
     if isinstance(weights, Lora):
         unet.fuse_lora()
 
 
-def lora_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+def lora_state(unet: UNet) -> dict[str, Tensor]:
     """The tensors of a UNet's LoRA under peft's names, which adapter directories carry."""
+    from peft import get_peft_model_state_dict
+
     state: dict[str, Tensor] = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
     return state
 
 
-def delta(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def delta(unet: UNet, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The delta W - W_base of trained tensors from those of the base UNet, float32, on the CPU (2405.07510)."""
     base = dict(unet.named_parameters())
     return {name: tensor.float().cpu() - base[name].detach().float().cpu() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
-def add_delta(unet: UNet2DConditionModel, gained: Mapping[str, Tensor]) -> None:
+def add_delta(unet: UNet, gained: Mapping[str, Tensor]) -> None:
     """Add a delta in place to the weights of the base or another fine-tune of it, W + (W' - W_base); UserError where
     names or shapes do not fit.
     """
