@@ -6,7 +6,6 @@ from typing import Any
 
 from raystill.data.records import Reading
 from raystill.flow.objectives import Objective
-from raystill.flow.paths import PairedDiffusionPath
 from raystill.flow.times import UniformTimes
 from raystill.launch.settings import Cluster, Share
 from raystill.methods.lightning import Lightning
@@ -27,8 +26,8 @@ leave a distillation little to do, and samples without captions leave guidance n
 
 RayFlow's loss and law of times are those that a study of 48 variants chose on the same teacher
 ([rayflow.md](rayflow.md)), without captions and partly on the same pictures: it has had more tuning than the
-trials below. "RayFlow, plain" is without: uniform times and a squared loss on the velocity. "RayFlow, paired path" is
-on the path of Rectified Diffusion, the teacher's own, in place of the ray. Neither has a part in the places.
+trials below. "RayFlow, plain" is without: uniform times and a squared loss on the velocity. It has no part in the
+places.
 
 The other methods are as their files describe them, and first tried with the settings of their recipes, all with one
 batch size and the same learning rates. Settings that count steps of training (stages, warm-up) are shares of it, CTM's
@@ -83,7 +82,6 @@ def entrants() -> tuple[Entrant, ...]:
     return (
         _entrant("RayFlow", nano_methods.rayflow_nano(), sigma, shares={"times.warmup_steps": 0.2}),
         _entrant("RayFlow, plain", _plain(), sigma),
-        _entrant("RayFlow, paired path", _paired(), decay, shares={"times.warmup_steps": 0.2}),
         _entrant("PeRFlow", nano_methods.perflow_nano(), _choice("method.caption_dropout", 0.0, 0.1), sampled=(4, 8)),
         _entrant("Reflow", nano_methods.reflow_nano(), loss, paper="2209.03003"),
         _entrant(
@@ -120,11 +118,6 @@ def _plain() -> Run:
     """RayFlow without its Time Sampler and the loss that the study of it chose."""
     method = RayFlow(times=UniformTimes(), objective=Objective(target="velocity", distance="squared"))
     return replace(nano_methods.rayflow_nano(), method=method)
-
-
-def _paired() -> Run:
-    """RayFlow on the path of Rectified Diffusion, which the study of it found better for one and two steps."""
-    return replace(nano_methods.rayflow_nano(), method=RayFlow(path=PairedDiffusionPath()))
 
 
 def _choice(path: str, *values: Any) -> Choice:

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from raystill.flow.paths import PairedDiffusionPath
 from raystill.flow.premetrics import Squared
+from raystill.methods.rayflow import RayFlow
+from raystill_studies.comparison import Comparison, Entrant
 from raystill_studies.recipes import _methods_findings as findings
 from raystill_studies.recipes import methods
 from raystill_studies.study import Question, Study, Variant
@@ -117,5 +120,14 @@ def coupling() -> Question:
 def _trained(label: str, title: str, steps: int, change: Mapping[str, Any]) -> Variant:
     """A training of the comparison with a change."""
     comparison = methods.run()
-    entrant = next(one for one in comparison.entrants if one.label == label)
+    entrants = (*comparison.entrants, paired(comparison))
+    entrant = next(one for one in entrants if one.label == label)
     return replace(comparison.variant(entrant, steps, {**TUNED[label], **change}), label=title)
+
+
+def paired(comparison: Comparison) -> Entrant:
+    """RayFlow on the path of Rectified Diffusion, which is its own at sigma 0 since both end where the schedule does
+    (`tests/unit/flow/test_ends.py`).
+    """
+    first = comparison.entrants[0]
+    return replace(first, label="RayFlow, paired path", method=RayFlow(path=PairedDiffusionPath()))

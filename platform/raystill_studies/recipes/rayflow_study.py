@@ -1,4 +1,4 @@
-"""RayFlow's claims, measured on the shipped teacher: sigma, targets, times, jumps, paths and losses."""
+"""RayFlow's claims, measured on the shipped teacher: sigma, targets, times, jumps and losses."""
 
 from dataclasses import replace
 from typing import Any, get_args
@@ -6,7 +6,7 @@ from typing import Any, get_args
 from raystill.flow.importance import GridTimes, SecondMomentTimes
 from raystill.flow.jumps import Jump
 from raystill.flow.objectives import Objective, Weighting
-from raystill.flow.paths import PairedDiffusionPath, RayPath
+from raystill.flow.paths import RayPath
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, UniformTimes, UShapedTimes
 from raystill.launch.settings import Cluster, Share
@@ -61,8 +61,7 @@ def run() -> Study:
         probe=Probe(shards=2, captions=16),
         gradients=GradientProbe(shards=2, instances=8),
         questions=(
-            sigma(), estimators(), time_samplers(), laws_as_objectives(), ablation(), jumps(), paths(), objectives(),
-            together(),
+            sigma(), estimators(), time_samplers(), laws_as_objectives(), ablation(), jumps(), objectives(), together(),
         ),
     )  # fmt: skip
 
@@ -161,29 +160,7 @@ def jumps() -> Question:
         label="sigma 0.3, anchored, eta 1",
         changes={"method.path": RayPath(sigma=0.3), "sampling": Sampling(jump="anchored", eta=1.0)},
     )
-    paired = Variant(
-        label="paired diffusion, anchored",
-        changes={"method.path": PairedDiffusionPath(), "sampling": Sampling(jump="anchored")},
-    )
-    return Question(title="jumps", conclusion=findings.JUMPS, variants=(*plain, noisy, paired))
-
-
-def paths() -> Question:
-    """The ray path and the paired diffusion path, with and without the instance's target."""
-    both: dict[str, Any] = {"ray": RayPath(), "paired diffusion": PairedDiffusionPath()}
-    targets: dict[str, Any] = {"": GENERATED, ", independent": Independent()}
-    return Question(
-        title="paths",
-        text="""The error of x_0 along the path is what is left of doubt where trajectories overlap: two instances that
-pass one point at one time cannot both be known from it.""",
-        probes=True,
-        conclusion=findings.PATHS,
-        variants=tuple(
-            Variant(label=f"{name}{suffix}", changes={"method.path": path, "targets": Targets(estimator=estimator)})
-            for name, path in both.items()
-            for suffix, estimator in targets.items()
-        ),
-    )
+    return Question(title="jumps", conclusion=findings.JUMPS, variants=(*plain, noisy))
 
 
 def objectives() -> Question:
@@ -221,17 +198,14 @@ def objectives() -> Question:
 def together() -> Question:
     """Whether what is best by itself is so together."""
     best: dict[str, Any] = {"method.objective": HUBER, "method.times": GridTimes(base=SamplingTimes())}
-    paired, anchored = {"method.path": PairedDiffusionPath()}, {"sampling": Sampling(jump="anchored")}
     return Question(
         title="the best together",
-        text="""The loss on data with pseudo-Huber, and the learned law over the sampler's own times; then the paired
-path and the anchored jump beside them.""",
+        text="""The loss on data with pseudo-Huber, and the learned law over the sampler's own times; then the anchored
+jump beside them.""",
         conclusion=findings.BEST,
         variants=(
             Variant(label="the plain one"),
             Variant(label="loss and law", changes=best),
-            Variant(label="loss and law, anchored", changes={**best, **anchored}),
-            Variant(label="loss, law and paired path", changes={**best, **paired}),
-            Variant(label="loss, law and paired path, anchored", changes={**best, **paired, **anchored}),
+            Variant(label="loss and law, anchored", changes={**best, "sampling": Sampling(jump="anchored")}),
         ),
     )
