@@ -60,17 +60,19 @@ PYTEST := $(BIN)/python -m pytest --durations 10
 FIRST := -m 'not gpu and not second'
 # Tests of one process use one core each: two at a time, whose threads would be in each other's way.
 TWO := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile
+# Tests on Ray wait for processes to start and to end for the most part: two clusters side by side, each with its own.
+RAY := $(PYTEST) --numprocesses 2 --dist loadfile
 
 test-fast: lint ## lint, unit and contract tests: about 5 minutes on two cores
 	$(TWO) $(FIRST) tests/unit tests/contract
 
 test: lint ## what CI runs: lint and all tests but second proofs of the same: 22 minutes on two cores
 	$(TWO) $(FIRST) tests/jobs tests/studies tests/unit tests/contract
-	$(PYTEST) $(FIRST) tests/cluster
+	$(RAY) $(FIRST) tests/cluster
 
 test-all: lint ## lint and all tests that need no GPU
 	$(TWO) tests/jobs tests/studies tests/unit tests/contract
-	$(PYTEST) tests/cluster
+	$(RAY) tests/cluster
 
 lint: setup ## ruff, mypy --strict and the import rules
 	$(BIN)/ruff check $(CODE)
