@@ -1,12 +1,8 @@
-"""Compare methods at equal budgets, three seeds each, and write the report. Run it again to go on.
-
-python jobs/compare.py --recipe methods --set seconds=300 --set 'seeds=[0]'
-"""
+"""What `ray job submit` runs: `raystill compare` (its options: python jobs/compare.py --help)."""
 
 import sys
 
-from raystill.job import job
-from raystill_studies.compare import launch_comparison
+from raystill.cli.jobs import main
 
 if __name__ == "__main__":
-    sys.exit(job(__doc__, "methods", launch_comparison, local=False))
+    sys.exit(main("compare"))

@@ -1,12 +1,8 @@
-"""The whole platform on this machine: store, targets, distillation, evaluation, registry, pull. `make demo` runs it.
-
-python jobs/demo.py --set training.steps=300
-"""
+"""What `ray job submit` runs: `raystill demo` (its options: python jobs/demo.py --help)."""
 
 import sys
 
-from raystill.job import job
-from raystill.run.demo import demo
+from raystill.cli.jobs import main
 
 if __name__ == "__main__":
-    sys.exit(job(__doc__, "nano", demo, local=False))
+    sys.exit(main("demo"))

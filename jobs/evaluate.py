@@ -1,13 +1,8 @@
-"""Evaluate a finished training, once per seed of the starts; print the spread over seeds and the distances' floor.
-
-python jobs/evaluate.py --recipe nano
-python jobs/evaluate.py --recipe nano --set 'evaluation.teacher_steps=[1,4]' --set evaluation.reference_steps=8
-"""
+"""What `ray job submit` runs: `raystill evaluate` (its options: python jobs/evaluate.py --help)."""
 
 import sys
 
-from raystill.job import job
-from raystill.run.jobs import launch_evaluation
+from raystill.cli.jobs import main
 
 if __name__ == "__main__":
-    sys.exit(job(__doc__, "nano", launch_evaluation))
+    sys.exit(main("evaluate"))

@@ -1,12 +1,8 @@
-"""Search settings of a run with Ray Tune, and register the best trial's adapter. Run it again to go on.
-
-python jobs/search.py --recipe nano_sweep --set trials=16 --set 'steps=[4]'
-"""
+"""What `ray job submit` runs: `raystill search` (its options: python jobs/search.py --help)."""
 
 import sys
 
-from raystill.job import job
-from raystill.search.launch import launch_search
+from raystill.cli.jobs import main
 
 if __name__ == "__main__":
-    sys.exit(job(__doc__, "nano_sweep", launch_search, local=False))
+    sys.exit(main("search"))

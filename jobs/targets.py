@@ -1,12 +1,8 @@
-"""Compute a run's targets with the frozen teacher, and nothing else; a later distillation finds them.
-
-python jobs/targets.py --recipe nano --set targets.estimator.steps=20
-"""
+"""What `ray job submit` runs: `raystill targets` (its options: python jobs/targets.py --help)."""
 
 import sys
 
-from raystill.job import job
-from raystill.run.jobs import launch_targets
+from raystill.cli.jobs import main
 
 if __name__ == "__main__":
-    sys.exit(job(__doc__, "nano", launch_targets))
+    sys.exit(main("targets"))

@@ -148,4 +148,4 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(
 def test_a_recipe_of_another_job_is_refused(typed: Typed) -> None:
     done = typed([*script("compare"), "--recipe", "nano"], ROOT)
     assert done.returncode == 2
-    assert "jobs/compare.py takes a Comparison, such as --recipe methods gives" in done.stderr
+    assert "compare takes a Comparison, such as --recipe methods gives" in done.stderr

@@ -54,7 +54,9 @@ class Store(Protocol):
         ...
 
     def check(self) -> None:
-        """Make sure that the store answers and that its bucket or folder exists."""
+        """Make sure, before any work is done, that the store answers; errors tell a wrong key, a missing bucket and a
+        dead endpoint apart.
+        """
         ...
 
     def join(self, sub: str) -> "Store":

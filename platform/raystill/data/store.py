@@ -4,7 +4,7 @@ from raystill.data.buckets import S3Store
 from raystill.data.local import LocalStore
 from raystill.data.objects import Entry, Store, StoreError
 
-__all__ = ["Entry", "Store", "StoreError", "check", "create_bucket", "open_store"]
+__all__ = ["Entry", "Store", "StoreError", "create_bucket", "open_store"]
 
 
 def open_store(uri: str) -> S3Store | LocalStore:
@@ -13,13 +13,6 @@ def open_store(uri: str) -> S3Store | LocalStore:
     if not uri or (mark and scheme not in {"s3", "file"}):
         raise StoreError(f"there is no store {uri!r}; expected s3://bucket/prefix or a local path.")
     return S3Store(uri=uri) if mark and scheme == "s3" else LocalStore(uri=uri)
-
-
-def check(store: Store) -> None:
-    """Make sure that a store answers before any work is done; StoreError tells a wrong key, a missing bucket or
-    folder, and a dead endpoint apart.
-    """
-    store.check()
 
 
 def create_bucket(uri: str) -> None:

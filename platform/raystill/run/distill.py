@@ -14,7 +14,7 @@ from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
 from raystill.data.derive import Index, Source
-from raystill.data.store import Store, check, open_store
+from raystill.data.store import Store, open_store
 from raystill.evaluation.alexnet import find_checkpoint
 from raystill.launch.launcher import Launcher, MakeRecorder
 from raystill.methods.method import STUDENT
@@ -77,9 +77,9 @@ class Distilled:
 def check_inputs(run: Run) -> None:
     """Refuse, with UserError and before a worker starts, stores, shards and a feature network that cannot be used."""
     find_checkpoint()  # of AlexNet, the only network there is for evaluation.features
-    check(open_store(run.work))
+    open_store(run.work).check()
     if run.artifacts is not None and run.artifacts.startswith("s3://"):  # MLflow itself knows other places, too
-        check(open_store(run.artifacts))
+        open_store(run.artifacts).check()
     Source.of(open_store(run.shards))
 
 

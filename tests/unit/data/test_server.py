@@ -20,7 +20,7 @@ from raystill.config.errors import UserError
 from raystill.data import server as server_module
 from raystill.data.ports import GRPC_OFFSET
 from raystill.data.server import ObjectStoreServer, ServerError, running
-from raystill.data.store import check, create_bucket, open_store
+from raystill.data.store import create_bucket, open_store
 
 
 def _secret(server: ObjectStoreServer) -> str:
@@ -119,7 +119,7 @@ def test_another_process_finds_a_running_server_and_only_that(tmp_path: Path, mo
         environment = {**os.environ, "PYTHONPATH": str(Path(server_module.__file__).parents[2])}
         subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=True, timeout=120)
         _set(monkeypatch, server)
-        check(open_store("s3://theirs"))
+        open_store("s3://theirs").check()
         note = (tmp_path / "server.json").read_text()
         assert _secret(server) not in note
     assert running(tmp_path) is None

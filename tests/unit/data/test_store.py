@@ -15,7 +15,7 @@ from raystill.config.errors import UserError
 from raystill.data.local import translated
 from raystill.data.s3 import translated as s3_translated
 from raystill.data.server import ObjectStoreServer
-from raystill.data.store import Store, StoreError, check, create_bucket, open_store
+from raystill.data.store import Store, StoreError, create_bucket, open_store
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -96,7 +96,7 @@ def test_large_bodies_come_back_whole(bucket: str) -> None:
 
 def test_a_missing_bucket_says_how_to_create_it(s3: dict[str, str]) -> None:
     store = open_store("s3://nobody-made-this/prefix")
-    for operation in (lambda: check(store), store.list, lambda: store.read("a"), lambda: store.write("a", b"")):
+    for operation in (store.check, store.list, lambda: store.read("a"), lambda: store.write("a", b"")):
         with pytest.raises(StoreError, match=r"no bucket 'nobody-made-this'.*create_bucket\('s3://nobody-made-this'\)"):
             operation()
 
@@ -104,7 +104,7 @@ def test_a_missing_bucket_says_how_to_create_it(s3: dict[str, str]) -> None:
 def test_creating_a_bucket_twice_is_no_error(bucket: str) -> None:
     create_bucket(bucket)
     create_bucket(f"{bucket}/some/prefix")
-    check(open_store(bucket))
+    open_store(bucket).check()
 
 
 def test_a_wrong_secret_and_a_wrong_key_are_told_apart(
@@ -117,27 +117,27 @@ def test_a_wrong_secret_and_a_wrong_key_are_told_apart(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", found["default"]["aws_access_key_id"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
     with pytest.raises(StoreError, match="secret key does not belong to this access key") as failure:
-        check(store)
+        store.check()
     assert "not-the-secret" not in str(failure.value)
     with pytest.raises(StoreError, match=r"refused \(403\).*AWS_ACCESS_KEY_ID"):
         store.read("a")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "NOBODY")
     with pytest.raises(StoreError, match="does not know this access key"):
-        check(store)
+        store.check()
 
 
 def test_no_credentials_and_no_server_are_told_apart(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(bucket)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(StoreError, match=r"no answer from http://127\.0\.0\.1:1 .*AWS_ENDPOINT_URL"):
-        check(store)
+        store.check()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:1")
     with pytest.raises(StoreError, match=r"Invalid endpoint"):
-        check(store)
+        store.check()
     monkeypatch.delenv("AWS_SHARED_CREDENTIALS_FILE")
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     with pytest.raises(StoreError, match="no S3 credentials were found"):
-        check(store)
+        store.check()
 
 
 def test_a_key_that_may_not_write_is_told_so(bucket: str) -> None:
@@ -210,6 +210,6 @@ def test_a_full_disk_is_named() -> None:
 
 def test_a_missing_folder_is_found_by_check(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="there is no such folder"):
-        check(open_store(f"{tmp_path}/missing"))
+        open_store(f"{tmp_path}/missing").check()
     create_bucket(f"{tmp_path}/made")
-    check(open_store(f"file://{tmp_path}/made"))
+    open_store(f"file://{tmp_path}/made").check()

@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from raystill.job import job
 from raystill.launch.command import guarded
-from raystill.run.pretrain import Pretraining
-from raystill.run.settings import Run
 
 
 @pytest.fixture(autouse=True)
@@ -69,27 +66,3 @@ def test_a_full_disk_under_weights_is_named_too(capsys: pytest.CaptureFixture[st
 def test_other_errors_of_the_system_are_not_hidden() -> None:
     with pytest.raises(PermissionError):
         guarded(lambda: full(errno.EACCES))
-
-
-def distil(run: Run, *, local: bool = False) -> str:
-    return f"{run.name}, local {local}"
-
-
-def pretrain(run: Pretraining) -> str:
-    return run.name
-
-
-def test_a_job_takes_its_own_kind_of_recipe_only(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["jobs/distill.py", "--local"])
-    assert job(None, "nano", distil) == 0
-    assert capsys.readouterr().out == "nano, local True\n"
-    monkeypatch.setattr(sys, "argv", ["jobs/distill.py", "--recipe", "nano:teacher", "--show"])
-    assert job(None, "nano", distil) == 2
-    assert "gives a Pretraining, for jobs/pretrain.py; jobs/demo.py, distill.py" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["jobs/pretrain.py", "--recipe", "nano"])
-    assert job(None, "nano:teacher", pretrain, local=False) == 2
-    said = capsys.readouterr().err
-    assert "recipe 'nano' gives a Run, for jobs/demo.py, distill.py" in said
-    assert "jobs/pretrain.py takes a Pretraining, such as --recipe nano:teacher gives" in said

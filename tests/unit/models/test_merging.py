@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from raystill import cli
+from raystill.cli.main import main
 from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
 from raystill.models import artifact
@@ -89,7 +89,7 @@ def test_a_delta_goes_onto_another_fine_tune_of_the_base(
     line = ["raystill", "merge", str(directory), "--onto", str(tmp_path / "other"), "--out", str(tmp_path / "merged")]
     monkeypatch.setattr(sys, "argv", line)
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     assert not ended.value.code
     said = capsys.readouterr().out
     assert "another pipeline than its base" in said

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raystill import cli
+from raystill.cli.main import main
 from raystill.config.digest import digest
 from raystill.config.overrides import override
 from raystill.data.derive import Shard as Derived
@@ -138,7 +138,9 @@ def test_the_command_lists_and_writes_only_where_asked(
     monkeypatch.chdir(tmp_path)
     for flags, notes in ((["--dry-run", "--json"], 0), ([], 1)):
         monkeypatch.setattr(sys, "argv", ["raystill", "migrate", work.uri, "--adapters", str(tmp_path), *flags])
-        cli._main()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
         shown = capsys.readouterr().out
         assert "targets/7e750feeb72ed45e" in shown
         assert len([entry for entry in work.list() if entry.key.endswith(ADOPTED)]) == notes

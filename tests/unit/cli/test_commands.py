@@ -14,7 +14,7 @@ from tests.cluster.nodes import free_port
 from tests.workplace import cli as cli_line
 from tests.workplace import environment
 
-from raystill import cli
+from raystill.cli.main import main
 from raystill.data.ports import answers
 from raystill.data.server import running
 from raystill.data.store import create_bucket
@@ -43,7 +43,7 @@ def test_arguments_that_cannot_be_say_what_to_write(
         (tmp_path / ".raystill" / "mlflow.db").touch()
     monkeypatch.setattr(sys, "argv", ["raystill", *line.split()])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
 

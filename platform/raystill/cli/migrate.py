@@ -1,0 +1,52 @@
+"""The command that lists what earlier versions left."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from raystill.cli.registry import stored
+
+MIGRATE = """
+List what a work prefix, a folder of adapters and the registry hold, and what becomes of each in this version:
+found as it is, used by which runs, gone on with, computed anew, or not understood (and left alone).
+
+  raystill migrate s3://raystill/work --dry-run     the demo's, in the embedded store
+  raystill migrate s3://raystill/work               the same, and notes old targets at their addresses of today, so
+                                                    that runs find them whatever batch sizes and limits they have
+
+Nothing is deleted or moved, and no file is unpickled. Runs find old targets of the very same settings by themselves.
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the command to those of `raystill`."""
+    parser = commands.add_parser(
+        "migrate",
+        help="list what earlier versions left, and what becomes of it",
+        description=MIGRATE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("work", nargs="?", help="a recipe's `work`: s3://BUCKET/PREFIX or a folder")
+    parser.add_argument("--adapters", type=Path, help="a folder of adapters (default: that of runs typed here)")
+    parser.add_argument("--dry-run", action="store_true", help="list only; without it, old targets are noted, too")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.set_defaults(run=_migrate)
+
+
+def _migrate(arguments: argparse.Namespace) -> None:
+    from raystill.data.store import open_store
+    from raystill.launch.services import DIRECTORY
+    from raystill.run.migrate import Held, as_json, held, held_adapters, table
+    from raystill.tracking import listing
+    from raystill.tracking.runs import tracking_uri
+
+    rows = list(held_adapters(arguments.adapters or DIRECTORY / "adapters"))
+    if "MLFLOW_TRACKING_URI" in os.environ or (DIRECTORY / "mlflow.db").exists():
+        rows += [Held(*row) for row in listing.held(tracking_uri(DIRECTORY))]
+    if arguments.work is not None:
+        with stored(DIRECTORY):
+            work = open_store(arguments.work)
+            work.check()
+            rows += held(work, write=not arguments.dry_run)
+    print(as_json(rows) if arguments.json else table(rows) if rows else "there is nothing: name a work prefix")
