@@ -131,9 +131,10 @@ def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -
     """Measure every run that the results lack, and add and write each as it is done; return how many runs they were."""
     missing = missing_of(study, results)
     check_revision(study.base, study.results, results)
-    if not _has_teacher(study, results):  # its figures come with the runs, all missing then
+    if not _has_teacher(study, results):  # figures come with the runs
         known = {name: value for name, value in results.get("teacher", {}).items() if name != EARLIER}
         results["teacher"] = {**known, "of": study.teacher_key, **_probe_teacher(study, launcher)}
+        write_results(study.results, results)
     _share(study, [one.run for one in missing.values()], launcher)
     todo = list(by_training(missing).values())
     done = launcher.each(partial(_measure_all, study), todo)
