@@ -61,7 +61,7 @@ def launch_comparison(comparison: Comparison) -> str:
                 draw_comparison(comparison, shown, results, by_teacher, launcher).save(picture)
             measure_missing(entering(comparison, study), results, launcher)
         finally:  # a stopped comparison has a page, too
-            if "figures" in results.get("teacher", {}):
+            if {"figures", "floor"} <= set(results.get("teacher", {})):
                 for question in study.questions:
                     chart(comparison, study, question, results).savefig(chart_path(comparison, question), dpi=110)
                 path.write_text(report(comparison, study, results))
@@ -100,7 +100,7 @@ def _prepare(comparison: Comparison, results: dict[str, Any], launcher: Launcher
     if not runs:
         raise UserError("every trial of every entrant failed; see what they say in the results")
     _time(comparison, runs, results, launcher)
-    return {label: tuned[label] for label in runs}
+    return {label: tuned[label] for label in results["costs"]}
 
 
 def _time(comparison: Comparison, runs: Mapping[str, Run], results: dict[str, Any], launcher: Launcher) -> None:
@@ -113,16 +113,16 @@ def _time(comparison: Comparison, runs: Mapping[str, Run], results: dict[str, An
         label: fingerprint([run.task, run.targets, run.targets.batch_size, run.training.checkpointing, threads, rounds])
         for label, run in runs.items()
     }
-    costs = results.get("costs", {})
-    if comparison.only and set(runs) <= set(costs):
-        return  # other costs would be other budgets, of which the rows that stay know nothing
-    stored = {label: cost for label, cost in costs.items() if EARLIER not in cost}
-    known = comparable(stored, of, rounds, machine())
+    known = costs = results.get("costs", {})
+    if not comparison.only:  # else other costs would be other budgets, of which the rows that stay know nothing
+        known = comparable({n: cost for n, cost in costs.items() if EARLIER not in cost}, of, rounds, machine())
+    measured = {entrant.label for entrant in comparison.entering}
     there = results["costs"] = {
         label: {"of": of[label], "machine": machine(), "rounds": [], **known.get(label, {}), "targets": counts[label]}
         for label in runs
+        if label in known or label in measured
     }
-    todo = [(label, i) for i in range(rounds) for label in runs if i >= len(there[label]["rounds"])]
+    todo = [(label, i) for i in range(rounds) for label, cost in there.items() if i >= len(cost["rounds"])]
     for label, i in tqdm(todo, "costs", unit="training"):
         every = [*there[label]["rounds"], asdict(timed(runs[label], threads, i / rounds))]
         there[label] |= {"rounds": every, **asdict(mean([Cost(**one) for one in every]))}
@@ -205,7 +205,7 @@ def draw_comparison(
     labels = [f"teacher {settings.reference_steps}"]
     for variant in next(q for q in study.questions if q.title == UPDATES).variants:
         key, run = study.run_of(variant, comparison.seeds[0])
-        if "failed" in results["runs"][key]:
+        if "failed" in results["runs"].get(key, {"failed": "not measured"}):
             continue
         targets, index = compute_targets(run, launcher)
         checkpoints = train_student(run, targets, index, local, None)  # nothing, where its checkpoints are still there

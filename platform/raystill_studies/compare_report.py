@@ -72,7 +72,8 @@ def chart(comparison: Comparison, study: Study, question: Question, results: Map
         solvers = [results["solvers"][label]["figures"] for label in comparison.references()]
         if drawn := [figures[n]["frechet"] for figures in solvers if n in figures]:
             axes.axvline(min(drawn), color=colour, linestyle=":")
-    axes.set(xscale="log", xlabel=f"Frechet distance above its floor, {question.title}")
+    axes.set_xscale("symlog", linthresh=1.0)  # as near the floor as 0, or below it
+    axes.set(xlabel=f"Frechet distance above its floor, {question.title}")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(ScalarFormatter())
     axes.set_yticks(range(len(labels)), labels)
@@ -88,8 +89,9 @@ def _distances(found: Measured, n: str) -> list[float]:
 
 def _left_out(comparison: Comparison, results: Mapping[str, Any]) -> str:
     """Lines that name the entrants that are left out because their trials failed."""
-    tuned = {entrant.label: results["tuned"][entrant.label] for entrant in comparison.entrants}
-    return "\n".join(f"- {label} is left out: {one['failed']}" for label, one in tuned.items() if "failed" in one)
+    labels = [entrant.label for entrant in comparison.entrants]
+    failed = {n: one["failed"] for n, one in results["tuned"].items() if n in labels and "failed" in one}
+    return "\n".join(f"- {label} is left out: {why}" for label, why in failed.items())
 
 
 def _head(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> str:
@@ -206,7 +208,7 @@ def _ranks(comparison: Comparison, study: Study, question: Question, results: Ma
         others = [label for label in order if label != first]
         if first not in values or not others:
             continue
-        ratios = [one / other for one, other in zip(values[first], values[others[0]], strict=True)]
+        ratios = [one / other for one, other in zip(values[first], values[others[0]], strict=True) if other > 0]
         lines.append(
             f"- {n} step{'s' * (n != '1')}: {first} is number {order.index(first) + 1} of {len(order)}; its distance "
             f"over that of {others[0]}, the best other one, is {spread(ratios)}."
@@ -218,6 +220,8 @@ def _tuning(comparison: Comparison, results: Mapping[str, Any]) -> str:
     """The section on tuning: what was tried of each entrant, and the settings that were taken."""
     rows = []
     for entrant in comparison.entrants:
+        if entrant.label not in results["tuned"]:  # of a comparison of some of them
+            continue
         found, steps = results["tuned"][entrant.label], comparison.search(entrant).steps
         searched = ", ".join(f"{_short(domain.path)} {_domain(domain)}" for domain in entrant.space)
         if "failed" in found:

@@ -68,7 +68,8 @@ class Comparison:
         "DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
     ))  # fmt: skip
     probe: Probe = introduced_group(Probe)
-    # labels of the entrants that are measured, all where it is empty; the others keep the rows and costs that they have
+    # labels of the entrants that are measured, all where it is empty; the others keep the rows that they have, and all
+    # keep the costs that they have, from which the second budget follows
     only: Knob[tuple[str, ...]] = ()
     text: Knob[str] = ""  # text of the report: what it says, written by people who have seen it
     output: Knob[str] = "docs/results"  # directory of NAME.json with every measurement, NAME.md and a picture

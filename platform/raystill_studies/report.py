@@ -176,12 +176,17 @@ def _pairs(rows: Sequence[tuple[Variant, Measured]], names: Sequence[str]) -> st
     for variant, found in others:
         pairs = [(found[seed]["student"], base[seed]["student"]) for seed in found if seed in base]
         cells = [
-            spread([one[n][name] / other[n][name] for one, other in pairs if n in one and n in other])
+            spread([one[n][name] / other[n][name] for one, other in pairs if n in one and _positive(other, n, name)])
             for name in names
             for n in STEPS
         ]
         lines.append([variant.label, *cells])
     return markdown(head, lines)
+
+
+def _positive(figures: Mapping[str, Any], n: str, name: str) -> bool:
+    """Whether a figure at a number of steps is there and can be divided by: above its floor a distance may not be."""
+    return n in figures and figures[n][name] > 0
 
 
 def _probes(rows: Sequence[tuple[Variant, Measured]], teacher: Mapping[str, Any]) -> str:

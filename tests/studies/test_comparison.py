@@ -156,6 +156,29 @@ def test_only_some_entrants_are_measured() -> None:
         replace(SHIPPED, only=("rayflow",)).check()
 
 
+def test_a_comparison_of_some_has_no_rows_of_others() -> None:
+    """As its page is where `only` named them before anything else was measured."""
+    labels = ("RayFlow", "LCM")
+    comparison = replace(SHIPPED, entrants=tuple(map(by_label, (*labels, "PeRFlow"))), only=labels, name="some")
+    study, results = results_of(replace(comparison, entrants=tuple(map(by_label, labels))), dict.fromkeys(labels, 80.0))
+    text = report(comparison, study, results)
+    assert "| LCM | optimizer.learning_rate" in text
+    assert "PeRFlow" not in text.partition(comparison.text)[2]
+
+
+def test_distances_at_their_floor_have_no_ratios_and_a_place_in_the_chart() -> None:
+    labels = ("RayFlow", "LCM")
+    comparison = replace(SHIPPED, entrants=tuple(map(by_label, labels)), name="floored")
+    study, results = results_of(comparison, dict.fromkeys(labels, 80.0))
+    for one in results["runs"].values():
+        for figures in one["student"].values():
+            figures["frechet"] = 9.0  # 1 below the floor
+    assert "its distance over that of LCM, the best other one, is -." in report(comparison, study, results)
+    figure: Any = chart(comparison, study, study.questions[0], results)
+    low, high = figure.axes[0].get_xlim()
+    assert low < -1 < high
+
+
 def test_methods_that_share_a_file_are_cited_one_by_one() -> None:
     labels = ("Reflow", "InstaFlow", "rf++")
     comparison = replace(SHIPPED, entrants=tuple(map(by_label, labels)))

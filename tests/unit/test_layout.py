@@ -8,12 +8,12 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "platform" / "raystill"
-MODULES = sorted(PACKAGE.rglob("*.py"))
+PACKAGES = [ROOT / "platform" / name for name in ("raystill", "raystill_studies")]
+MODULES = sorted(module for package in PACKAGES for module in package.rglob("*.py"))
 
 
 def test_there_is_something_to_guard() -> None:
-    assert PACKAGE / "__init__.py" in MODULES
+    assert all(package / "__init__.py" in MODULES and (package / "py.typed").is_file() for package in PACKAGES)
 
 
 def test_pythons_own_platform_module_is_the_one_imported() -> None:
@@ -58,5 +58,5 @@ def test_jobs_are_thin() -> None:
 
 
 def test_no_module_is_a_drawer_for_anything() -> None:
-    names = {part for module in MODULES for part in module.relative_to(PACKAGE).with_suffix("").parts}
+    names = {part for module in MODULES for part in module.relative_to(ROOT / "platform").with_suffix("").parts}
     assert names.isdisjoint({"utils", "util", "common", "helpers", "core", "misc"})

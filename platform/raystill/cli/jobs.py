@@ -130,7 +130,7 @@ def act(name: str, typed: argparse.Namespace) -> None:
     from raystill.recipes.resolve import resolve
 
     job, found = JOBS[name], resolve(typed.recipe)
-    _check_kind(name, typed.recipe, type(found).__name__)
+    _check_kind(name, typed.recipe, type(found))
     run = override(found, parse_assignments(typed.set))
     if typed.show:
         print(shown(run))
@@ -146,9 +146,10 @@ def _imported(action: str) -> Callable[..., object]:
     return found
 
 
-def _check_kind(name: str, recipe: str, kind: str) -> None:
+def _check_kind(name: str, recipe: str, found: type) -> None:
     """Refuse, with UserError, a recipe for another job."""
-    if kind != JOBS[name].takes:
+    kind = found.__name__
+    if JOBS[name].takes not in {base.__name__ for base in found.__mro__}:
         jobs = ", ".join(other for other, job in JOBS.items() if job.takes == kind)
         raise UserError(
             f"recipe {recipe!r} gives a {kind}{f', for {jobs}' if jobs else ''}; {name} takes a {JOBS[name].takes}, "

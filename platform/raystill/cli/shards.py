@@ -8,13 +8,18 @@ from typing import Any
 from raystill.launch.command import guarded
 
 HELP = "build WebDataset shards from a folder of pictures, or from emoji sets"
+TEXT = f"""{HELP[0].upper()}{HELP[1:]}.
+
+raystill shards folder PICTURES --out s3://bucket/prefix
+raystill shards emoji --out FOLDER"""
 STYLES = ("noto", "twemoji", "openmoji", "fluent-flat", "fluent-modern", "fluent-3d")  # as `data.emoji.SETS` has them
 STOPPED = "Delete the shards written so far, which are not all, and start again:"
 
 
 def add(commands: Any) -> None:
     """Add the command to those of `raystill`."""
-    parser = commands.add_parser("shards", help=HELP, description=f"{HELP[0].upper()}{HELP[1:]}.")
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser("shards", help=HELP, description=TEXT, formatter_class=layout)
     add_options(parser)
     parser.set_defaults(run=build, stopped=STOPPED)
 
@@ -56,6 +61,6 @@ def build(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Entry point of `jobs/shards.py`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=TEXT, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     sys.exit(guarded(lambda: build(parser.parse_args()), STOPPED))

@@ -15,7 +15,8 @@ SHIPPED = ("raystill.recipes", "raystill_studies.recipes")  # packages; the seco
 
 
 def resolve(recipe: str) -> Any:
-    """Call the recipe `NAME[:FUNCTION]` of this package, or `FILE.py[:FUNCTION]`; FUNCTION is `run` unless named.
+    """Call the recipe `NAME[:FUNCTION]` of a package of `SHIPPED`, or `FILE.py[:FUNCTION]`; FUNCTION is `run` unless
+    named.
     `METHOD_nano` is short for `nano_methods:METHOD_nano`.
     """
     place, _, function = recipe.partition(":")

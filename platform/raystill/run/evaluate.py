@@ -120,8 +120,8 @@ def _picture(run: Run, teacher: list[Row], student: list[Row]) -> Image:
 
 def floor_of(run: Run, launcher: Launcher) -> float:
     """The floor of the Frechet distances: the distance between two sets of the teacher's own samples at its reference
-    steps, from the evaluation's starts and from those of the next seed, of the same captions. A distance is biased
-    upwards by the number of pictures (arXiv:1706.08500); the floor is what a perfect student would have.
+    steps, from the evaluation's starts and from those of the next seed, of the same captions. It is the bias that a
+    distance has at this number of pictures (arXiv:1706.08500), as two sets of one law show it.
     """
     evaluation = run.evaluation
     other = replace(run, evaluation=replace(evaluation, seed=evaluation.seed + 1))

@@ -39,6 +39,7 @@ from raystill.tracking.runs import TrackedRun, Tracking
 from raystill.training.task import last_step
 
 log = logging.getLogger(__name__)
+FORMAT = 2  # raised whenever modules move that Ray Tune's own files name, which it reads when a sweep goes on
 METRIC = "quality"  # mean log Frechet distance over the step counts that are searched for; smaller is better
 
 
@@ -118,8 +119,8 @@ def last_line(error: object) -> str:
 
 
 def state_of(search: Search) -> Path:
-    """The directory where Ray Tune keeps what it knows of a sweep's trials."""
-    of = fingerprint([search, search.base.work, inputs_of(search.base)])
+    """The directory where Ray Tune keeps what it knows of a sweep's trials; another one where `FORMAT` is another."""
+    of = fingerprint([FORMAT, search, search.base.work, inputs_of(search.base)])
     return (DIRECTORY / "sweeps" / f"{search.name}-{of}").resolve()
 
 

@@ -8,7 +8,7 @@ SUMMARY = """## What held, and what did not
   teacher's own (4.5 times the distance of a student with them), and two steps twice as far; with eight steps there is
   no difference left.
 - **A variance coefficient above 0 does not help.** Up to 0.1 it changes nothing that can be told from 0; beyond, one
-  and two steps lose (1.07 and 1.04 times at 0.2, 2.0 and 1.5 times at 1), and four and eight lose from 0.3 and 0.5 on.
+  and two steps lose (1.07 and 1.04 times at 0.2, 2.0 and 1.5 times at 1), four lose from 0.2 on and eight from 0.3.
   The paper's optimum is not seen here.
 - **The Time Sampler does what it promises for the gradient, and a little for the pictures.** Every learned law is
   within 1.2 of the best law of time alone and costs 0.2 to 1.5 % of a step; that best law has 0.55 of the second moment
@@ -17,8 +17,8 @@ SUMMARY = """## What held, and what did not
 - **Where the sampler will ask matters more than noise.** The law of the sampler's own times is 15, 10, 9 and 9 % nearer
   than uniform times at 1, 2, 4 and 8 steps. A learned law over it adds nothing that can be told from a seed's spread.
 - **Trajectories overlap less**: the error of x_0 along the path is a ninth of that with independent targets. Students
-  are about as stable as the teacher at 4 and 8 steps (Lipschitz estimates of 1.6 and 1.7, the teacher's 1.2 and 1.6) and as
-  diverse; a one-step student without instance targets only looks stable (0.2), because it draws the mean.
+  are about as stable as the teacher at 4 and 8 steps (Lipschitz estimates of 1.6 and 1.7, the teacher's 1.2 and 1.6)
+  and as diverse; a one-step student without instance targets only looks stable (0.2), because it draws the mean.
 
 **Defaults.** Loss on data with pseudo-Huber, the learned law (`GridTimes`) over the sampler's own times, generated
 targets, sigma 0. The jump stays the ODE's, which stock schedulers can do; `--set sampling.jump=anchored` is nearer to
@@ -54,8 +54,8 @@ distance, not the agreement. Default: the ODE jump, with which an adapter of sig
 
 LOSSES = """The loss on data with pseudo-Huber is 1 to 3 % nearer than squared velocity and agrees better, more with
 every step (LPIPS 0.97 to 0.91). Squared data is nearest of all at 4 and 8 steps (0.97) and agrees less there (1.08 and
-1.16). Weightings that stress the clean end (SNR, min-SNR, the noise as target) lose 13 to 38 %: a student of few steps
-has most to learn at the noisy one. Default: data, pseudo-Huber."""
+1.16). Weightings that stress the clean end (SNR, min-SNR, the noise as target) lose 7 to 35 %: a student of few steps
+has most to learn at the noisy one. Default: data, pseudo-Huber, the nearest of all at one and two steps."""
 
 BEST = """Loss and law together have what the loss has alone (0.97, 0.98, 0.99, 0.99 at 1, 2, 4, 8 steps): beside the
 sampler's own times a learned law adds nothing. The anchored jump brings 4 and 8 steps nearer to real pictures (0.93 and

@@ -24,7 +24,7 @@ Half of the samples, chosen by key, are trained on and drawn without their capti
 one picture, for which the teacher needs one step where it is not guided ([nano.md](nano.md)), so that captions alone
 leave a distillation little to do, and samples without captions leave guidance nothing to do.
 
-RayFlow's loss and law of times are those that a study of 48 variants chose on the same teacher
+RayFlow's loss and law of times are those that a study of 43 variants chose on the same teacher
 ([rayflow.md](rayflow.md)), without captions and partly on the same pictures: it has had more tuning than the
 trials below. "RayFlow, plain" is without: uniform times and a squared loss on the velocity. It has no part in the
 places.
@@ -38,7 +38,7 @@ features of DINOv2 (ADD), an adversary's encoder of its own (DMD2). CTM has a sh
 average than published. Lightning's and Hyper-SD's students are one for each number of steps: "Lightning to 1 step" is
 measured at all of them, as the others are, and chosen at its own. Immiscible noise is a part of other methods, and is
 in [the study](methods_study.md). Costs are means of two rounds, which differ by up to a fifth, DMD2's by 23 % and
-Rectified Diffusion's by 30: the three rows of RayFlow, whose steps are nearly the same, have from 305 to 347 updates
+Rectified Diffusion's by 30: the two rows of RayFlow, whose steps are nearly the same, have 305 and 327 updates
 in the second budget.
 
 {findings.SUMMARY}"""

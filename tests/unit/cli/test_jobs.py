@@ -1,5 +1,6 @@
 """The commands that take a recipe, and the scripts of `jobs/`: what they print without running anything."""
 
+import argparse
 import runpy
 import subprocess
 import sys
@@ -30,7 +31,8 @@ pretrain --recipe=nano:teacher --set=[] --local=False --show=False
 pull model --to=None
 sample caption --model=models:/nano-rayflow@champion --steps=None --force=False --count=4 --seed=0 --base=None --out=grid.png
 search --recipe=nano_sweep --set=[] --show=False
-shards kind
+shards emoji --sets=['noto'] --size=64 --with-style=None --out=None --per-shard=256 --seed=0
+shards folder folder --size=None --allow-empty-caption=False --max-bad-fraction=0.05 --out=None --per-shard=256 --seed=0
 study --recipe=rayflow_study --set=[] --local=False --show=False
 submit --address=None --runtime-env=cluster/runtime_env.yaml --no-wait=False line
 targets --recipe=nano --set=[] --local=False --show=False
@@ -47,13 +49,16 @@ def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 
 def test_the_options_of_every_command_are_those_that_people_have_written_down() -> None:
-    (commands,) = (action for action in parser()._actions if action.choices is not None)
-    lines = []
-    for name, command in sorted(dict(commands.choices or {}).items()):
-        options = [action for action in command._actions if action.dest != "help"]
-        shown = [f"{a.option_strings[0]}={a.default}" if a.option_strings else a.dest for a in options]
-        lines.append(" ".join([name, *shown]))
-    assert "\n".join(lines) == COMMANDS.strip()
+    assert "\n".join(lines_of(parser(), "")) == COMMANDS.strip()
+
+
+def lines_of(command: argparse.ArgumentParser, name: str) -> list[str]:
+    """A line for each command below one, or for itself where it has none."""
+    options = [action for action in command._actions if action.dest != "help"]
+    for below in (dict(a.choices) for a in options if isinstance(a, argparse._SubParsersAction)):
+        return [line for word, one in sorted(below.items()) for line in lines_of(one, f"{name} {word}".strip())]
+    shown = [f"{a.option_strings[0]}={a.default}" if a.option_strings else a.dest for a in options]
+    return [" ".join([name, *shown])]
 
 
 def test_every_job_has_a_script_and_every_script_a_job() -> None:
@@ -117,3 +122,18 @@ def test_help_imports_nothing_heavy() -> None:
         done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("usage: ")
+
+
+def test_a_recipe_of_a_class_of_one_s_own_is_taken_for_what_it_extends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass, fields\nfrom raystill.recipes import nano\n"
+        "from raystill.run.settings import Run\n\n"
+        "@dataclass(frozen=True, slots=True, kw_only=True)\nclass Mine(Run):\n    pass\n\n"
+        "def run():\n    made = nano.run()\n    return Mine(**{f.name: getattr(made, f.name) for f in fields(made)})\n"
+    )
+    assert typed(monkeypatch, "distill", "--recipe", f"{tmp_path}/mine.py", "--show") == 0
+    assert "# fingerprint " in capsys.readouterr().out
+    assert typed(monkeypatch, "search", "--recipe", f"{tmp_path}/mine.py", "--show") == 2
+    assert "gives a Mine; search takes a Search" in capsys.readouterr().err

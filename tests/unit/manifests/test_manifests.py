@@ -154,4 +154,5 @@ def test_the_secrets_and_places_that_pods_read_are_in_the_example() -> None:
 def test_a_submitted_job_takes_no_secret_along() -> None:
     environment = yaml.safe_load((FOLDER / "runtime_env.yaml").read_text())
     assert not [name for name in environment["env_vars"] if "SECRET" in name or "TOKEN" in name or "KEY" in name]
-    assert (ROOT / environment["py_modules"][0]).is_dir()
+    modules = {ROOT / module for module in environment["py_modules"]}
+    assert modules == {path.parent for path in (ROOT / "platform").glob("*/__init__.py")}
