@@ -18,7 +18,7 @@ from raystill.search.space import Choice, Range
 from raystill_studies.comparison import SECONDS, UPDATES, Comparison
 from raystill_studies.floor import above_floor
 from raystill_studies.report import STEPS, Measured, commits_of, earlier, floor_line, measured, spread, teacher_table
-from raystill_studies.study import Question, Study
+from raystill_studies.study import EARLIER, Question, Study
 
 QUALITY = ("frechet", "kernel", "lpips_teacher")
 CHARTS = {UPDATES: "updates", SECONDS: "seconds"}  # title of a budget -> its name in the files of charts
@@ -29,8 +29,7 @@ def report(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> 
     """The report of a comparison as Markdown."""
     results = above_floor(results)
     parts = [
-        f"# {comparison.name}", earlier([results["runs"][key] for key in study.runs() if key in results["runs"]]),
-        comparison.text, _head(comparison, study, results),
+        f"# {comparison.name}", _notice(study, results), comparison.text, _head(comparison, study, results),
         _left_out(comparison, results),
     ]  # fmt: skip
     parts += [teacher_table(results["teacher"]), _references(comparison, results)]
@@ -45,6 +44,13 @@ def report(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> 
         parts.append(f"![Captions, and every method at 1 and 4 steps]({picture.name})")
     parts += ["## Tuning", _tuning(comparison, results)]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _notice(study: Study, results: Mapping[str, Any]) -> str:
+    """Lines on runs that earlier code measured; empty where there are none."""
+    notice = earlier([results["runs"][key] for key in study.runs() if key in results["runs"]])
+    marked = "Rows marked * hold such runs; places and ratios between them and others are of two codes."
+    return f"{notice} {marked}" if notice else ""
 
 
 def chart_path(comparison: Comparison, question: Question) -> Path:
@@ -145,6 +151,7 @@ def _tables(comparison: Comparison, study: Study, question: Question, results: M
         paper = ", ".join(f"[{one}](https://arxiv.org/abs/{one})" for one in papers[variant.label].split(", "))
         done = f"{len(found)} of {len(comparison.seeds)}"
         label = variant.label if len(found) == len(comparison.seeds) else f"{variant.label} ({done} seeds)"
+        label += " *" * any(EARLIER in one for one in found.values())
         quality.append([label, paper, *_cells(found, ("frechet",)), *_cells(found, ("kernel",))])
         others.append([label, *_cells(found, ("lpips_teacher",)), *_diverse(found)])
         cost.append([label, *_costs(run, results["costs"][variant.label])])

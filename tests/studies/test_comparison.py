@@ -199,6 +199,12 @@ def test_a_stopped_comparison_has_a_page() -> None:
     assert "7 of 12 runs are measured" in text
     assert "| RayFlow (0 of 3 seeds) | " in text
     assert "| LCM (1 of 3 seeds) | " in text
+    assert "marked *" not in text
+    for one in results["runs"].values():
+        one["earlier"] = "before"
+    text = report(comparison, study, results)
+    assert "**7 of 7 runs were measured by earlier code" in text
+    assert "| LCM (1 of 3 seeds) * | " in text
     assert text.count("RayFlow has no place: its runs were not all measured.") == 1
     assert "- 1 step: RayFlow is number 1 of 2" in text  # in the second budget
     assert "## Pictures" not in text
