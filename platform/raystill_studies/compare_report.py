@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import ScalarFormatter, SymmetricalLogLocator
 
 from raystill.evaluation.tables import markdown
 from raystill.methods.method import STUDENT
@@ -81,8 +81,10 @@ def chart(comparison: Comparison, study: Study, question: Question, results: Map
     axes.set_xscale("symlog", linthresh=1.0)  # as near the floor as 0, or below it
     axes.set(xlabel=f"Frechet distance above its floor, {question.title}")
     axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(SymmetricalLogLocator(base=10, linthresh=1.0, subs=(2, 3, 5)))
     axes.xaxis.set_minor_formatter(ScalarFormatter())
-    axes.set_yticks(range(len(labels)), labels)
+    marks = [" *" * any(EARLIER in one for one in found[label].values()) for label in labels]
+    axes.set_yticks(range(len(labels)), [f"{label}{mark}" for label, mark in zip(labels, marks, strict=True)])
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return figure

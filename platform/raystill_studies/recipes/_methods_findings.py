@@ -2,39 +2,24 @@
 
 SUMMARY = """## What came out
 
-- **At one step RayFlow with its Time Sampler and Rectified Diffusion are first, and cannot be told apart.** RayFlow
-  has 0.99 ± 0.04 of its distance at equal updates and 1.00 ± 0.02 at equal seconds, and agrees best of all with the
-  teacher's own sample from the same start. InstaFlow, which trains one step alone in its second half, is 1 to 3 %
-  behind, rf++ 5 to 9 %, and nothing else comes near.
-- **Its loss and law of times are what does it.** Without them ("plain") its distances are 1.09 times as large at one
-  step and 1.06 from two on, at equal seconds 1.12 and 1.08: those of Reflow, nearly.
-- **From two steps on it does not win.** At equal updates it is level with Rectified Diffusion at two and up to a
-  percent behind CTM, Rectified Diffusion and its phased variant at four, where UniPC without guidance, which needs no
-  training, is as good; at eight the phased variant and CTM are 5 and 3 % ahead. At equal seconds TSCD and Rectified
-  Diffusion are 4 % ahead at two, TSCD 9 % and four others 3 to 5 % at four.
-- **The path is not why**, nor is the number of pairs alone. On the paired path of Rectified Diffusion it is 1 % better
-  at equal updates, within a seed's spread, and no better at equal seconds.
-- **Its learning rate and distance are, in the second budget.** All settings were chosen after 100 updates, and there
-  RayFlow's rate is the highest that was tried first, 3e-3. After 305 updates it has got 3 % better at one step and 3 %
-  worse at four and eight. With 1e-3 and a squared distance, on the same 768 pairs, it is 4 to 5 % better from two
-  steps on, and level with Rectified Diffusion or ahead of it (0.99 ± 0.02, 1.00, 0.99 ± 0.01, 0.98 ± 0.02 at 1, 2, 4,
-  8 steps). This was tried after the comparison and for RayFlow alone: other methods may gain as much by rates of their
-  own.
-- **Uniform times cost it 3 % at one step and 2 % at two**, at otherwise equal settings: its learned law does there
-  what the consistency stage does for Rectified Diffusion ([the study](methods_study.md)).
-- **TSCD's lead at four and eight steps is half explained.** It stays 4 % ahead of RayFlow at that rate, with a spread
-  of 4 %, on 768 pairs, which RayFlow sees 13 times, while TSCD sees new noise in every step. With 3072 pictures
-  RayFlow at that rate (on the paired path) is level with the best of TSCD there, and 5 % ahead at two steps; but their
-  targets take nearly all of the 150 seconds.
-- **LCM drifts.** It is its own target, and every landing is data: its distance is 138 at one step after 100 updates
-  and 160 ± 15 after 242 ([the study](methods_study.md)). SCott, which is built like it, has 126 updates in the second
-  budget, too few to say.
-- **Adversaries need more than these budgets.** DMD2, ADD and Lightning are far behind (DMD2's student has 31 updates
-  in the second one), and ADD gets worse.
+RayFlow's two rows, ADD's, Lightning's and the solvers are of the present code, the rows with a * of earlier code, with
+other starts for the same captions: between the two, read differences of a tenth and more.
 
-No method is as near to real pictures as the teacher's 50 guided steps (87.7). At eight steps the phased variant is
-nearer than the best solver that needs no training (91.3), by about a percent, and at equal seconds TSCD as near (90.3
-± 3.4)."""
+- **RayFlow is first at every number of steps after equal updates**: 0.81 ± 0.03 of Rectified Diffusion's distance at
+  one step, 0.80 ± 0.02 at two, 0.83 ± 0.01 of CTM's at four and 0.90 ± 0.02 of the phased variant's at eight. Its path
+  ends where the teacher's schedule does now; with the former end it was level with Rectified Diffusion at one step.
+- **At equal seconds** it has 0.85 ± 0.03 of Rectified Diffusion's distance at one step; at two to eight steps TSCD and
+  the phased variant are within 13, 5 and 3 % of it, which is less than can be read between two codes.
+- **Its loss and law of times are a part of it.** Without them ("plain") its distances are 1.18, 1.13, 1.11 and 1.09
+  times as large at 1, 2, 4 and 8 steps, at equal seconds 1.12, 1.09, 1.08 and 1.08.
+- **Three times the updates bring it no further** from two steps on (58.3 against 56.7 at two, 50.8 against 47.7 at
+  eight): all settings were chosen after 100 updates, where the highest rate that was tried first, 3e-3, is the best.
+- **A student of four RayFlow steps is nearer than the best solver without training in four calls** (49.8, UniPC without
+  guidance 54.6), one of eight as near (47.7 and 47.6). No method is as near to real pictures as the teacher's 50 guided
+  steps (44.5).
+- **Adversaries need more than these budgets.** With one logit per place ADD and Lightning are where they were: far
+  behind, and ADD gets worse with more updates. Of the rows of earlier code, DMD2's student has 31 updates in the second
+  budget, LCM drifts ([the study](methods_study.md)), and SCott has 126 updates, too few to say."""
 
 PICTURES = """With four times as many pictures students of stored pairs are 4 to 6 % nearer at every number of steps,
 and TSCD is not (1 to 5 % farther, its spread 4). RayFlow is then ahead of it at one and two steps and level at four
