@@ -41,7 +41,7 @@ def test_work_is_where_its_labels_are_and_no_sample_passes_through_the_driver(no
 
 def test_a_run_that_finds_no_room_says_where_it_looked(nodes: Nodes) -> None:
     code = (
-        "from raystill.launch.cluster import ray_session; from raystill.run.settings import *\n"
+        "from raystill.launch.cluster import ray_session; from raystill.launch.settings import Cluster, Share\n"
         "with ray_session(Cluster(workers=2, worker=Share(labels={'role': 'painter'})), {}): pass"
     )
     done = nodes.run(sys.executable, "-c", code)

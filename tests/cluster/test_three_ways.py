@@ -17,7 +17,7 @@ from tests.workplace import ROOT, SMALL, Typed, cli, script
 from raystill.launch.submit import ADDRESSES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
-STEPS = 120
+STEPS = 240
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_job_is_stopped_with_a_checkpoint_and_goes_on_when_it_is_submitted_aga
     words = line(workplace, few)
     number = re.search(r"raysubmit_\w+", submit(nodes, words, "--no-wait"))
     assert number is not None
-    moving = re.compile(r"student.*?\b([1-9]\d*)(\.0)?/120")
+    moving = re.compile(r"student.*?\b([1-9]\d*)(\.0)?/240")
     wait(lambda: moving.search(logs(nodes, number[0])), nodes, number[0])
     nodes.ask(f"/api/jobs/{number[0]}/stop", "POST")  # as `ray job stop` does, which would come too late
     wait(lambda: status(nodes, number[0]) == "STOPPED", nodes, number[0])
