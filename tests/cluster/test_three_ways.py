@@ -160,7 +160,7 @@ def test_a_killed_sweep_goes_on_and_pays_for_its_targets_once(
     number = re.search(r"raysubmit_\w+", submit(nodes, words, "--no-wait"))
     assert number is not None
     home = Path(nodes.environment["RAYSTILL_HOME"])
-    wait(lambda: finished(home), nodes, number[0])
+    wait(lambda: finished(home) and tracked(home), nodes, number[0])
     before = {path: path.read_text() for path in results(home)}
     driver = next(
         p for p in psutil.process_iter(["cmdline"]) if str(workplace / "small_sweep.py") in (p.info["cmdline"] or ())
@@ -194,6 +194,15 @@ def finished(home: Path) -> bool:
     """Whether Ray Tune has noted, of every trial that has reported its last step, that it is finished."""
     noted = "".join(path.read_text() for path in home.glob("sweeps/*/experiment_state-*.json"))
     return 0 < len(results(home)) <= len(re.findall(r"status\W+TERMINATED", noted))
+
+
+def tracked(home: Path) -> bool:
+    """Whether MLflow has ended every trial that has reported its last step; a kill before leaves it RUNNING."""
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("raystill")
+    ended = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'") if experiment else []
+    children = [run for run in ended if "mlflow.parentRunId" in run.data.tags]
+    return len(children) >= len(results(home))
 
 
 def results(home: Path) -> list[Path]:
