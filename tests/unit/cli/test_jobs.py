@@ -29,7 +29,8 @@ migrate work --adapters=None --dry-run=False --json=False
 models name
 pretrain --recipe=nano:teacher --set=[] --local=False --show=False
 pull model --to=None
-sample caption --model=models:/nano-rayflow@champion --steps=None --force=False --count=4 --seed=0 --base=None --out=grid.png
+sample caption --model=models:/nano-rayflow@champion --steps=None --force=False --count=4 \
+--seed=0 --base=None --out=grid.png
 search --recipe=nano_sweep --set=[] --show=False
 shards emoji --sets=['noto'] --size=64 --with-style=None --out=None --per-shard=256 --seed=0
 shards folder folder --size=None --allow-empty-caption=False --max-bad-fraction=0.05 --out=None --per-shard=256 --seed=0
@@ -37,7 +38,7 @@ study --recipe=rayflow_study --set=[] --local=False --show=False
 submit --address=None --runtime-env=cluster/runtime_env.yaml --no-wait=False line
 targets --recipe=nano --set=[] --local=False --show=False
 ui --port=5000
-"""  # noqa: E501
+"""
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
