@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter, SymmetricalLogLocator
 
+from raystill.evaluation.notes import notes_on
 from raystill.evaluation.tables import markdown
 from raystill.methods.method import STUDENT
 from raystill.run.settings import Run
@@ -28,8 +29,9 @@ HEADS = {"frechet": "above floor", "kernel": "kernel", "lpips_teacher": "agreeme
 def report(comparison: Comparison, study: Study, results: Mapping[str, Any]) -> str:
     """The report of a comparison as Markdown."""
     results = above_floor(results)
+    notes, _ = notes_on(comparison.results)
     parts = [
-        f"# {comparison.name}", _notice(study, results), comparison.text, _head(comparison, study, results),
+        f"# {comparison.name}", _notice(study, results), notes, _head(comparison, study, results),
         _left_out(comparison, results),
     ]  # fmt: skip
     parts += [teacher_table(results["teacher"]), _references(comparison, results)]

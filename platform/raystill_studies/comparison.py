@@ -9,6 +9,7 @@ from raystill.config.checks import at_least
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import Knob, introduced, introduced_group
 from raystill.config.overrides import override, setting
+from raystill.launch.services import REPORTS
 from raystill.methods.method import STUDENT
 from raystill.methods.table import Distilling
 from raystill.models.pipeline import check_pipeline
@@ -71,8 +72,8 @@ class Comparison:
     # labels of the entrants that are measured, all where it is empty; the others keep the rows that they have, and all
     # keep the costs that they have, from which the second budget follows
     only: Knob[tuple[str, ...]] = ()
-    text: Knob[str] = ""  # text of the report: what it says, written by people who have seen it
-    output: Knob[str] = "docs/results"  # directory of NAME.json with every measurement, NAME.md and a picture
+    # directory of NAME.json with every measurement, NAME.md with what people write in NAME.notes.md, and pictures
+    output: Knob[str] = REPORTS
 
     @property
     def results(self) -> Path:
@@ -129,7 +130,7 @@ class Comparison:
             name=f"{self.name}-{_word(entrant.label)}", base=replace(run, name=self.name, evaluation=evaluation),
             space=entrant.space, trials=self.trials, first=tuple({**own, **change} for change in self.first),
             random=max(1, len(self.first) - 1),  # those that have ended when the next one is proposed
-            rungs=(), report="", steps=tuple(n for n in searched if n in run.evaluation.student_steps),
+            rungs=(), steps=tuple(n for n in searched if n in run.evaluation.student_steps),
         )  # fmt: skip
 
     def study(self, tuned: Mapping[str, Mapping[str, Any]], steps: Mapping[str, int]) -> Study:

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from raystill.evaluation.notes import notes_on
 from raystill.evaluation.tables import markdown
 from raystill.flow.efficiency import midpoints
 from raystill.flow.importance import LearnedTimes
@@ -53,7 +54,8 @@ def launch_study(study: Study, *, local: bool = False) -> str:
 def report(study: Study, results: Mapping[str, Any]) -> str:
     """The report of a study as Markdown; draws its pictures beside the results."""
     results = above_floor(results)
-    parts = [_head(study, results), teacher_table(results["teacher"])]
+    lead, notes = notes_on(study.results, [question.title for question in study.questions])
+    parts = [_head(study, results, lead), teacher_table(results["teacher"])]
     for number, question in enumerate(study.questions, 1):
         rows = [(variant, measured(study, variant, results)) for variant in question.variants]
         parts += [f"## {number}. {question.title}", question.text, _table(rows)]
@@ -67,7 +69,7 @@ def report(study: Study, results: Mapping[str, Any]) -> str:
             picture = study.results.with_name(f"{study.name}-{number}.png")
             _curve(question, rows).savefig(picture, dpi=110)
             parts.append(f"![{question.title}]({picture.name})")
-        parts.append(question.conclusion)
+        parts.append(notes.get(question.title, ""))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -85,7 +87,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean:.4g}" if len(values) == 1 else f"{mean:.4g} ± {statistics.stdev(values):.2g}"
 
 
-def _head(study: Study, results: Mapping[str, Any]) -> str:
+def _head(study: Study, results: Mapping[str, Any], lead: str) -> str:
     training, run = study.base.training, study.base
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "ray", "deepspeed"))
     planned, runs = study.runs(), results["runs"]
@@ -100,7 +102,7 @@ def _head(study: Study, results: Mapping[str, Any]) -> str:
         f"Means ± standard deviations over seeds; every measurement is in `{study.results.name}`.",
         f"Commits {commits_of(done)}; Python {platform.python_version()}, {versions}.",
     ]
-    return "\n\n".join(filter(None, [f"# {study.name}", earlier(done), study.text, "\n".join(lines)]))
+    return "\n\n".join(filter(None, [f"# {study.name}", earlier(done), lead, "\n".join(lines)]))
 
 
 def floor_line(teacher: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from raystill.data.derive import Source, place
 from raystill.data.store import Store, open_store
 from raystill.engine.protocol import NonFiniteError
 from raystill.launch.launcher import Launcher, LocalLauncher
-from raystill.launch.services import DIRECTORY
+from raystill.launch.services import DIRECTORY, REPORTS
 from raystill.methods.rayflow import RayFlow
 from raystill.models.pipeline import teacher_facts
 from raystill.models.revision import is_of, revision
@@ -58,7 +58,6 @@ class Question:
 
     title: Knob[str]
     text: Knob[str] = ""
-    conclusion: Knob[str] = ""  # what its figures say, written by people who have seen them
     # whether stability, diversity and the error of x_0 along the path are also measured, beside the teacher's
     probes: bool = introduced(False)
     # whether it is also measured how well the law of times serves the gradient, and what the law costs
@@ -85,8 +84,8 @@ class Study:
     probe: Probe = introduced_group(Probe)
     gradients: GradientProbe = introduced_group(GradientProbe)
     overlap: OverlapProbe = introduced_group(OverlapProbe)
-    text: Knob[str] = ""  # text of the report: its command, and what it found
-    output: Knob[str] = "docs/results"  # directory of NAME.json with every measurement, NAME.md and pictures
+    # directory of NAME.json with every measurement, NAME.md with what people write in NAME.notes.md, and pictures
+    output: Knob[str] = REPORTS
 
     @property
     def results(self) -> Path:

@@ -76,7 +76,7 @@ def compared(recipe: None, workplace: Path) -> dict[str, Any]:
     """What the command printed, and its results."""
     done = compare(workplace)
     assert done.returncode == 0, done.stderr[-3000:]
-    return {"text": done.stdout, "results": json.loads((workplace / "docs/results/methods.json").read_text())}
+    return {"text": done.stdout, "results": json.loads((workplace / ".raystill/reports/methods.json").read_text())}
 
 
 def test_every_run_of_both_budgets_is_measured(compared: dict[str, Any], workplace: Path) -> None:
@@ -93,26 +93,27 @@ def test_every_run_of_both_budgets_is_measured(compared: dict[str, Any], workpla
     assert re.search(r"^\| RayFlow \| \[2503\.07699\]\S+ \| [\d.]+ \|", text, re.MULTILINE)
     assert re.search(r"^\| DMD2 \| 4 \| 7 \| ", text, re.MULTILINE)
     assert re.search(r"^- 4 steps: RayFlow is number [12] of 2; its distance over that of ", text, re.MULTILINE)
-    picture = Image.open(workplace / "docs/results/methods.png")
+    picture = Image.open(workplace / ".raystill/reports/methods.png")
     assert picture.width > 5 * 64
     for chart in ("updates", "seconds"):
         assert f"](methods-{chart}.png)" in text
-        assert Image.open(workplace / f"docs/results/methods-{chart}.png").width > 500
+        assert Image.open(workplace / f".raystill/reports/methods-{chart}.png").width > 500
 
 
 def test_what_is_there_is_not_measured_again(compared: dict[str, Any], workplace: Path) -> None:
-    path = workplace / "docs/results/methods.json"
+    path = workplace / ".raystill/reports/methods.json"
     before = path.stat().st_mtime_ns
-    done = compare(workplace, "--set", "text=Said by a person.")
+    path.with_suffix(".notes.md").write_text("Said by a person.\n")
+    done = compare(workplace)
     assert done.returncode == 0, done.stderr[-3000:]
     assert path.stat().st_mtime_ns == before
-    assert "Said by a person." in (workplace / "docs/results/methods.md").read_text()
+    assert "Said by a person." in (workplace / ".raystill/reports/methods.md").read_text()
 
 
 @pytest.mark.second
 def test_only_what_is_named_is_measured_again(compared: dict[str, Any], workplace: Path) -> None:
     """The other rows stay as they are, and so do all costs, from which the second budget follows."""
-    path = workplace / "docs/results/methods.json"
+    path = workplace / ".raystill/reports/methods.json"
     before = json.loads(path.read_text())
     path.write_text(json.dumps({**before, "runs": {k: {**one, "earlier": "x"} for k, one in before["runs"].items()}}))
     done = compare(workplace, "--set", 'only=["RayFlow"]')
@@ -120,7 +121,7 @@ def test_only_what_is_named_is_measured_again(compared: dict[str, Any], workplac
     after = json.loads(path.read_text())
     assert sum("earlier" in one for one in after["runs"].values()) == 2
     assert after["costs"] == before["costs"]
-    assert "2 of 4 runs were measured by earlier code" in (workplace / "docs/results/methods.md").read_text()
+    assert "2 of 4 runs were measured by earlier code" in (workplace / ".raystill/reports/methods.md").read_text()
 
 
 @pytest.mark.parametrize(

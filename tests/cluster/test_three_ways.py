@@ -17,7 +17,7 @@ from tests.workplace import ROOT, SMALL, Typed, cli, script
 from raystill.launch.submit import ADDRESSES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
-STEPS = 240
+STEPS = 120
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_job_is_stopped_with_a_checkpoint_and_goes_on_when_it_is_submitted_aga
     words = line(workplace, few)
     number = re.search(r"raysubmit_\w+", submit(nodes, words, "--no-wait"))
     assert number is not None
-    moving = re.compile(r"student.*?\b([1-9]\d*)(\.0)?/240")
+    moving = re.compile(rf"student.*?\b([1-9]\d*)(\.0)?/{STEPS}")
     wait(lambda: moving.search(logs(nodes, number[0])), nodes, number[0])
     nodes.ask(f"/api/jobs/{number[0]}/stop", "POST")  # as `ray job stop` does, which would come too late
     wait(lambda: status(nodes, number[0]) == "STOPPED", nodes, number[0])
@@ -141,13 +141,13 @@ def run():
 """
 
 
-def sweep_line(workplace: Path, few: Path, report: Path) -> list[str]:
+def sweep_line(workplace: Path, few: Path, output: Path) -> list[str]:
     recipe = workplace / "small_sweep.py"
     recipe.write_text(SWEEP)
     settings = {
         **{f"base.{name}": value for name, value in SMALL.items()}, "base.training.steps": "8",
         "base.teacher": str(workplace / "teachers" / "tiny"), "base.sample": str(few), "base.cluster.actors": "1",
-        "report": str(report),
+        "output": str(output),
     }  # fmt: skip
     flags = [flag for name, value in settings.items() for flag in ("--set", f"{name}={value}")]
     return ["python", "jobs/search.py", "--recipe", str(recipe), *flags]
@@ -156,7 +156,7 @@ def sweep_line(workplace: Path, few: Path, report: Path) -> list[str]:
 def test_a_killed_sweep_goes_on_and_pays_for_its_targets_once(
     nodes: Nodes, workplace: Path, few: Path, tmp_path: Path
 ) -> None:
-    words = sweep_line(workplace, few, tmp_path / "sweep.md")
+    words = sweep_line(workplace, few, tmp_path)
     number = re.search(r"raysubmit_\w+", submit(nodes, words, "--no-wait"))
     assert number is not None
     home = Path(nodes.environment["RAYSTILL_HOME"])
@@ -170,13 +170,13 @@ def test_a_killed_sweep_goes_on_and_pays_for_its_targets_once(
     again = submit(nodes, words)
     assert "succeeded" in again, again[-3000:]
     assert "going on with the sweep" in again
-    text = (tmp_path / "sweep.md").read_text()
+    text = (tmp_path / "nano-sweep.md").read_text()
     assert "4 trials" in text
     assert "1 set of 32 samples" in text  # one of three shards is held out
     assert "64 teacher calls for all 4 trials (0 samples were computed by a trial itself)" in text
     assert re.search(r"\| failed +\|", text)
-    assert (tmp_path / "sweep-sigma.png").is_file()
-    assert (tmp_path / "sweep-trials.png").is_file()
+    assert (tmp_path / "nano-sweep-sigma.png").is_file()
+    assert (tmp_path / "nano-sweep-trials.png").is_file()
     for path, reported in before.items():
         assert path.read_text() == reported, "a finished trial was run again"
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")

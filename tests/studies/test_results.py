@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from raystill.config.fingerprint import fingerprint
+from raystill.evaluation.notes import notes_on
 from raystill_studies.compare import seconds_steps
 from raystill_studies.recipes import methods, methods_study, rayflow_study
 from raystill_studies.study import EARLIER, Study, missing_of
@@ -51,18 +52,21 @@ def test_the_study_of_methods_takes_what_the_comparison_s_trials_took() -> None:
 
 
 @pytest.mark.parametrize("study", [rayflow_study.run(), methods_study.run()], ids=lambda study: study.name)
-def test_a_study_s_page_is_that_of_its_recipe(study: Study) -> None:
-    page = (RESULTS / f"{study.name}.md").read_text()
+def test_a_study_s_page_is_that_of_its_recipe_and_notes(study: Study) -> None:
+    page, titles = (RESULTS / f"{study.name}.md").read_text(), [question.title for question in study.questions]
+    lead, notes = notes_on(RESULTS / f"{study.name}.md", titles)
+    assert f"`python jobs/study.py --recipe {study.name}{'_study' if study.name == 'rayflow' else ''} " in lead
+    assert lead in page
+    assert all(text in page for text in notes.values())
     assert f"{len(study.runs())} of {len(study.runs())} runs are measured" in page
     for number, question in enumerate(study.questions, 1):
         assert f"## {number}. {question.title}\n" in page
-        assert question.conclusion.strip() in page
         assert all(f"| {variant.label} |" in page for variant in question.variants)
 
 
 def test_the_comparison_s_page_is_that_of_its_recipe() -> None:
     page, comparison = (RESULTS / "methods.md").read_text(), methods.run()
-    assert comparison.text in page
+    assert notes_on(RESULTS / "methods.md")[0] in page
     assert all(f"| {entrant.label} |" in page for entrant in comparison.entrants)
 
 

@@ -32,6 +32,7 @@ from raystill_studies.report import launch_study, reach
 from raystill_studies.study import Question, Study, Variant, measure_all, read_results
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+NOTES = "`a command`\n\n## What came out\n\nThis.\n\n## sigma\n\nSigma does this and that.\n"
 ROOT = Path(__file__).parents[2]
 
 
@@ -65,6 +66,7 @@ def measured(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         first = measure_all(one, local=True)
         before = study.results.stat().st_mtime_ns
         untouched = measure_all(one, local=True) == first and study.results.stat().st_mtime_ns == before
+        study.results.with_suffix(".notes.md").write_text(NOTES)
         yield Measured(study, first, untouched, launch_study(study, local=True))
 
 
@@ -92,13 +94,13 @@ def small(folder: Path, teacher: Path) -> Study:
         Variant(label="grid", changes={"method.times": GridTimes(warmup_steps=2)}),
     )
     questions = (
-        Question(title="sigma", variants=variants, conclusion="Sigma does this and that."),
+        Question(title="sigma", variants=variants),
         Question(title="times", variants=times, gradients=True, probes=True),
         Question(title="jumps", variants=(variants[1], anchored), probes=True),
     )
     return Study(
         name="small_study", base=base, questions=questions, seeds=(0, 1), probe=Probe(captions=3, starts=2),
-        gradients=GradientProbe(shards=1, instances=2, points=4, timed=1), text="`a command`",
+        gradients=GradientProbe(shards=1, instances=2, points=4, timed=1),
     )  # fmt: skip
 
 
@@ -119,8 +121,8 @@ def test_a_study_measures_each_run_once_and_reports_it_under_every_label(measure
     assert len(measured.results["teacher"]["overlap"]) == 8
     assert re.search(r"^\| the teacher \| [\d.]+ \| [\d.]+ \| - \| - \| [\d.]+ \|", text, re.MULTILINE)
     assert re.search(r"^\| over sigma 0\.0 \|.*\n.*\n\| sigma 0\.3 \| [\d.]+ ± [\d.e-]+ \|", text, re.MULTILINE)
-    assert "`a command`" in text
-    assert "Sigma does this and that." in text
+    assert text.index("`a command`\n\n## What came out\n\nThis.") < text.index("## The teacher")
+    assert text.index("## 1. sigma") < text.index("Sigma does this and that.") < text.index("## 2. times")
     assert study.results.with_name("small_study-1.png").stat().st_size > 5000
     assert study.results.with_name("small_study-2-laws.png").stat().st_size > 5000
     assert "![The laws of times](small_study-2-laws.png)" in text

@@ -7,16 +7,6 @@ from raystill.recipes import nano
 from raystill.search.settings import Search
 from raystill.search.space import Choice, Range, Space
 
-TEXT = """What sixteen trials of 2026-11-22 said (22 minutes on two cores beside other work): all seven that were
-trained to the end have their loss on data and draw times from a law over the sampler's own, learned; losses on
-velocity were stopped early, all but one at the first rung. The seven differ by 4 % at four steps, with sigma
-anywhere from 0.001 to 0.33, and three seeds of one setting alone have a standard deviation of 2 %
-([rayflow.md](rayflow.md)): their order, and the best one's sigma of 0.001, mean little. At one step sigma
-counts: 291 to 293 with sigma up to 0.04, 301 at 0.13, 327 and 329 at 0.27 and 0.33. With another order of trials'
-ends the same search gives other trials: 201.4 as its best once, and 202.2 on 2026-11-25, when the best five of
-eight had their loss on data and a learned law, too, and the one with its loss on velocity was the last (222.4).
-
-![The sweep in MLflow's pages](sweep-mlflow.png)"""
 LEARNED = ("GridTimes", "SteinTimes", "SecondMomentTimes")
 
 
@@ -52,5 +42,4 @@ def run() -> Search:
         space=space(),
         trials=16,
         rungs=(30, 60),
-        text=TEXT,
     )

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from raystill.config.checks import at_least
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import Knob, introduced
 from raystill.config.overrides import override
+from raystill.launch.services import REPORTS
 from raystill.run.settings import Run
 from raystill.search.space import Space, check_points, check_space
 
@@ -28,8 +30,12 @@ class Search:
     rungs: tuple[int, ...] = introduced((30, 60))  # steps of training at which the worse trials are stopped
     keep: int = introduced(2)  # reduction factor: one of so many trials goes on from a rung
     max_failures: Knob[int] = 1  # restarts of a failing trial, after which the sweep goes on without it
-    report: Knob[str] = "docs/results/sweep.md"  # file of the report; its pictures lie beside it
-    text: Knob[str] = ""  # text of the report: what it says, written by people who have seen it
+    output: Knob[str] = REPORTS  # directory of NAME.md with what people write in NAME.notes.md, and its pictures
+
+    @property
+    def report(self) -> Path:
+        """The file of the report."""
+        return Path(self.output) / f"{self.name}.md"
 
     def run_of(self, config: Mapping[str, Any]) -> Run:
         """The run of a trial: the base run with the trial's settings."""

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from PIL import Image
 from ray import tune
 
 from raystill.config.errors import UserError
+from raystill.evaluation.notes import notes_on
 from raystill.evaluation.pictures import rendered
 from raystill.evaluation.tables import markdown
 from raystill.flow.efficiency import midpoints
@@ -84,7 +84,7 @@ def sweep(search: Search) -> str:
             parent.metrics(
                 0, {f"sweep/{METRIC}": first.quality, "cost/teacher_calls": calls(base, index.count, trials)}
             )
-            report = Path(search.report)
+            report = search.report
             report.parent.mkdir(parents=True, exist_ok=True)
             for name, picture in pictures.items():
                 picture.save(report.with_name(f"{report.stem}-{name}.png"))
@@ -244,8 +244,8 @@ def sweep_report(search: Search, trials: Sequence[Trial], samples: int, uri: str
         f"The best trial's adapter is `{uri}`. Python {platform.python_version()}, {versions}."
     )
     names = [path.removeprefix("method.") for path in paths]
-    links = [f"![{name}]({Path(search.report).stem}-{name}.png)" for name in pictures]
-    parts = [f"# {search.name}", text, search.text, markdown([*names, *head], rows), *links]
+    links = [f"![{name}]({search.report.stem}-{name}.png)" for name in pictures]
+    parts = [f"# {search.name}", text, notes_on(search.report)[0], markdown([*names, *head], rows), *links]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

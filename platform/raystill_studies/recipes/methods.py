@@ -15,33 +15,7 @@ from raystill.run.settings import Run
 from raystill.search.space import Choice, Range
 from raystill_studies.comparison import Comparison, Entrant
 from raystill_studies.probes import Probe
-from raystill_studies.recipes import _methods_findings as findings
 
-TEXT = f"""`python jobs/compare.py --recipe methods` measures what is missing and writes this page; a stopped comparison
-goes on.
-
-Half of the samples, chosen by key, are trained on and drawn without their captions: a caption of this sample names
-one picture, for which the teacher needs one step where it is not guided ([nano.md](nano.md)), so that captions alone
-leave a distillation little to do, and samples without captions leave guidance nothing to do.
-
-RayFlow's loss and law of times are those that a study of 43 variants chose on the same teacher
-([rayflow.md](rayflow.md)), without captions and partly on the same pictures: it has had more tuning than the
-trials below. "RayFlow, plain" is without: uniform times and a squared loss on the velocity. It has no part in the
-places.
-
-The other methods are as their files describe them, and first tried with the settings of their recipes, all with one
-batch size and the same learning rates. Settings that count steps of training (stages, warm-up) are shares of it, CTM's
-average excepted. The second budget is short for methods whose teacher works in every step. DMD2 and ADD train the
-times of four steps only: eight are outside of their training. What the published ones have more: LPIPS (InstaFlow,
-rf++), an adversary (TSCD, SCott, CTM), one adversary for each stage and phases that train all weights (Lightning),
-features of DINOv2 (ADD), an adversary's encoder of its own (DMD2). CTM has a shorter grid for its target and a faster
-average than published. Lightning's and Hyper-SD's students are one for each number of steps: "Lightning to 1 step" is
-measured at all of them, as the others are, and chosen at its own. Immiscible noise is a part of other methods, and is
-in [the study](methods_study.md). Costs are means of two rounds, which differ by up to a fifth, DMD2's by 23 % and
-Rectified Diffusion's by 30: the two rows of RayFlow, whose steps are nearly the same, have 305 and 327 updates
-in the second budget.
-
-{findings.SUMMARY}"""
 SHARDS = 3  # that are trained on: 768 pictures, whose stored targets the second budget must pay for
 CAPTIONS = (  # of the first 128 pictures of the first two shards that keep theirs
     "light bulb", "flag india", "cherries", "duck", "palm tree", "hot pepper", "pear", "christmas tree", "leg",
@@ -70,7 +44,7 @@ def run() -> Comparison:
     return Comparison(
         name="methods", base=base, entrants=entrants(), trials=len(RATES) + 2,
         first=tuple({RATE.path: rate} for rate in RATES), updates=100, seconds=150.0,
-        probe=Probe(shards=1, captions=24), text=TEXT,
+        probe=Probe(shards=1, captions=24),
     )  # fmt: skip
 
 

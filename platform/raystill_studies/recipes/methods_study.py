@@ -8,14 +8,9 @@ from raystill.flow.paths import PairedDiffusionPath
 from raystill.flow.premetrics import Squared
 from raystill.methods.rayflow import RayFlow
 from raystill_studies.comparison import Comparison, Entrant
-from raystill_studies.recipes import _methods_findings as findings
 from raystill_studies.recipes import methods
 from raystill_studies.study import Question, Study, Variant
 
-TEXT = """`python jobs/study.py --recipe methods_study` measures what is missing and writes this page.
-
-Trainings of [the comparison](methods.md), with the settings that its trials took and its evaluation, and the same with
-one thing changed."""
 SHARDS = 12  # of the sample: 3072 pictures in place of 768
 TUNED: Mapping[str, Mapping[str, Any]] = {  # what the comparison's trials took
     "RayFlow": {"method.path.sigma": 0.0, "optimizer.learning_rate": 3e-3},
@@ -32,7 +27,7 @@ def run() -> Study:
     """The whole study."""
     comparison = methods.run()
     return Study(
-        name="methods_study", base=comparison.base, probe=comparison.probe, text=TEXT,
+        name="methods_study", base=comparison.base, probe=comparison.probe,
         questions=(pictures(), ladder(), consistency(), bootstrapping(), coupling()),
     )  # fmt: skip
 
@@ -47,7 +42,7 @@ def pictures() -> Question:
     slower = {"optimizer.learning_rate": 1e-3, "method.objective.distance": "squared"}
     variants.append(_trained("RayFlow", "RayFlow, 768 pictures, 1e-3 and squared", LONG["RayFlow"], slower))
     return Question(
-        title="more pictures", variants=tuple(variants), conclusion=findings.PICTURES,
+        title="more pictures", variants=tuple(variants),
         text="As many updates as the comparison's second budget holds, of more pictures. The longer wait for their "
         "targets is not counted: 3072 take nearly all of that budget.",
     )  # fmt: skip
@@ -69,7 +64,7 @@ def ladder() -> Question:
     whole = "Rectified Diffusion"
     variants.append(_trained(whole, whole, LONG[whole], {"targets.shards": SHARDS}))
     return Question(
-        title="from RayFlow to Rectified Diffusion", variants=tuple(variants), conclusion=findings.LADDER,
+        title="from RayFlow to Rectified Diffusion", variants=tuple(variants),
         text="With 3072 pictures, as above. Every row has the settings of the one before it, and one more; what then "
         "still divides the last two are the consistency stage and 20 updates.",
     )  # fmt: skip
@@ -80,7 +75,6 @@ def consistency() -> Question:
     whole = "Rectified Diffusion"
     return Question(
         title="the consistency stage",
-        conclusion=findings.CONSISTENCY,
         variants=(
             _trained(whole, whole, 100, {}),
             _trained(whole, "without its consistency stage", 100, {"method.consistency_from": None}),
@@ -94,7 +88,6 @@ def bootstrapping() -> Question:
     fast = {"optimizer.learning_rate": 8e-4}
     return Question(
         title="a student that is its own target",
-        conclusion=findings.BOOTSTRAPPING,
         variants=(
             _trained("LCM", "LCM, 100 updates", 100, {}),
             _trained("LCM", "242 updates", LONG["LCM"], {}),
@@ -109,7 +102,6 @@ def coupling() -> Question:
     """What noise that is dealt out within a batch (2406.12303) adds to a method that noises latents."""
     return Question(
         title="immiscible noise",
-        conclusion=findings.COUPLING,
         variants=(
             _trained("TCD", "TCD", 100, {}),
             _trained("TCD", "TCD, immiscible noise", 100, {"method.immiscible": True}),

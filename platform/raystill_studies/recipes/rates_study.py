@@ -8,13 +8,12 @@ from raystill_studies.study import Question, Study, Variant
 
 DEMO = 100  # training steps of the demo, two lanes of 64 samples each
 RATES = (1e-3, 3e-3)
-TEXT = "`python jobs/study.py --recipe rates_study` measures what is missing and writes this page."
 
 
 def run() -> Study:
     """The whole study, about an hour of two cores."""
     study = rayflow_study.run()
-    return replace(study, name="rates", text=TEXT, questions=tuple(rates(steps) for steps in (DEMO, 3 * DEMO)))
+    return replace(study, name="rates", questions=tuple(rates(steps) for steps in (DEMO, 3 * DEMO)))
 
 
 def rates(steps: int) -> Question:

@@ -17,7 +17,6 @@ from raystill.run.settings import Run, Targets
 from raystill.targets.targets import Assigned, Expectation, Generated, Independent, Inverted
 from raystill_studies.gradients import GradientProbe
 from raystill_studies.probes import Probe
-from raystill_studies.recipes import _rayflow_findings as findings
 from raystill_studies.study import Question, Study, Variant
 
 HUBER = Objective(target="data", distance="pseudo_huber")
@@ -25,13 +24,6 @@ SIGMAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 SOLVER_STEPS = 16  # of every estimator that asks the teacher, so that a target costs as many teacher steps with each
 PLAIN = Objective(target="velocity", distance="squared")
 GENERATED = Generated(steps=SOLVER_STEPS, guidance=1.0)
-TEXT = f"""`python jobs/study.py --recipe rayflow_study` measures what is missing and writes this page; a stopped study
-goes on.
-
-Pictures are drawn without captions, where the teacher needs many steps for one: a caption of the shipped sample names
-one picture, and leaves a distillation little to do (`docs/results/nano.md`).
-
-{findings.SUMMARY}"""
 
 
 def base() -> Run:
@@ -57,7 +49,6 @@ def run() -> Study:
     return Study(
         name="rayflow",
         base=base(),
-        text=TEXT,
         probe=Probe(shards=2, captions=16),
         gradients=GradientProbe(shards=2, instances=8),
         questions=(
@@ -72,7 +63,6 @@ def sigma() -> Question:
         title="sigma",
         probes=True,
         text="Quality against the variance coefficient (the paper's figure 3).",
-        conclusion=findings.SIGMA,
         variants=tuple(Variant(label=f"sigma {s:g}", x=s, changes={"method.path": RayPath(sigma=s)}) for s in SIGMAS),
     )
 
@@ -90,7 +80,6 @@ def estimators() -> Question:
         title="target means",
         probes=True,
         text="Where the target mean comes from; `independent` is training without instance targets (table 3).",
-        conclusion=findings.MEANS,
         variants=tuple(Variant(label=n, changes={"targets": Targets(estimator=e)}) for n, e in kinds.items()),
     )
 
@@ -111,7 +100,6 @@ def time_samplers() -> Question:
         text="""All but the last one have the same objective, the loss over uniform times, and weight what they draw;
 the last one weights the law of the sampler's own times.""",
         gradients=True,
-        conclusion=findings.TIMES,
         variants=tuple(Variant(label=n, changes={"method.times": t}) for n, t in kinds.items()),
     )
 
@@ -128,7 +116,6 @@ def laws_as_objectives() -> Question:
     return Question(
         title="laws of times without weights",
         text="The loss under each of these laws is another objective: where a student is taught, not how noisily.",
-        conclusion=findings.LAWS,
         variants=tuple(Variant(label=n, changes={"method.times": t}) for n, t in kinds.items()),
     )
 
@@ -140,7 +127,6 @@ def ablation() -> Question:
     return Question(
         title="instance targets and the Time Sampler",
         text="With and without the instance's own target mean and the learned law of times (the paper's table 3).",
-        conclusion=findings.ABLATION,
         variants=tuple(
             Variant(label=f"{m}, {t}", changes={"targets": Targets(estimator=means[m]), "method.times": laws[t]})
             for m in means
@@ -160,7 +146,7 @@ def jumps() -> Question:
         label="sigma 0.3, anchored, eta 1",
         changes={"method.path": RayPath(sigma=0.3), "sampling": Sampling(jump="anchored", eta=1.0)},
     )
-    return Question(title="jumps", conclusion=findings.JUMPS, variants=(*plain, noisy))
+    return Question(title="jumps", variants=(*plain, noisy))
 
 
 def objectives() -> Question:
@@ -184,7 +170,6 @@ def objectives() -> Question:
     return Question(
         title="losses",
         text="The last three are on a path with noise of its own, without which the noise cannot be the target.",
-        conclusion=findings.LOSSES,
         variants=(
             *(Variant(label=n, changes={"method.objective": o}) for n, o in kinds.items()),
             *(
@@ -202,7 +187,6 @@ def together() -> Question:
         title="the best together",
         text="""The loss on data with pseudo-Huber, and the learned law over the sampler's own times; then the anchored
 jump beside them.""",
-        conclusion=findings.BEST,
         variants=(
             Variant(label="the plain one"),
             Variant(label="loss and law", changes=best),

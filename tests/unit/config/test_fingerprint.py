@@ -208,9 +208,9 @@ def test_what_changes_no_number_changes_no_address(path: str) -> None:
 
 def test_what_only_a_report_depends_on_changes_no_address() -> None:
     search, study, comparison = (resolve(name) for name in ("nano_sweep", "rayflow_study", "methods"))
-    assert fingerprint(replace(search, text="x", report="x", name="x")) == fingerprint(search)
-    assert fingerprint(replace(study, text="x", output="x")) == fingerprint(study)
-    assert fingerprint(replace(comparison, text="x", output="x")) == fingerprint(comparison)
+    assert fingerprint(replace(search, output="x", name="x")) == fingerprint(search)
+    assert fingerprint(replace(study, output="x")) == fingerprint(study)
+    assert fingerprint(replace(comparison, output="x")) == fingerprint(comparison)
     assert fingerprint(replace(search, trials=99)) != fingerprint(search)
 
 
