@@ -16,10 +16,9 @@ import torch
 from raystill.data.records import RejectedSampleError
 from raystill.data.shards import unpack
 from raystill.engine.local import LocalEngine
-from raystill.flow.randomness import RandomStream
 from raystill.launch.command import quiet_libraries
 from raystill.launch.launcher import LocalLauncher
-from raystill.methods.method import Batch, Loss, Method, Networks, generator
+from raystill.methods.method import Batch, Composed, Method, generator
 from raystill.models.averaging import Average
 from raystill.models.pipeline import load_pipeline
 from raystill.run.distill import target_maker, training_source
@@ -40,19 +39,12 @@ class Cost:
     peak_gib: float  # peak memory above what a process has before it builds networks
 
 
-class Picked:
-    """A method that takes some steps of another one, in the order given."""
-
-    def __init__(self, inner: Method, steps: Sequence[int]) -> None:
-        self.inner, self.learners, self.needs, self.steps = inner, inner.learners, inner.needs, steps
-
-    def turn(self, step: int) -> tuple[str, ...]:
-        """Return the roles that the inner method updates at the picked step."""
-        return self.inner.turn(self.steps[step])
-
-    def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """Return the inner method's losses at the picked step."""
-        return self.inner.losses(networks, batch, rng, self.steps[step])
+def reordered(method: Method, steps: Sequence[int]) -> Method:
+    """The method with only some of its steps, in the order given."""
+    return Composed(
+        method.learners, method.needs, lambda step: method.turn(steps[step]),
+        lambda networks, batch, rng, step: method.losses(networks, batch, rng, steps[step]),
+    )  # fmt: skip
 
 
 def machine() -> str:
@@ -113,7 +105,7 @@ def _step_seconds(task: DistillTask, device: torch.device, offset: float) -> flo
     )  # fmt: skip
     frozen = {role: network.to(device).eval() for role, network in built.frozen.items()}
     train(
-        Picked(built.method, order), learners, frozen,
+        reordered(built.method, order), learners, frozen,
         repeat([_noise(task, device)] * training.lanes), training,
         Observers(metrics=lambda _step, values: seconds.append(values["time/step_s"])), followers=built.followers,
     )  # fmt: skip

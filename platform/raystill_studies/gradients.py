@@ -22,8 +22,8 @@ from raystill.flow.importance import BatchLaw, LearnedTimes
 from raystill.flow.predictions import Latent
 from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Times
-from raystill.methods.method import STUDENT, Batch, Bound, generator
-from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
+from raystill.methods.method import STUDENT, TIME_SAMPLER, Batch, generator
+from raystill.methods.rayflow import RayFlow
 from raystill.training.distillation import DistillTask, constant
 from raystill.training.task import Assembly
 
@@ -53,9 +53,9 @@ class GradientTransform:
     ) -> None:
         self.task, self.probe, self.device = task, probe, torch.device(device)
         built = build(self.device)
-        assert isinstance(built.method, Bound)
-        assert isinstance(built.method.settings, RayFlow)
-        self.settings, self.given = built.method.settings, built.method.given
+        assert built.given is not None
+        assert isinstance(task.method, RayFlow)
+        self.method, self.given = task.method, built.given
         self.student, self.law = built.modules[STUDENT], built.modules.get(TIME_SAMPLER)
 
     def read(self, sample: Sample) -> Row:
@@ -67,8 +67,8 @@ class GradientTransform:
         of the law's part in one.
         """
         chosen = rows[: self.probe.instances]
-        times, v = self.settings.times, midpoints(self.probe.points)
-        t = times.objective.quantile(v, self.settings.path, self.given.schedule)
+        times, v = self.method.times, midpoints(self.probe.points)
+        t = times.objective.quantile(v, self.method.path, self.given.schedule)
         measured = [(self._squares(row, t), self._density(row, v)) for row in chosen]
         student, law = self._seconds(rows)
         return [
@@ -92,12 +92,12 @@ class GradientTransform:
 
     def _losses(self, batch: Batch, t: Times, eps: Latent) -> Float[Tensor, " batch"]:
         """The loss of each sample at its time."""
-        return self.settings.objective.per_sample(*self.settings.answers(self.given, self.student, batch, t, eps))
+        return self.method.objective.per_sample(*self.method.answers(self.given, self.student, batch, t, eps))
 
     @torch.no_grad()
     def _density(self, row: Row, v: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
         """The density q / p of the law of times at quantiles v, for one instance."""
-        times = self.settings.times
+        times = self.method.times
         if not isinstance(times, LearnedTimes):
             return times.relative_density(v)
         assert self.law is not None
@@ -119,7 +119,7 @@ class GradientTransform:
 
     def _law_step(self, batch: Batch) -> Callable[[], object]:
         """A function that draws a batch of times and, where they are learned, learns from its squared gradients."""
-        times, law, path, schedule = self.settings.times, self.law, self.settings.path, self.given.schedule
+        times, law, path, schedule = self.method.times, self.law, self.method.path, self.given.schedule
         rng, squares = generator(0, 0, 0), torch.rand(len(batch["x_0"]), device=self.device) + 0.1
         if not isinstance(times, LearnedTimes):
             return partial(times.draw, len(squares), path, schedule, rng)

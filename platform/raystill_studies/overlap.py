@@ -12,7 +12,7 @@ from raystill.data.records import Row, unpack_row
 from raystill.data.shards import Sample
 from raystill.flow.paths import times_at
 from raystill.flow.randomness import RandomStream
-from raystill.methods.method import STUDENT, Bound
+from raystill.methods.method import STUDENT
 from raystill.methods.rayflow import RayFlow
 from raystill.training.task import Assembly
 from raystill_studies.gradients import batch_of
@@ -39,13 +39,13 @@ class OverlapTransform:
     the variance of x_0 given the point: 0 where no paths meet (2209.03003).
     """
 
-    def __init__(self, build: Callable[[torch.device], Assembly], probe: OverlapProbe, device: str) -> None:
-        self.probe, self.device = probe, torch.device(device)
+    def __init__(
+        self, build: Callable[[torch.device], Assembly], method: RayFlow, probe: OverlapProbe, device: str
+    ) -> None:
+        self.method, self.probe, self.device = method, probe, torch.device(device)
         built = build(self.device)
-        assert isinstance(built.method, Bound)
-        assert isinstance(built.method.settings, RayFlow)
-        self.settings, self.given = built.method.settings, built.method.given
-        self.student = built.modules[STUDENT].eval()
+        assert built.given is not None
+        self.student, self.given = built.modules[STUDENT].eval(), built.given
 
     def read(self, sample: Sample) -> Row:
         """Read a stored row of the targets."""
@@ -59,13 +59,13 @@ class OverlapTransform:
         rows = rows[: self.probe.instances]
         batch, schedule = batch_of(rows, self.device), self.given.schedule
         angles = schedule.angle(schedule.sampling_times(self.probe.points)[:-1])
-        times = times_at(self.settings.path, schedule, angles)
+        times = times_at(self.method.path, schedule, angles)
         shape = batch["x_0"].shape[1:]
         errors = []
         for k, t in enumerate(times):
             streams = [RandomStream.of("overlap", self.probe.seed, row["key"], k) for row in rows]
             eps = torch.stack([stream.normal(shape) for stream in streams]).to(self.device)
-            prediction = self.settings.answers(self.given, self.student, batch, t.expand(len(rows)), eps).prediction
+            prediction = self.method.answers(self.given, self.student, batch, t.expand(len(rows)), eps).prediction
             errors.append((prediction.data.float() - batch["x_0"]).square().mean(dim=(1, 2, 3)))
         found = torch.stack(errors, dim=1).cpu().numpy()
         variance = batch["x_0"].var(dim=0).mean().cpu().numpy()

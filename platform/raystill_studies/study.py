@@ -269,7 +269,7 @@ def _probes(study: Study, run: Run, trained: Trained, targets: Store, launcher: 
     probes = {"probes": _steady(run, _probe(run, study.probe, launcher, make, run.evaluation.student_steps, identity))}
     if not isinstance(run.method, RayFlow):
         return probes
-    return {**probes, "overlap": _overlap(study, trained.assembly, targets, launcher, trained.identity())}
+    return {**probes, "overlap": _overlap(study, trained.assembly, run.method, targets, launcher, trained.identity())}
 
 
 def _steady(run: Run, probes: dict[str, float]) -> dict[str, float]:
@@ -288,13 +288,13 @@ def _gradients(study: Study, trained: Trained, targets: Store, launcher: Launche
 
 
 def _overlap(
-    study: Study, build: Any, targets: Store, launcher: Launcher, depends_on: Mapping[str, Any]
+    study: Study, build: Any, method: RayFlow, targets: Store, launcher: Launcher, depends_on: Mapping[str, Any]
 ) -> list[float]:
     """A student's error of x_0 along the paths of some of its targets, noisy end first."""
     source = Source.of(targets, study.overlap.shards)
     identity = source.identity(stage="overlap", probe=study.overlap, **depends_on)
     target = place(open_store(study.base.work), "overlap", identity)
-    make = partial(OverlapTransform, build, study.overlap, launcher.stage_device)
+    make = partial(OverlapTransform, build, method, study.overlap, launcher.stage_device)
     return overlap(read_rows(target, launcher.derive(source, target, make, identity, 0.0)))
 
 
@@ -306,12 +306,12 @@ def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
     make = partial(teacher_draw, Path(run.teacher), run.evaluation.guidance, launcher.stage_device)
     identity = {"teacher": revision(Path(run.teacher)), "probe": study.probe, "guidance": run.evaluation.guidance}
     targets, _ = compute_targets(run, launcher)
+    assert isinstance(run.method, RayFlow)
+    untrained = {"untrained": run.task, "teacher": revision(Path(run.teacher))}
     return {
         "floor": round(floor_of(run, launcher), 5),
         "probes": _probe(run, study.probe, launcher, make, steps, identity),
-        "overlap": _overlap(
-            study, run.task.build, targets, launcher, {"untrained": run.task, "teacher": revision(Path(run.teacher))}
-        ),
+        "overlap": _overlap(study, run.task.build, run.method, targets, launcher, untrained),
     }
 
 

@@ -25,7 +25,8 @@ from raystill.flow.stein import SteinTimes
 from raystill.launch.cluster import RayLauncher
 from raystill.launch.placement import check_resources
 from raystill.launch.settings import Cluster, Share
-from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
+from raystill.methods.method import TIME_SAMPLER
+from raystill.methods.rayflow import RayFlow
 from raystill.models.weights import Lora
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training

@@ -50,14 +50,16 @@ def targets(count: int = 5) -> list[dict[str, Any]]:
 
 
 def assembly(tiny_pipeline: Path, method: RayFlow) -> Assembly:
-    return Assembly(method.bind(given(load_pipeline(tiny_pipeline).schedule, "sample")), {"student": Constant()})
+    told = given(load_pipeline(tiny_pipeline).schedule, "sample")
+    return Assembly(method.bind(told), {"student": Constant()}, given=told)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.3])
 def test_the_error_of_a_student_that_knows_nothing_is_the_second_moment(tiny_pipeline: Path, sigma: float) -> None:
-    built = assembly(tiny_pipeline, RayFlow(path=RayPath(sigma=sigma)))
+    method = RayFlow(path=RayPath(sigma=sigma))
+    built = assembly(tiny_pipeline, method)
     rows = targets()
-    found = overlap(OverlapTransform(lambda _: built, OverlapProbe(points=3), "cpu").compute(rows))
+    found = overlap(OverlapTransform(lambda _: built, method, OverlapProbe(points=3), "cpu").compute(rows))
     x_0 = np.stack([row["x_0"] for row in rows])
     assert found == pytest.approx([np.square(x_0).mean() / x_0.var(axis=0, ddof=1).mean()] * 3, rel=1e-4)
 

@@ -3,14 +3,16 @@ batch to one loss per role.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from raystill.config.errors import UserError
+from raystill.flow.importance import LearnedTimes
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Kind
 from raystill.flow.randomness import RandomStream
@@ -25,6 +27,7 @@ Networks = Mapping[str, nn.Module]  # role -> the module to call (through its en
 DEFAULT_STEPS = 4  # sampling steps of a student, where its method allows as many
 EVERY_LANE = -1  # in place of a lane's number, for random draws that all lanes share
 STUDENT, TEACHER, TARGET = "student", "teacher", "target"  # names of roles; the target network follows the student
+TIME_SAMPLER = "time_sampler"  # role of a learned law of times
 
 
 def generator(seed: int, lane: int, step: int, lanes: int = 1) -> RandomStream:
@@ -66,6 +69,16 @@ class Method(Protocol):
 
     def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """One loss for each role that is updated at this step, on disjoint graphs; all randomness comes from `rng`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A method put together from its parts: settings bound to a teacher, or another method with one part changed."""
+
+    learners: tuple[str, ...]
+    needs: tuple[str, ...]
+    turn: Callable[[int], tuple[str, ...]]
+    losses: Callable[[Networks, Batch, RandomStream, int], dict[str, Loss]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +134,11 @@ class Distillation(ABC):
         return sampling.eta > 0
 
     @property
+    def learned_times(self) -> LearnedTimes | None:
+        """The law of times that is trained beside the student, as role TIME_SAMPLER; None where there is none."""
+        return None
+
+    @property
     def guides(self) -> float:
         """Guidance scale w at which the student is sampled; 1 is none, since most students have learned the teacher's
         guidance.
@@ -155,7 +173,7 @@ class Distillation(ABC):
 
     def bind(self, given: Given) -> Method:
         """The method bound to a teacher that `check_teacher` takes."""
-        return Bound(self, given)
+        return Composed(self.learners, self.needs, self.turn, partial(self.losses, given))
 
     def heads(self, given: Given) -> dict[str, Head]:
         """The method's own small networks, by role."""
@@ -221,29 +239,3 @@ def check_times(schedule: Schedule, setting: str, count: int) -> None:
         raise UserError(
             f"{setting} is {count}, and the teacher knows {schedule.steps} times: --set {setting}={schedule.steps}"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A method bound to its teacher."""
-
-    settings: Distillation
-    given: Given
-
-    @property
-    def learners(self) -> tuple[str, ...]:
-        """Roles that are trained, each with an optimizer of its own."""
-        return self.settings.learners
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Fields that a batch must have."""
-        return self.settings.needs
-
-    def turn(self, step: int) -> tuple[str, ...]:
-        """Roles that are updated at this step."""
-        return self.settings.turn(step)
-
-    def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
-        """One loss for each role that is updated at this step."""
-        return self.settings.losses(self.given, networks, batch, rng, step)

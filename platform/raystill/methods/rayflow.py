@@ -24,12 +24,10 @@ from raystill.flow.schedules import FlowSchedule, Times
 from raystill.flow.starts import StartLaw
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, TimeDraw, TimeSampler, UniformTimes, UShapedTimes
-from raystill.methods.method import STUDENT, Batch, Distillation, Given, Head, Loss, Networks
+from raystill.methods.method import STUDENT, TIME_SAMPLER, Batch, Distillation, Given, Head, Loss, Networks
 from raystill.models.denoiser import Denoiser
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 from raystill.models.stock import StockSampler
-
-TIME_SAMPLER = "time_sampler"  # role of a learned law of times
 
 
 class Answers(NamedTuple):
@@ -59,14 +57,17 @@ class RayFlow(Distillation):
     @property
     def learners(self) -> tuple[str, ...]:
         """Roles that the method trains: the student, and the law of times where it is learned."""
-        return (STUDENT, TIME_SAMPLER) if isinstance(self.times, LearnedTimes) else (STUDENT,)
+        return (STUDENT,) if self.learned_times is None else (STUDENT, TIME_SAMPLER)
+
+    @property
+    def learned_times(self) -> LearnedTimes | None:
+        """The law of times, where it is learned."""
+        return self.times if isinstance(self.times, LearnedTimes) else None
 
     def heads(self, given: Given) -> dict[str, Head]:
         """The network of the law of times, by role, where the law is learned."""
-        times = self.times
-        if not isinstance(times, LearnedTimes):
-            return {}
-        return {TIME_SAMPLER: Head(times.network(given.channels), times.learning_rate)}
+        times = self.learned_times
+        return {} if times is None else {TIME_SAMPLER: Head(times.network(given.channels), times.learning_rate)}
 
     def noisy(self, sampling: Sampling) -> bool:
         """Whether the method's sampler draws fresh noise: where eta > 0, or where anchored jumps follow a path with a
@@ -87,8 +88,8 @@ class RayFlow(Distillation):
         end = self.path.coefficients(FlowSchedule(), torch.ones(1, dtype=torch.float64))
         self.objective.check(end)
         sampling.check(self.path)
-        if isinstance(self.times, LearnedTimes):
-            self.times.check(lane_size)
+        if (times := self.learned_times) is not None:
+            times.check(lane_size)
 
     def losses(self, given: Given, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """The student's loss, a weighted mean over the batch of the objective at points of the samples' own paths; then

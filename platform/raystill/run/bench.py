@@ -22,7 +22,7 @@ from raystill.evaluation.timing import seconds
 from raystill.flow.randomness import RandomStream
 from raystill.launch.launcher import Launcher, LocalLauncher
 from raystill.launch.services import DIRECTORY
-from raystill.methods.method import Batch, Loss, Method, Networks, generator
+from raystill.methods.method import Batch, Composed, Loss, Method, Networks, generator
 from raystill.run.distill import compute_targets, target_maker, training_source
 from raystill.run.jobs import surroundings
 from raystill.run.settings import Run
@@ -36,21 +36,17 @@ log = logging.getLogger(__name__)
 BLOCK = 10  # steps of a block; blocks of whole and of bare steps alternate
 
 
-class Interleaved:
-    """A method that, every BLOCK steps, times as many bare forwards and backwards on the same batch and the same cores.
+class Timer:
+    """The losses of a method that, every BLOCK steps, times as many bare forwards and backwards on the same batch and
+    the same cores.
 
     The time between two calls is the loop's: update, average, waiting for data, metrics, reporting.
     """
 
     def __init__(self, inner: Method, bare: Networks) -> None:
         self.inner, self.bare = inner, bare
-        self.learners, self.needs = inner.learners, inner.needs
         self.mark, self.calls = 0.0, 0
         self.loop_s = self.bare_s = torch.zeros(())
-
-    def turn(self, step: int) -> tuple[str, ...]:
-        """Return the roles that the inner method updates at this step."""
-        return self.inner.turn(step)
 
     def losses(self, networks: Networks, batch: Batch, rng: RandomStream, step: int) -> dict[str, Loss]:
         """The inner method's losses, with the seconds per step of the last two blocks as metrics."""
@@ -95,9 +91,9 @@ class BenchTask:
     def build(self, device: torch.device) -> Assembly:
         """Build the distillation's networks, and a second set of them for the bare steps."""
         built = self.inner.build(device)
-        bare = self.inner.build(device).modules
-        method = Interleaved(built.method, bare)
-        return Assembly(method, built.modules, optimizers=built.optimizers, small=built.small)
+        method, timer = built.method, Timer(built.method, self.inner.build(device).modules)
+        timed = Composed(method.learners, method.needs, method.turn, timer.losses)
+        return Assembly(timed, built.modules, optimizers=built.optimizers, small=built.small)
 
 
 class TargetsBench:

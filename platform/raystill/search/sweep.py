@@ -20,11 +20,10 @@ from raystill.evaluation.notes import notes_on
 from raystill.evaluation.pictures import rendered
 from raystill.evaluation.tables import markdown
 from raystill.flow.efficiency import midpoints
-from raystill.flow.importance import LearnedTimes
 from raystill.launch.launcher import LocalLauncher
 from raystill.launch.placement import room
 from raystill.launch.services import DIRECTORY
-from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
+from raystill.methods.method import TIME_SAMPLER
 from raystill.models.pipeline import load_pipeline
 from raystill.run.distill import Seconds, checkpoints_of, compute_targets, distil, inputs_of
 from raystill.run.evaluate import draw_teacher
@@ -200,8 +199,8 @@ def _laws(search: Search, trials: Sequence[Trial]) -> Image.Image | None:
     axes, v = figure.subplots(), midpoints(POINTS)
     for one in trials:
         run = search.run_of(one.config) if one.steps else None
-        times = run.method.times if run is not None and isinstance(run.method, RayFlow) else None
-        if run is None or not isinstance(times, LearnedTimes):
+        times = None if run is None else run.method.learned_times
+        if run is None or times is None:
             continue
         checkpoints = checkpoints_of(run, compute_targets(run, launcher)[0])
         tensors = read_averages(checkpoints, newest_averages(checkpoints))[TIME_SAMPLER]

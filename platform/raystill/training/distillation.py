@@ -17,8 +17,8 @@ from raystill.engine.protocol import Optimizer
 from raystill.evaluation.pictures import curves, grid
 from raystill.flow.efficiency import midpoints
 from raystill.flow.importance import LearnedTimes
-from raystill.methods.method import STUDENT, TARGET, TEACHER, Given
-from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
+from raystill.methods.method import STUDENT, TARGET, TEACHER, TIME_SAMPLER, Given
+from raystill.methods.rayflow import RayFlow
 from raystill.methods.table import Distilling
 from raystill.models.averaging import Average, Follower
 from raystill.models.ctm import make_room
@@ -49,7 +49,7 @@ class DistillTask:
         pipeline = load_pipeline(self.teacher)
         given = given_of(pipeline, self.training.seed)
         student = self._prepared(pipeline).to(device).train()
-        built = Assembly(self.method.bind(given), {STUDENT: student})
+        built = Assembly(self.method.bind(given), {STUDENT: student}, given=given)
         for role in self.method.copies:
             built.modules[role] = self._prepared(load_pipeline(self.teacher)).to(device).train()
         if self.method.asks_teacher:
@@ -62,9 +62,8 @@ class DistillTask:
         built.small = frozenset(heads)
         if self.picture_captions:
             built.pictures[f"samples/{self.name}"] = self._picture
-        if TIME_SAMPLER in heads and isinstance(self.method, RayFlow):
-            assert isinstance(self.method.times, LearnedTimes)
-            built.pictures["times/law"] = LawPicture(self.method.times, given.channels)
+        if (times := self.method.learned_times) is not None:
+            built.pictures["times/law"] = LawPicture(times, given.channels)
         return built
 
     def _prepared(self, pipeline: Pipeline) -> nn.Module:

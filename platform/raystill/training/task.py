@@ -19,7 +19,7 @@ from raystill.config.errors import UserError
 from raystill.data.store import Store
 from raystill.engine.protocol import Engine, Optimizer
 from raystill.engine.replicated import ReplicatedEngine
-from raystill.methods.method import Batch, Method
+from raystill.methods.method import Batch, Given, Method
 from raystill.models.averaging import Average, Follower
 from raystill.training.loop import Learner, Observers, Training, train
 
@@ -37,6 +37,7 @@ class Assembly:
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
     followers: dict[str, Follower] = field(default_factory=dict)
     small: frozenset[str] = frozenset()  # roles whose modules are whole on every rank and wait for no device
+    given: Given | None = None  # facts of the teacher, in a distillation
     pictures: dict[str, Picture] = field(default_factory=dict)  # name for the recorder -> picture; rank 0 draws
 
 

@@ -18,7 +18,8 @@ from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import DiffusionSchedule
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, UniformTimes, UShapedTimes
-from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
+from raystill.methods.method import TIME_SAMPLER
+from raystill.methods.rayflow import RayFlow
 from raystill.models.fresh import stable_diffusion_scheduler
 
 SCHEDULE = DiffusionSchedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)

@@ -19,8 +19,8 @@ from raystill.flow.stein import SteinTimes
 from raystill.flow.times import SamplingTimes
 from raystill.methods.lcm import LCM
 from raystill.methods.lightning import Lightning
-from raystill.methods.method import STUDENT, TARGET
-from raystill.methods.rayflow import TIME_SAMPLER, RayFlow
+from raystill.methods.method import STUDENT, TARGET, TIME_SAMPLER
+from raystill.methods.rayflow import RayFlow
 from raystill.methods.rectified import Rectified
 from raystill.methods.reflow import Reflow
 from raystill.methods.table import METHODS, Distilling
