@@ -17,7 +17,7 @@ from tqdm import tqdm
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import Knob, fingerprint, identity, introduced, introduced_group
 from raystill.config.overrides import override
-from raystill.data.derive import Source, place
+from raystill.data.derive import Source, Stage
 from raystill.data.store import Store, open_store
 from raystill.engine.protocol import NonFiniteError
 from raystill.launch.launcher import Launcher, LocalLauncher
@@ -281,10 +281,12 @@ def _steady(run: Run, probes: dict[str, float]) -> dict[str, float]:
 def _gradients(study: Study, trained: Trained, targets: Store, launcher: Launcher) -> dict[str, Any]:
     """How well the law of times served a student, over some of its targets (`gradients.efficiency`)."""
     source = Source.of(targets, study.gradients.shards)
-    identity = source.identity(stage="gradients", probe=study.gradients, task=trained.task, **trained.identity())
-    target = place(open_store(study.base.work), "gradients", identity)
     make = partial(GradientTransform, trained.assembly, trained.task, study.gradients, launcher.stage_device)
-    return efficiency(read_rows(target, launcher.derive(source, target, make, identity, 0.0)))
+    stage = Stage.at(
+        open_store(study.base.work), "gradients", source, make,
+        stage="gradients", probe=study.gradients, task=trained.task, **trained.identity(),
+    )  # fmt: skip
+    return efficiency(read_rows(stage.store, launcher.derive(stage)))
 
 
 def _overlap(
@@ -292,10 +294,10 @@ def _overlap(
 ) -> list[float]:
     """A student's error of x_0 along the paths of some of its targets, noisy end first."""
     source = Source.of(targets, study.overlap.shards)
-    identity = source.identity(stage="overlap", probe=study.overlap, **depends_on)
-    target = place(open_store(study.base.work), "overlap", identity)
     make = partial(OverlapTransform, build, method, study.overlap, launcher.stage_device)
-    return overlap(read_rows(target, launcher.derive(source, target, make, identity, 0.0)))
+    work, kept = open_store(study.base.work), {"stage": "overlap", "probe": study.overlap, **depends_on}
+    stage = Stage.at(work, "overlap", source, make, **kept)
+    return overlap(read_rows(stage.store, launcher.derive(stage)))
 
 
 def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
@@ -328,8 +330,9 @@ def _probe(
     """The means of the probes over captions, by their names."""
     source = Source.of(open_store(run.shards), probe.shards)
     features = run.evaluation.features
-    identity = source.identity(stage="probes", reading=run.reading, features=features, steps=steps, **depends_on)
-    target = place(open_store(run.work), "probes", identity)
     transform = partial(ProbeTransform, make, steps, probe, run.reading, features)
-    index = launcher.derive(source, target, transform, identity, run.reading.max_bad_fraction)
-    return means(read_rows(target, index), steps)
+    stage = Stage.at(
+        open_store(run.work), "probes", source, transform, run.reading.max_bad_fraction,
+        stage="probes", reading=run.reading, features=features, steps=steps, **depends_on,
+    )  # fmt: skip
+    return means(read_rows(stage.store, launcher.derive(stage)), steps)

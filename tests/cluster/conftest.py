@@ -31,7 +31,7 @@ def session(s3: dict[str, str]) -> Iterator["Cluster"]:
 @pytest.fixture(scope="session")
 def targets(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple["LocalStore", "Index"]:
     """Targets of 14 samples in 5 shards."""
-    from raystill.data.derive import Source, derive
+    from raystill.data.derive import Source, Stage, derive
     from raystill.data.local import LocalStore
     from raystill.data.records import Reading
     from raystill.data.shards import Sample, pack
@@ -43,4 +43,4 @@ def targets(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
         captions = {f"s{i}{j}": ("red heart", "cat face")[j % 2] for j in range(2 + i % 3)}
         source.write(f"{i:06d}.tar", pack(Sample(key=k, members={"txt": c.encode()}) for k, c in captions.items()))
     make = partial(TargetTransform, tiny_pipeline, Generated(steps=2), Reading(), 0, 8, "float32")
-    return target, derive(Source.of(source), target, make, {}, 0.0)
+    return target, derive(Stage(Source.of(source), target, {}, make))

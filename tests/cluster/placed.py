@@ -12,7 +12,7 @@ import ray
 import torch
 from ray._private.internal_api import node_stats
 
-from raystill.data.derive import Index, Source
+from raystill.data.derive import Index, Source, Stage
 from raystill.data.local import LocalStore
 from raystill.data.plan import Plan
 from raystill.data.records import Row, pack_row, unpack_row
@@ -91,7 +91,7 @@ def main(directory: Path) -> None:
     source, target = LocalStore(uri=str(directory / "source")), LocalStore(uri=str(directory / "derived"))
     write(source)
     with ray_session(CLUSTER, {}):
-        index = RayLauncher(CLUSTER, directory).derive(Source.of(source), target, Brighter, {}, 0.0)
+        index = RayLauncher(CLUSTER, directory).derive(Stage(Source.of(source), target, {}, Brighter))
         trainer: Any = ray.remote(**options_of(CLUSTER.worker))(consume)
         found = ray.get(trainer.remote(target, index, dict(CLUSTER.reader_labels)))
         print(json.dumps({**found, "bytes": index.count * int(np.prod(SHAPE)), "stores": passed()}))

@@ -11,7 +11,7 @@ from PIL import Image
 from raystill.config.errors import UserError
 from raystill.data import stream as stream_module
 from raystill.data.batches import local_batches
-from raystill.data.derive import INDEX, Index, Source, derive, derive_shard, find
+from raystill.data.derive import INDEX, Index, Source, Stage, derive, derive_shard, find
 from raystill.data.encode import PictureTransform
 from raystill.data.pictures import encode_webp
 from raystill.data.plan import Plan
@@ -56,19 +56,12 @@ def source(s3: dict[str, str]) -> Store:
 def local(source: Store) -> tuple[Store, Index]:
     """The shards as one process derives them."""
     target = new_store().join("pictures/here")
-    return target, derive(Source.of(source), target, MAKE, {"stage": "pictures"}, 0.2)
+    return target, derive(Stage(Source.of(source), target, {"stage": "pictures"}, MAKE, 0.2))
 
 
 def stream(source: Store, target: Store, max_bad_fraction: float = 0.2) -> Index:
-    return derive_stream(
-        Source.of(source),
-        target,
-        MAKE,
-        {"stage": "pictures"},
-        max_bad_fraction,
-        actors=2,
-        options={"num_cpus": 0.5},
-    )
+    stage = Stage(Source.of(source), target, {"stage": "pictures"}, MAKE, max_bad_fraction)
+    return derive_stream(stage, actors=2, options={"num_cpus": 0.5})
 
 
 def test_an_actor_pool_derives_the_same_shards(source: Store, local: tuple[Store, Index]) -> None:
@@ -140,7 +133,7 @@ def test_streamed_batches_are_the_local_ones(
 
 def test_a_shard_that_is_missing_stops_the_stream_with_its_name(source: Store) -> None:
     target = new_store().join("pictures/there")
-    index = derive(Source.of(source), target, MAKE, {}, 0.2)
+    index = derive(Stage(Source.of(source), target, {}, MAKE, 0.2))
     plan = Plan(shards=index.shards, seed=3, lane_size=1, shuffle_shards=1)
     keys = [shard.key for shard in index.shards]
     # The last shard of the first epoch: everything before it is good.

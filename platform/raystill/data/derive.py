@@ -98,6 +98,34 @@ class Source:
         return {"source_digest": digest(shards), "source_shards": len(shards)}
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Derived shards as they are asked for: computed once, and found afterwards."""
+
+    source: Source
+    store: Store  # where they are kept
+    identity: Mapping[str, Any]  # all that they depend on, as their index has it
+    transform: Callable[[], Transform]  # called where the stage runs
+    max_bad_fraction: float = 0.0  # share of the samples that may be rejected
+
+    @classmethod
+    def at(
+        cls,
+        work: Store,
+        folder: str,
+        source: Source,
+        transform: Callable[[], Transform],
+        max_bad_fraction: float = 0.0,
+        /,
+        **depends_on: Any,
+    ) -> "Stage":
+        """A stage whose shards are kept in `<work>/<folder>`, at the fingerprint of their source and of what else they
+        depend on.
+        """
+        identity = source.identity(**depends_on)
+        return cls(source, place(work, folder, identity), identity, transform, max_bad_fraction)
+
+
 def place(work: Store, stage: str, identity: Mapping[str, Any]) -> Store:
     """The store of a stage's shards of this identity: `<work>/<stage>/<fingerprint>`."""
     return work.join(f"{stage}/{fingerprint(identity)}")
@@ -163,16 +191,14 @@ def _warn(index: Index) -> None:
         log.warning("%s", index.left_out)
 
 
-def derive(
-    source: Source, target: Store, make: Callable[[], Transform], identity: Mapping[str, Any], max_bad_fraction: float
-) -> Index:
-    """Derive every shard of a source in this process, without Ray, or find the finished ones."""
-    found = find(target, max_bad_fraction)
+def derive(stage: Stage) -> Index:
+    """Derive every shard of a stage in this process, without Ray, or find the finished ones."""
+    found = find(stage.store, stage.max_bad_fraction)
     if found is not None:
         return found
-    transform = make()
+    source, transform = stage.source, stage.transform()
     shards = [
-        derive_shard(source.store, key, target, transform)
-        for key in tqdm(source.keys, desc=target.uri.split("/")[-2], unit="shard")
+        derive_shard(source.store, key, stage.store, transform)
+        for key in tqdm(source.keys, desc=stage.store.uri.split("/")[-2], unit="shard")
     ]
-    return finish(target, identity, shards, max_bad_fraction)
+    return finish(stage.store, stage.identity, shards, stage.max_bad_fraction)

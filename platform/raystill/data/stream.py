@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from raystill.config.errors import UserError
 from raystill.data.batches import read_group, to_device
-from raystill.data.derive import Index, Shard, Source, Transform, derive_shard, find, finish
+from raystill.data.derive import Index, Shard, Stage, Transform, derive_shard, find, finish
 from raystill.data.plan import Group, Plan, groups
 from raystill.data.store import Store
 
@@ -28,40 +28,31 @@ TASKS = 8  # reading tasks of a part, at most
 READ_CPUS = 0.05  # logical CPUs of a reader, which waits for the store most of the time
 
 
-def derive_stream(
-    source: Source,
-    target: Store,
-    make: Callable[[], Transform],
-    identity: Mapping[str, Any],
-    max_bad_fraction: float,
-    *,
-    actors: int,
-    options: Mapping[str, Any],
-) -> Index:
-    """Derive every shard of a source in a pool of Ray actors, or find the finished ones; samples go from store to
+def derive_stream(stage: Stage, *, actors: int, options: Mapping[str, Any]) -> Index:
+    """Derive every shard of a stage in a pool of Ray actors, or find the finished ones; samples go from store to
     store, and the driver sees counts only.
     """
-    found = find(target, max_bad_fraction)
+    found = find(stage.store, stage.max_bad_fraction)
     if found is not None:
         return found
-    keys = source.keys
+    keys = stage.source.keys
     _quiet()
     dataset = ray.data.from_items([{"key": key} for key in keys], override_num_blocks=len(keys)).map_batches(
         _ShardWorker,
-        fn_constructor_args=(source.store, target, make),
+        fn_constructor_args=(stage.source.store, stage.store, stage.transform),
         batch_size=1,
         # One shard at a time: the first actor that is ready would otherwise take several, and the others none.
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(keys)), max_tasks_in_flight_per_actor=1),
         **options,
     )
     shards = []
-    with tqdm(total=len(keys), desc=target.uri.rsplit("/", 2)[-2], unit="shard") as bar:
+    with tqdm(total=len(keys), desc=stage.store.uri.rsplit("/", 2)[-2], unit="shard") as bar:
         for row in dataset.iter_rows():
             if row["error"]:
                 raise UserError(row["error"])
             shards.append(Shard(key=str(row["key"]), count=int(row["count"]), rejected=tuple(row["rejected"])))
             bar.update()
-    return finish(target, identity, shards, max_bad_fraction)
+    return finish(stage.store, stage.identity, shards, stage.max_bad_fraction)
 
 
 class _ShardWorker:

@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raystill.config.digest import canonical_json
 from raystill.config.errors import UserError
-from raystill.data.derive import Index, Source, Transform
+from raystill.data.derive import Index, Stage
 from raystill.data.plan import Plan
 from raystill.data.store import Store
 from raystill.data.stream import derive_stream, nodes, stream_batches
@@ -115,20 +115,11 @@ class RayLauncher:
         """The device of a stage's networks: "cuda" where every actor has a GPU, else "cpu"."""
         return "cuda" if self.cluster.actor.gpus else "cpu"
 
-    def derive(
-        self,
-        source: Source,
-        target: Store,
-        transform: Callable[[], Transform],
-        identity: Mapping[str, Any],
-        max_bad_fraction: float,
-    ) -> Index:
+    def derive(self, stage: Stage) -> Index:
         """Compute a stage's derived shards in an actor pool, or find them; return their index."""
         options = options_of(self.cluster.actor)
         try:
-            return derive_stream(
-                source, target, transform, identity, max_bad_fraction, actors=self.cluster.actors, options=options
-            )
+            return derive_stream(stage, actors=self.cluster.actors, options=options)
         except RayError as error:
             raise _for_people(error) from error
 

@@ -1,15 +1,15 @@
 """Where stages and trainings run: in this process, or on a Ray cluster (`launch.cluster`)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from tqdm import tqdm
 
 from raystill.data.batches import local_batches
-from raystill.data.derive import Index, Source, Transform, derive
+from raystill.data.derive import Index, Stage, derive
 from raystill.data.plan import Plan
 from raystill.data.store import Store
 from raystill.engine.local import LocalEngine
@@ -29,14 +29,7 @@ class Launcher(Protocol):
     def stage_device(self) -> str:
         """Device of the networks that compute derived shards."""
 
-    def derive(
-        self,
-        source: Source,
-        target: Store,
-        transform: Callable[[], Transform],
-        identity: Mapping[str, Any],
-        max_bad_fraction: float,
-    ) -> Index:
+    def derive(self, stage: Stage) -> Index:
         """Compute a stage's derived shards, or find them; return their index."""
 
     def train(
@@ -70,16 +63,9 @@ class LocalLauncher:
         """The device of this process."""
         return str(self.device)
 
-    def derive(
-        self,
-        source: Source,
-        target: Store,
-        transform: Callable[[], Transform],
-        identity: Mapping[str, Any],
-        max_bad_fraction: float,
-    ) -> Index:
+    def derive(self, stage: Stage) -> Index:
         """Compute a stage's derived shards one after the other, or find them; return their index."""
-        return derive(source, target, transform, identity, max_bad_fraction)
+        return derive(stage)
 
     def train(
         self,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from raystill.data.derive import Source
+from raystill.data.derive import Source, Stage
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import Sample, unpack
 from raystill.data.store import Store, open_store
@@ -164,7 +164,7 @@ def time_targets(run: Run, launcher: Launcher, store: Store, blocks: int) -> lis
     source = training_source(run)
     some = Source(source.store, source.entries[: 1 if isinstance(launcher, LocalLauncher) else run.cluster.actors])
     make = partial(TargetsBench, target_maker(run, launcher), blocks)
-    index = launcher.derive(some, store, make, some.identity(stage="bench"), run.reading.max_bad_fraction)
+    index = launcher.derive(Stage(some, store, some.identity(stage="bench"), make, run.reading.max_bad_fraction))
     return [unpack_row(s) for shard in index.shards for s in unpack(store.read(shard.key), shard.key)]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
-from raystill.data.derive import Index, Source
+from raystill.data.derive import Index, Source, Stage
 from raystill.data.store import Store, open_store
 from raystill.evaluation.alexnet import find_checkpoint
 from raystill.launch.launcher import Launcher, MakeRecorder
@@ -167,7 +167,7 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
     settings.estimator.check(schedule_of(scheduler), kind_of(scheduler))
     source, identity, store = _targets_of(run)
     make, before, began = target_maker(run, launcher), _keys(store), time.monotonic()
-    index = launcher.derive(source, store, make, identity, run.reading.max_bad_fraction)
+    index = launcher.derive(Stage(source, store, identity, make, run.reading.max_bad_fraction))
     check_identity(index, identity, store.uri)
     _log_targets(store, index, settings.estimator.calls, computed_since(before, index), time.monotonic() - began)
     return store, index

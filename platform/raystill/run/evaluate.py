@@ -11,7 +11,7 @@ from PIL.Image import Image
 
 from raystill.config.digest import canonical
 from raystill.config.fingerprint import fingerprint
-from raystill.data.derive import Index, Source, place
+from raystill.data.derive import Index, Source, Stage
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import unpack
 from raystill.data.store import Store, open_store
@@ -48,23 +48,25 @@ def evaluate(run: Run, launcher: Launcher, drawn: Drawn) -> Evaluated:
 
 def draw_student(run: Run, launcher: Launcher, drawn: Drawn) -> list[Row]:
     """The student's pictures of the evaluation's captions, with features and LPIPS to the teacher's; drawn or found."""
-    settings, stage = run.evaluation, Source.of(draw_teacher(run, launcher)[0])
-    identity = stage.identity(stage="student samples", steps=settings.student_steps, **drawn.identity())
-    target = place(open_store(run.work), "student-samples", identity)
+    settings, source = run.evaluation, Source.of(draw_teacher(run, launcher)[0])
     make = partial(StudentSamples, drawn, settings, launcher.stage_device)
-    return read_rows(target, launcher.derive(stage, target, make, identity, run.reading.max_bad_fraction))
+    stage = Stage.at(
+        open_store(run.work), "student-samples", source, make, run.reading.max_bad_fraction,
+        stage="student samples", steps=settings.student_steps, **drawn.identity(),
+    )  # fmt: skip
+    return read_rows(stage.store, launcher.derive(stage))
 
 
 def draw_teacher(run: Run, launcher: Launcher) -> tuple[Store, Index]:
     """The teacher's pictures of the evaluation's captions, with features of the real ones; drawn or found."""
     settings, source = run.evaluation, Source.of(open_store(run.shards), run.evaluation.shards)
     apart = replace(settings, student_steps=())  # the teacher's pictures do not depend on them
-    identity = source.identity(
-        stage="teacher samples", teacher=revision(Path(run.teacher)), reading=run.reading, settings=apart
-    )
-    drawn = place(open_store(run.work), "teacher-samples", identity)
     make = partial(TeacherSamples, Path(run.teacher), settings, run.reading, launcher.stage_device)
-    return drawn, launcher.derive(source, drawn, make, identity, run.reading.max_bad_fraction)
+    stage = Stage.at(
+        open_store(run.work), "teacher-samples", source, make, run.reading.max_bad_fraction,
+        stage="teacher samples", teacher=revision(Path(run.teacher)), reading=run.reading, settings=apart,
+    )  # fmt: skip
+    return stage.store, launcher.derive(stage)
 
 
 def read_rows(store: Store, index: Index) -> list[Row]:

@@ -14,11 +14,11 @@ from raystill.config.digest import canonical
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import Knob, fingerprint, introduced_group
 from raystill.data.batches import local_batches
-from raystill.data.derive import Index, Source, place
+from raystill.data.derive import Index, Source, Stage
 from raystill.data.encode import LatentTransform, PictureTransform
 from raystill.data.plan import Plan
 from raystill.data.records import Reading
-from raystill.data.shards import list_shards, unpack
+from raystill.data.shards import unpack
 from raystill.data.store import Store, open_store
 from raystill.launch.launcher import Launcher, MakeRecorder
 from raystill.launch.settings import Cluster, check_cluster
@@ -68,34 +68,33 @@ class Pretraining:
 def pretrain(run: Pretraining, launcher: Launcher, tracking: Tracking) -> Path:
     """Train every part, or find the parts that an earlier run finished; returns the pipeline's directory."""
     run.check()
-    source, work, output = open_store(run.shards), open_store(run.work), Path(run.output)
+    source, work, output = Source.of(open_store(run.shards)), open_store(run.work), Path(run.output)
     started = time.monotonic()
-    identity = Source.of(source).identity(reading=run.reading)
-    tracking = replace(tracking, inputs=fingerprint(Source.of(source).identity()))
-    pictures = place(work, "pictures", identity)
-    decode = partial(PictureTransform, run.reading)
-    index = launcher.derive(Source.of(source), pictures, decode, identity, run.reading.max_bad_fraction)
+    tracking = replace(tracking, inputs=fingerprint(source.identity()))
+    decode, allowed = partial(PictureTransform, run.reading), run.reading.max_bad_fraction
+    pictures = Stage.at(work, "pictures", source, decode, allowed, reading=run.reading)
+    index = launcher.derive(pictures)
     tokens = _tokenizer(run, source, output / "tokenizer")
     open_experiment(tracking.uri, tracking.experiment, tracking.artifact_root)
     recorder = _recorder(run, tracking, run.autoencoder)
-    trained = _train_autoencoder(run, launcher, recorder, pictures, index, work, output / "vae")
+    trained = _train_autoencoder(run, launcher, recorder, pictures.store, index, work, output / "vae")
     seconds = {"autoencoder": time.monotonic() - started}
-    identity = Source.of(pictures).identity(
-        stage="latents", autoencoder=run.autoencoder, trained=trained, shape=run.denoiser.shape
-    )
-    latents = place(work, "latents", identity)
     encode = partial(LatentTransform, output / "vae", output / "tokenizer", device=launcher.stage_device)
-    index = launcher.derive(Source.of(pictures), latents, encode, identity, run.reading.max_bad_fraction)
-    _train_denoiser(run, launcher, _recorder(run, tracking, run.denoiser), latents, index, work, output, tokens)
+    latents = Stage.at(
+        work, "latents", Source.of(pictures.store), encode, allowed,
+        stage="latents", autoencoder=run.autoencoder, trained=trained, shape=run.denoiser.shape,
+    )  # fmt: skip
+    index = launcher.derive(latents)
+    _train_denoiser(run, launcher, _recorder(run, tracking, run.denoiser), latents.store, index, work, output, tokens)
     seconds["all"] = time.monotonic() - started
     (output / "training.json").write_text(json.dumps({"recipe": canonical(run), "seconds": seconds}, indent=1) + "\n")
     return output
 
 
-def _tokenizer(run: Pretraining, source: Store, directory: Path) -> Tokens:
+def _tokenizer(run: Pretraining, source: Source, directory: Path) -> Tokens:
     """Train the tokenizer on the captions, which are small beside the pictures; return its token ids."""
     shape = run.denoiser.shape
-    samples = (sample for entry in list_shards(source) for sample in unpack(source.read(entry.key), entry.key))
+    samples = (sample for key in source.keys for sample in unpack(source.store.read(key), key))
     captions = (sample.members.get("txt", b"").decode(errors="ignore").strip() for sample in samples)
     train_tokenizer(filter(None, captions), shape.vocabulary, shape.text_length, directory)
     return tokens_of(load_tokenizer(directory))

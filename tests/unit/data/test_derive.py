@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from raystill.config.errors import UserError
-from raystill.data.derive import INDEX, Index, Shard, Source, derive, derive_shard, find, place
+from raystill.data.derive import INDEX, Index, Shard, Source, Stage, derive, derive_shard, find, place
 from raystill.data.encode import PictureTransform
 from raystill.data.local import LocalStore
 from raystill.data.pictures import encode_webp
@@ -49,10 +49,9 @@ def times(store: LocalStore) -> dict[str, int]:
 
 
 def run(source: LocalStore, work: LocalStore, max_bad_fraction: float = 0.5) -> tuple[LocalStore, Index]:
-    identity = Source.of(source).identity(stage="pictures", reading=READING)
-    target = place(work, "pictures", identity)
-    assert isinstance(target, LocalStore)
-    return target, derive(Source.of(source), target, MAKE, identity, max_bad_fraction)
+    stage = Stage.at(work, "pictures", Source.of(source), MAKE, max_bad_fraction, stage="pictures", reading=READING)
+    assert isinstance(stage.store, LocalStore)
+    return stage.store, derive(stage)
 
 
 def test_every_shard_is_derived_under_its_own_name(source: LocalStore, work: LocalStore) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from raystill.config.errors import UserError
-from raystill.data.derive import Index, Shard, Source, derive
+from raystill.data.derive import Index, Shard, Source, Stage, derive
 from raystill.data.local import LocalStore
 from raystill.data.pictures import encode_webp
 from raystill.data.records import Reading, RejectedSampleError, Row, pack_row, unpack_row
@@ -191,7 +191,7 @@ def test_targets_do_not_depend_on_how_shards_are_cut(
         for i, shard in enumerate(shards):
             source.write(f"{i:06d}.tar", pack(shard))
         make = partial(TargetTransform, tiny_pipeline, estimator, READING, 5, 2, "float32")
-        index = derive(Source.of(source), target, make, {}, 0.0)
+        index = derive(Stage(Source.of(source), target, {}, make))
         rows = [unpack_row(s) for shard in index.shards for s in unpack(target.read(shard.key), shard.key)]
         found[name] = {row["key"]: row for row in rows}
     assert set(found["one"]) == set(found["three"]) == {f"s{i}" for i in range(5)}
@@ -362,7 +362,7 @@ def test_every_estimator_has_its_law_at_inference(tiny_pipeline: Path, tmp_path:
     source.write("000001.tar", pack([Sample(key="blind", members={"txt": b"cat"})]))
     source.write("000002.tar", pack([sample(2)]))
     make = partial(TargetTransform, tiny_pipeline, Expectation(steps=2), READING, 0, 4, "float32")
-    index = derive(Source.of(source), target, make, {}, 0.5)
+    index = derive(Stage(Source.of(source), target, {}, make, 0.5))
     schedule, one = load_pipeline(tiny_pipeline).schedule, torch.ones(1, dtype=torch.float64)
     found = start_law_of(Expectation(steps=2), schedule, target, index)
     rows = targets(tiny_pipeline, [sample(i) for i in range(3)], Expectation(steps=2))
