@@ -31,7 +31,8 @@ from raystill.run.distill import compute_targets, inputs_of, train_student, trai
 from raystill.run.evaluate import draw_teacher, evaluate, floor_of, read_rows
 from raystill.run.jobs import surroundings
 from raystill.run.samples import Drawn, Trained, teacher_draw
-from raystill.run.settings import Evaluation, Run, check_teacher
+from raystill.run.settings import Evaluation, Run
+from raystill.run.validate import validate
 from raystill.tracking.commit import code_commit
 from raystill.tracking.runs import TrackedRun, Tracking, history, open_experiment, tracking_uri
 from raystill_studies.gradients import GradientProbe, GradientTransform, efficiency
@@ -149,8 +150,7 @@ def missing_of(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
     """The runs that have not been measured yet, by key; UserError where a run's settings do not fit together."""
     planned, teacher = study.runs(), teacher_facts(Path(study.base.teacher))
     for one in planned.values():
-        one.run.check()
-        check_teacher(one.run, teacher)
+        validate(one.run, teacher, local=True)
         if one.gradients and not isinstance(one.run.method, RayFlow):
             raise UserError(
                 f"gradients are of RayFlow's laws of times; found a variant with the method {one.run.method.name}"

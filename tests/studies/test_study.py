@@ -22,7 +22,8 @@ from raystill.methods.rayflow import RayFlow
 from raystill.models.pipeline import teacher_facts
 from raystill.models.sampling import Sampling
 from raystill.models.weights import Lora
-from raystill.run.settings import Evaluation, Run, Targets, check_teacher
+from raystill.run.settings import Evaluation, Run, Targets
+from raystill.run.validate import validate
 from raystill.targets.targets import Encoded, Generated
 from raystill.training.loop import Training
 from raystill_studies.gradients import GradientProbe
@@ -185,8 +186,7 @@ def test_every_variant_of_the_shipped_studies_is_a_run_that_passes_its_checks() 
     assert sum(planned.gradients for planned in runs) >= 3 * 7
     teacher = teacher_facts(Path(study.base.teacher))
     for planned in [*runs, *methods_study.run().runs().values()]:
-        planned.run.check()
-        check_teacher(planned.run, teacher)
+        validate(planned.run, teacher)
 
 
 def test_a_variant_that_the_teacher_does_not_allow_is_refused_before_anything_starts(

@@ -15,7 +15,6 @@ from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
 from raystill.data.derive import Index, Source, Stage
 from raystill.data.store import Store, open_store
-from raystill.evaluation.alexnet import find_checkpoint
 from raystill.launch.launcher import Launcher, MakeRecorder
 from raystill.methods.method import STUDENT
 from raystill.models import artifact
@@ -25,7 +24,7 @@ from raystill.models.ctm import WEIGHT
 from raystill.models.pipeline import licence_of, load_pipeline
 from raystill.models.revision import former_revisions, revision
 from raystill.models.sampling import NORMAL
-from raystill.models.stock import kind_of, read_scheduler, schedule_of
+from raystill.models.stock import read_scheduler, schedule_of
 from raystill.models.weights import Lora, delta, load_trained, lora_state, peft_config, prepare
 from raystill.run.adoption import adopted
 from raystill.run.checkpoints import checkpoints_at, left_out, train_at
@@ -75,8 +74,7 @@ class Distilled:
 
 
 def check_inputs(run: Run) -> None:
-    """Refuse, with UserError and before a worker starts, stores, shards and a feature network that cannot be used."""
-    find_checkpoint()  # of AlexNet, the only network there is for evaluation.features
+    """Refuse, with UserError and before a worker starts, stores and shards that cannot be used."""
     open_store(run.work).check()
     if run.artifacts is not None and run.artifacts.startswith("s3://"):  # MLflow itself knows other places, too
         open_store(run.artifacts).check()
@@ -163,13 +161,11 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
     """The store and index of the teacher's targets for every sample that is trained on, computed or found; UserError
     where those found were computed for something else.
     """
-    settings, scheduler = run.targets, read_scheduler(Path(run.teacher))
-    settings.estimator.check(schedule_of(scheduler), kind_of(scheduler))
     source, identity, store = _targets_of(run)
     make, before, began = target_maker(run, launcher), _keys(store), time.monotonic()
     index = launcher.derive(Stage(source, store, identity, make, run.reading.max_bad_fraction))
     check_identity(index, identity, store.uri)
-    _log_targets(store, index, settings.estimator.calls, computed_since(before, index), time.monotonic() - began)
+    _log_targets(store, index, run.targets.estimator.calls, computed_since(before, index), time.monotonic() - began)
     return store, index
 
 

@@ -1,6 +1,5 @@
 """Whole jobs as they are typed: their checks, object store and cluster (or this process alone), and stages."""
 
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,6 @@ from raystill.config.errors import UserError
 from raystill.launch.launcher import Launcher, LocalLauncher
 from raystill.launch.services import DIRECTORY, HOME, object_store, upload_sample
 from raystill.launch.settings import Cluster
-from raystill.models.pipeline import picture_shape, teacher_facts
 from raystill.run.distill import (
     Distilled,
     Seconds,
@@ -23,23 +21,17 @@ from raystill.run.distill import (
 )
 from raystill.run.evaluate import evaluate, floor_of, spread, table
 from raystill.run.pretrain import Pretraining, pretrain
-from raystill.run.settings import Run, check_teacher
+from raystill.run.settings import Run
+from raystill.run.validate import share_out, validate
 from raystill.tracking.runs import Tracking, tracking_uri
-from raystill.training.lanes import advice, check_lanes
 from raystill.training.task import averages_after
-
-log = logging.getLogger(__name__)
 
 
 @contextmanager
 def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = None) -> Iterator[Launcher]:
     """Check a run, open its object store with the sample in it, give its launcher, and close everything at the end."""
     seconds = seconds or Seconds()
-    run.check()
-    check_teacher(run, teacher_facts(Path(run.teacher)))
-    check_reading(run)
-    if not local:
-        share_out(run.training.lanes, run.cluster.workers)
+    validate(run, local=local)
     with ExitStack() as stack:
         with seconds.stage("object store"):
             variables = stack.enter_context(object_store(run.store, DIRECTORY, run.port))
@@ -50,24 +42,6 @@ def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = Non
         if not local:
             check_places(run)
         yield launcher
-
-
-def share_out(lanes: int, workers: int, prefix: str = "") -> None:
-    """Refuse, with UserError, more workers than lanes; warn where some would be idle for a part of every step."""
-    check_lanes(lanes, workers, prefix)
-    if line := advice(lanes, workers):
-        log.warning("%s", line)
-
-
-def check_reading(run: Run) -> None:
-    """Refuse, with UserError, to compare a teacher's pictures with real ones of another size or number of channels."""
-    size, channels = picture_shape(Path(run.teacher))
-    if (run.reading.picture_size, run.reading.channels) != (size, channels):
-        raise UserError(
-            f"{run.teacher} draws pictures of {size} pixels and {channels} channels, and reading asks for "
-            f"{run.reading.picture_size} and {run.reading.channels}: write --set reading.picture_size={size} "
-            f"--set reading.channels={channels}"
-        )
 
 
 def launch_distillation(run: Run, *, local: bool = False, seconds: Seconds | None = None) -> Distilled:

@@ -1,8 +1,6 @@
 """The settings of a whole run: from shards to a registered adapter."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import lcm
 from typing import ClassVar
 
 from raystill.config.checks import at_least
@@ -13,14 +11,10 @@ from raystill.data.records import Reading
 from raystill.engine.learning_rate import check_decay
 from raystill.engine.protocol import Optimizer
 from raystill.evaluation.features import FEATURES
-from raystill.flow.schedules import Times
 from raystill.launch.settings import Cluster, check_cluster
-from raystill.methods.method import check_times
 from raystill.methods.rayflow import RayFlow
 from raystill.methods.table import Distilling
-from raystill.models.counts import wrong_counts
-from raystill.models.pipeline import TeacherFacts
-from raystill.models.sampling import NORMAL, Sampling
+from raystill.models.sampling import Sampling
 from raystill.models.weights import Full, Lora
 from raystill.targets.targets import Assigned, Encoded, Expectation, Generated, Independent, Inverted
 from raystill.training.distillation import DistillTask
@@ -116,36 +110,6 @@ class Run:
                 f"evaluation.student_steps is {self.evaluation.student_steps}; add {default}, in which a student of "
                 f"{self.method.name} is drawn by default"
             )
-
-
-def check_teacher(run: Run, teacher: TeacherFacts) -> None:
-    """Refuse, with UserError, a teacher that a run's method cannot be used with, and step counts at which the sampler
-    would ask the student at times that it is not trained at.
-    """
-    run.method.check_teacher(teacher)
-    steps = run.evaluation.student_steps
-    check_times(teacher.schedule, "the largest of evaluation.student_steps", max(steps))
-    scheduler = run.method.scheduler(teacher.scheduler, run.sampling, NORMAL)
-    trained = run.method.trained_times(teacher.schedule)
-    if wrong := wrong_counts(scheduler, steps, trained):
-        said = "; ".join(f"nearest to {n} are {' and '.join(map(str, right))}" for n, right in wrong.items())
-        raise UserError(
-            f"evaluation.student_steps has {list(wrong)}, in which {type(scheduler).__name__} would ask a student of "
-            f"{run.method.name} beside the times that it is trained at; {said}: {_remedies(run, wrong, trained)}"
-        )
-
-
-def _remedies(run: Run, wrong: Mapping[int, list[int]], trained: Times | None) -> str:
-    """The settings to write instead: the nearest step counts, unless the method's default is a wrong one, or, for a
-    student that is trained on a grid, the next number of intervals that all counts divide.
-    """
-    steps = run.evaluation.student_steps
-    right = sorted({nearest[0] for nearest in wrong.values()} | (set(steps) - set(wrong)))
-    ways = [f"--set 'evaluation.student_steps={right}'"] if run.method.default_steps not in wrong else []
-    if trained is not None:
-        whole = lcm(*steps)
-        ways.append(f"--set method.intervals={-(-len(trained) // whole) * whole}")
-    return " or ".join(ways)
 
 
 def check_precision(path: str, precision: str) -> None:

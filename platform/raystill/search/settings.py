@@ -11,6 +11,7 @@ from raystill.config.fingerprint import Knob, introduced
 from raystill.config.overrides import override
 from raystill.launch.services import REPORTS
 from raystill.run.settings import Run
+from raystill.run.validate import validate
 from raystill.search.space import Space, check_points, check_space
 
 
@@ -43,7 +44,7 @@ class Search:
 
     def check(self) -> None:
         """Refuse, with UserError, a sweep that cannot run as it is written; nothing has been started yet."""
-        self.base.check()
+        validate(self.base, local=True)
         at_least(max(1, len(self.first)), "trials", self.trials)
         check_space(self.space, self.base)
         check_points(self.first, self.space)

@@ -11,7 +11,8 @@ from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint, introduced, introduced_group
 from raystill.config.overrides import override
 from raystill.models.pipeline import teacher_facts
-from raystill.run.settings import Run, check_teacher
+from raystill.run.settings import Run
+from raystill.run.validate import validate
 
 SEED = "training.seed"
 # Settings that trials have in common; where they run and what they are called is not searched either.
@@ -135,9 +136,7 @@ def check_space(space: Space, base: Run) -> None:
             )
         for condition in _conditions(domain, space):
             for value in domain.extremes:
-                trial = override(base, {**condition, domain.path: value})
-                trial.check()
-                check_teacher(trial, teacher)
+                validate(override(base, {**condition, domain.path: value}), teacher, local=True)
 
 
 def check_points(points: Sequence[Mapping[str, Any]], space: Space) -> None:

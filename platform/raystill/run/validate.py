@@ -1,0 +1,80 @@
+"""Every check of a run that needs no store and no cluster, in order, before anything starts."""
+
+import logging
+from collections.abc import Mapping
+from math import lcm
+from pathlib import Path
+
+from raystill.config.errors import UserError
+from raystill.evaluation.alexnet import find_checkpoint
+from raystill.flow.schedules import Times
+from raystill.methods.method import check_times
+from raystill.models.counts import wrong_counts
+from raystill.models.pipeline import TeacherFacts, picture_shape, teacher_facts
+from raystill.models.sampling import NORMAL
+from raystill.run.settings import Run
+from raystill.training.lanes import advice, check_lanes
+
+log = logging.getLogger(__name__)
+
+
+def validate(run: Run, teacher: TeacherFacts | None = None, *, local: bool = False) -> None:
+    """Refuse, with UserError, a run whose settings do not fit together, its teacher, or the network that measures its
+    pictures; `teacher` are the facts of its teacher where they are known, and a `local` run needs no workers.
+    """
+    run.check()
+    teacher = teacher or teacher_facts(Path(run.teacher))
+    check_teacher(run, teacher)
+    run.targets.estimator.check(teacher.schedule, teacher.kind)
+    _check_reading(run)
+    find_checkpoint()  # of AlexNet, the only network there is for evaluation.features
+    if not local:
+        share_out(run.training.lanes, run.cluster.workers)
+
+
+def check_teacher(run: Run, teacher: TeacherFacts) -> None:
+    """Refuse, with UserError, a teacher that a run's method cannot be used with, and step counts at which the sampler
+    would ask the student at times that it is not trained at.
+    """
+    run.method.check_teacher(teacher)
+    steps = run.evaluation.student_steps
+    check_times(teacher.schedule, "the largest of evaluation.student_steps", max(steps))
+    scheduler = run.method.scheduler(teacher.scheduler, run.sampling, NORMAL)
+    trained = run.method.trained_times(teacher.schedule)
+    if wrong := wrong_counts(scheduler, steps, trained):
+        said = "; ".join(f"nearest to {n} are {' and '.join(map(str, right))}" for n, right in wrong.items())
+        raise UserError(
+            f"evaluation.student_steps has {list(wrong)}, in which {type(scheduler).__name__} would ask a student of "
+            f"{run.method.name} beside the times that it is trained at; {said}: {_remedies(run, wrong, trained)}"
+        )
+
+
+def _remedies(run: Run, wrong: Mapping[int, list[int]], trained: Times | None) -> str:
+    """The settings to write instead: the nearest step counts, unless the method's default is a wrong one, or, for a
+    student that is trained on a grid, the next number of intervals that all counts divide.
+    """
+    steps = run.evaluation.student_steps
+    right = sorted({nearest[0] for nearest in wrong.values()} | (set(steps) - set(wrong)))
+    ways = [f"--set 'evaluation.student_steps={right}'"] if run.method.default_steps not in wrong else []
+    if trained is not None:
+        whole = lcm(*steps)
+        ways.append(f"--set method.intervals={-(-len(trained) // whole) * whole}")
+    return " or ".join(ways)
+
+
+def share_out(lanes: int, workers: int, prefix: str = "") -> None:
+    """Refuse, with UserError, more workers than lanes; warn where some would be idle for a part of every step."""
+    check_lanes(lanes, workers, prefix)
+    if line := advice(lanes, workers):
+        log.warning("%s", line)
+
+
+def _check_reading(run: Run) -> None:
+    """Refuse, with UserError, to compare a teacher's pictures with real ones of another size or number of channels."""
+    size, channels = picture_shape(Path(run.teacher))
+    if (run.reading.picture_size, run.reading.channels) != (size, channels):
+        raise UserError(
+            f"{run.teacher} draws pictures of {size} pixels and {channels} channels, and reading asks for "
+            f"{run.reading.picture_size} and {run.reading.channels}: write --set reading.picture_size={size} "
+            f"--set reading.channels={channels}"
+        )
