@@ -15,7 +15,8 @@ from raystill.data.derive import Index, Source, Stage
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import unpack
 from raystill.data.store import Store, open_store
-from raystill.evaluation.distances import frechet, kernel_distance
+from raystill.evaluation.distances import frechet
+from raystill.evaluation.metrics import METRICS, Pictures, figures
 from raystill.evaluation.pictures import grid
 from raystill.launch.launcher import Launcher
 from raystill.models.revision import revision
@@ -79,25 +80,18 @@ def _measure(run: Run, identity: str, teacher: list[Row], student: list[Row], le
     settings = run.evaluation
     real = _stack(teacher, "features_real")
     reference = _features(teacher, settings.reference_steps)
-    of_teacher = {str(n): _figures(teacher, n, real, reference) for n in settings.teacher_steps}
-    of_student = {str(n): _figures(student, n, real, reference) for n in settings.student_steps}
+    of_teacher = {str(n): figures(_pictures(teacher, n, real, reference)) for n in settings.teacher_steps}
+    of_student = {str(n): figures(_pictures(student, n, real, reference)) for n in settings.student_steps}
     return Evaluated(identity, settings.features, of_teacher, of_student, _picture(run, teacher, student), left_out)
 
 
-def _figures(rows: list[Row], steps: int, real: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
-    """Figures of one step count; distances are on the evaluation's features, images per second are one actor's."""
-    features = _features(rows, steps)
-    kernel = kernel_distance(features, real, subsets=1, subset_size=len(features))
-    figures = {
-        "frechet": frechet(features, real, allow_few=True),
-        "frechet_teacher": frechet(features, reference, allow_few=True),
-        "kernel": kernel.mean,
-        "images_per_s": 1 / float(np.mean([row[f"seconds_{steps}"] for row in rows])),
-    }
-    if f"agreement_{steps}" in rows[0]:
-        figures["lpips_teacher"] = float(np.mean([row[f"agreement_{steps}"] for row in rows]))
-    # Linear algebra differs in its last bits from run to run, and the adapter's digest must not.
-    return {name: float(f"{round(value, 5):.6g}") + 0.0 for name, value in figures.items()}  # + 0.0: no minus zero
+def _pictures(rows: list[Row], steps: int, real: torch.Tensor, reference: torch.Tensor) -> Pictures:
+    """The pictures of one step count, as metrics take them."""
+    lpips = _stack(rows, f"agreement_{steps}") if f"agreement_{steps}" in rows[0] else None
+    return Pictures(
+        features=_features(rows, steps), real=real, reference=reference, lpips=lpips,
+        seconds=_stack(rows, f"seconds_{steps}"),
+    )  # fmt: skip
 
 
 def _features(rows: list[Row], steps: int) -> torch.Tensor:
@@ -135,15 +129,17 @@ def floor_of(run: Run, launcher: Launcher) -> float:
 
 def table(evaluated: Evaluated) -> str:
     """The figures as text: a line per network and step count."""
-    head = f"{'':8} {'steps':>5} {'frechet':>9} {'to teacher':>10} {'kernel':>8} {'lpips':>7} {'images/s':>9}"
+    widths = [int(metric.digits.partition(".")[0]) for metric in METRICS]
+    heads = [f"{metric.heading:>{width}}" for metric, width in zip(METRICS, widths, strict=True)]
+    head = " ".join([f"{'':8} {'steps':>5}", *heads])
     lines = [head, "-" * len(head)]
-    for who, figures in (("teacher", evaluated.teacher), ("student", evaluated.student)):
-        for steps, f in figures.items():
-            agreement = f"{f['lpips_teacher']:7.3f}" if "lpips_teacher" in f else f"{'':7}"
-            lines.append(
-                f"{who:8} {steps:>5} {f['frechet']:9.3f} {f['frechet_teacher']:10.3f} {f['kernel']:8.4f} "
-                f"{agreement} {f['images_per_s']:9.1f}"
-            )
+    for who, by_steps in (("teacher", evaluated.teacher), ("student", evaluated.student)):
+        for steps, found in by_steps.items():
+            cells = [
+                f"{found[metric.name]:{metric.digits}}" if metric.name in found else " " * width
+                for metric, width in zip(METRICS, widths, strict=True)
+            ]
+            lines.append(" ".join([f"{who:8} {steps:>5}", *cells]))
     return "\n".join(lines)
 
 
