@@ -23,7 +23,7 @@ T = TypeVar("T")
 FORMAT = 2  # of addresses; those of format 1 are digests of all settings (`config.legacy`)
 KNOB = object()
 Knob: TypeAlias = Annotated[T, KNOB]  # marks a setting that changes only speed, reports, names or locations
-_INTRODUCED = "introduced"  # key of a field's metadata: the function that gives the introduced identity
+INTRODUCED = "introduced"  # key of a field's metadata: the function that gives the introduced identity
 _SAME: Any = object()
 
 
@@ -37,7 +37,7 @@ def introduced(value: T, *, now: T = _SAME) -> T:
     default where the default has been changed since.
     """
     declared: T = dataclasses.field(
-        default=value if now is _SAME else now, metadata={_INTRODUCED: partial(identity, value)}
+        default=value if now is _SAME else now, metadata={INTRODUCED: partial(identity, value)}
     )
     return declared
 
@@ -47,7 +47,7 @@ def introduced_group(made: Callable[[], T], *, now: Callable[[], T] | None = Non
     with the values that its own fields were introduced with, at revision 1. `now` makes the field's default where the
     default has been changed since.
     """
-    declared: T = dataclasses.field(default_factory=now or made, metadata={_INTRODUCED: partial(_made, made)})
+    declared: T = dataclasses.field(default_factory=now or made, metadata={INTRODUCED: partial(_made, made)})
     return declared
 
 
@@ -89,18 +89,6 @@ def knobs(kind: type) -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(kind) if field.name in marked)
 
 
-def undeclared(kind: type) -> list[str]:
-    """Names of a dataclass's fields that have a default but are neither `introduced` nor a `Knob`."""
-    absent = dataclasses.MISSING
-    return [
-        field.name
-        for field in dataclasses.fields(kind)
-        if not (field.default is absent and field.default_factory is absent)
-        and _INTRODUCED not in field.metadata
-        and field.name not in knobs(kind)
-    ]
-
-
 def revision_of(kind: type) -> int:
     """Revision of a class of settings, raised whenever the class's results changed; 1 where the class has none, or has
     it as a field.
@@ -112,12 +100,12 @@ def revision_of(kind: type) -> int:
 
 def as_introduced(field: "dataclasses.Field[Any]", found: Any) -> bool:
     """Whether an identity is the one that a field was introduced with."""
-    return _INTRODUCED in field.metadata and bool(found == introduced_value(field))
+    return INTRODUCED in field.metadata and bool(found == introduced_value(field))
 
 
 def introduced_value(field: "dataclasses.Field[Any]") -> Any:
     """The identity that a field was introduced with; None where it has had no default."""
-    made = field.metadata.get(_INTRODUCED)
+    made = field.metadata.get(INTRODUCED)
     return None if made is None else made()
 
 

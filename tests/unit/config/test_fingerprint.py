@@ -9,7 +9,7 @@ from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import pytest
 
-from raystill.config.fingerprint import Knob, fingerprint, identity, introduced, introduced_group, knobs, undeclared
+from raystill.config.fingerprint import INTRODUCED, Knob, fingerprint, identity, introduced, introduced_group, knobs
 from raystill.config.overrides import override
 from raystill.flow.starts import StartLaw
 from raystill.recipes.resolve import resolve
@@ -168,6 +168,18 @@ def reachable() -> list[type]:
             counting = [f.name for f in dataclasses.fields(kind) if f.name not in knobs(kind)]
             waiting += [group for name in counting for group in groups(hints[name])]
     return [*found]
+
+
+def undeclared(kind: type) -> list[str]:
+    """Names of a dataclass's fields that have a default but are neither `introduced` nor a `Knob`."""
+    absent = dataclasses.MISSING
+    return [
+        field.name
+        for field in dataclasses.fields(kind)
+        if not (field.default is absent and field.default_factory is absent)
+        and INTRODUCED not in field.metadata
+        and field.name not in knobs(kind)
+    ]
 
 
 def test_every_default_says_what_becomes_of_it_in_addresses() -> None:

@@ -7,6 +7,8 @@ import torch
 from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.oracles.mixtures import Mixture, MixtureDenoiser
+from tests.oracles.rays import ray_posterior
 from torch import Tensor
 
 from raystill.config.errors import UserError
@@ -25,7 +27,6 @@ from raystill.flow.jumps import (
     stop,
     stops,
 )
-from raystill.flow.mixtures import Mixture, MixtureDenoiser
 from raystill.flow.paths import (
     Coefficients,
     DiffusionPath,
@@ -34,7 +35,6 @@ from raystill.flow.paths import (
     RayPath,
     StraightPath,
     interpolate,
-    ray_posterior,
 )
 from raystill.flow.predictions import Kind, Prediction, column
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from tests.oracles.mixtures import Mixture, MixtureDenoiser
 
-from raystill.flow.mixtures import Mixture, MixtureDenoiser
 from raystill.flow.paths import Coefficients, PairedDiffusionPath, Path, RayPath, interpolate
 from raystill.flow.predictions import Kind, column
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.oracles.rays import chained, derivatives, ray_kernel, ray_posterior
 from torch import Tensor
 
 from raystill.config.digest import canonical
@@ -19,12 +20,8 @@ from raystill.flow.paths import (
     Path,
     RayPath,
     StraightPath,
-    chained,
-    derivatives,
     interpolate,
     path_of,
-    ray_kernel,
-    ray_posterior,
     times_at,
 )
 from raystill.flow.predictions import column

@@ -12,9 +12,9 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
 )
+from tests.oracles.mixtures import Mixture, MixtureDenoiser
 from torch import Tensor
 
-from raystill.flow.mixtures import Mixture, MixtureDenoiser
 from raystill.flow.predictions import Kind, Prediction
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule, scaled_linear_alphas, zero_terminal_snr
 from raystill.flow.solvers import Solver, calls, ddim, dpm_solver_2m, euler, heun

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from tests.oracles.mixtures import Mixture, MixtureDenoiser
 from torch import Tensor
 
-from raystill.flow.mixtures import Mixture, MixtureDenoiser
 from raystill.flow.predictions import Kind, Prediction, column
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule
 from raystill.flow.solvers import Solver, ddim, dpm_solver_2m, euler, heun

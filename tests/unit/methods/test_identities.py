@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from tests.given import given
+from tests.oracles.mixtures import Mixture, MixtureDenoiser
 from torch import Tensor, nn
 
-from raystill.flow.mixtures import Mixture, MixtureDenoiser
 from raystill.flow.paths import Path
 from raystill.flow.predictions import Kind, column, point
 from raystill.flow.premetrics import PseudoHuber

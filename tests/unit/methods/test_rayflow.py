@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from tests.given import given
+from tests.oracles.mixtures import Mixture
 from torch import Tensor, nn
 
 from raystill.flow.importance import BatchLaw, GridTimes, SecondMomentTimes
-from raystill.flow.mixtures import Mixture
 from raystill.flow.objectives import Objective, Target
 from raystill.flow.paths import PairedDiffusionPath, RayPath
 from raystill.flow.predictions import Kind, column

@@ -9,9 +9,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.oracles.mixtures import Mixture, MixtureDenoiser
 from torch import Tensor
 
-from raystill.flow.mixtures import Mixture, MixtureDenoiser
 from raystill.flow.paths import Coefficients, PairedDiffusionPath, Path, RayPath, interpolate
 from raystill.flow.predictions import Kind, column
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule
