@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast test-all lint format bench clean
+.PHONY: help setup demo test test-fast test-all lint format bench docs clean
 
 VENV ?= .venv
 # The first one that is new enough and can make virtual environments.
@@ -70,7 +70,7 @@ test: lint ## what CI runs: lint and all tests but second proofs of the same: 22
 	$(TWO) $(FIRST) tests/jobs tests/studies tests/unit tests/contract
 	$(RAY) $(FIRST) tests/cluster
 
-test-all: lint ## lint and all tests that need no GPU
+test-all: lint docs ## lint, documentation and all tests that need no GPU
 	$(TWO) tests/jobs tests/studies tests/unit tests/contract
 	$(RAY) tests/cluster
 
@@ -83,6 +83,10 @@ lint: setup ## ruff, mypy --strict and the import rules
 format: setup ## let ruff sort imports and lay out the code
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+docs: setup ## build the documentation site into build/site, without a warning
+	$(INSTALL) --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 PATH=$(BIN):$$PATH $(BIN)/mkdocs build --quiet # the notice is of a theme's next year
 
 bench: setup ## measure speed on this machine
 	$(BIN)/python jobs/bench.py
