@@ -17,6 +17,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import fingerprint
+from raystill.config.overrides import override
 from raystill.data.derive import Index
 from raystill.data.local import LocalStore
 from raystill.data.store import StoreError
@@ -28,6 +30,7 @@ from raystill.launch.settings import Cluster, Share
 from raystill.methods.method import TIME_SAMPLER
 from raystill.methods.rayflow import RayFlow
 from raystill.models.weights import Lora
+from raystill.recipes.resolve import resolve
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
 from raystill.training.task import final_averages, last_step
@@ -207,6 +210,28 @@ def test_independent_work_is_done_in_processes_of_their_own(session: Cluster, tm
     assert os.getpid() not in {one["process"] for one in found.values()}
     for one in found.values():
         assert (one["threads"], one["directory"], one["bars"]) == (1, str(Path.cwd()), "1")
+
+
+OWN = """
+from dataclasses import dataclass
+from beside_own import twice
+from raystill.methods.rayflow import RayFlow
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Own(RayFlow):
+    def doubled(self) -> float:
+        return twice(self.path.sigma)
+"""
+
+
+def test_a_method_of_somebody_s_file_and_the_file_beside_it_reach_the_workers(session: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "beside_own.py").write_text("def twice(x):\n    return 2 * x\n")
+    (tmp_path / "own_method.py").write_text(OWN)
+    run = override(resolve("nano"), {"method": f"{tmp_path}/own_method.py:Own", "method.path.sigma": 0.25})
+    launcher = RayLauncher(replace(session, workers=1, worker=Share()), tmp_path)
+    assert dict(launcher.each(lambda method: (method.doubled(), fingerprint(method)), [run.method])) == {
+        0: (0.5, fingerprint(run.method))
+    }
 
 
 def test_the_error_for_people_of_independent_work_comes_out(session: Cluster, tmp_path: Path) -> None:

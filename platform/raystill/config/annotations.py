@@ -3,13 +3,17 @@ refused.
 """
 
 import dataclasses
+import inspect
 import math
 import types
 from collections.abc import Callable, Mapping
+from inspect import get_annotations
 from numbers import Integral, Real
 from pathlib import Path, PurePath
 from typing import Any, Literal, Protocol, Union, get_args, get_origin
 
+from raystill.config.errors import UserError
+from raystill.config.files import load_class
 from raystill.config.fingerprint import is_group
 
 
@@ -25,6 +29,8 @@ def fit(value: Any, hint: Any) -> Any:
         return _fit_group(value, hint)
     if isinstance(value, str) and value in group_names(hint):
         return _groups(hint)[value]()
+    if isinstance(value, str) and _bases(hint) and (kind := load_class(value)) is not None:
+        return _fit_group(_made(kind, _bases(hint)), hint)
     origin = get_origin(hint)
     if origin is not None:
         return _GENERICS.get(origin, _fit_nothing)(value, get_args(hint))
@@ -40,6 +46,28 @@ def group_names(hint: Any) -> list[str]:
 
 def _groups(hint: Any) -> dict[str, type]:
     return {m.__name__: m for m in (hint, *get_args(hint)) if isinstance(m, type) and dataclasses.is_dataclass(m)}
+
+
+def _bases(hint: Any) -> list[type]:
+    """The abstract classes that an annotation accepts the settings of: a class of anybody's file may implement them."""
+    return [m for m in (hint, *get_args(hint)) if isinstance(m, type) and inspect.isabstract(m)]
+
+
+def _made(kind: type, bases: list[type]) -> Any:
+    """The settings of a class of somebody's file. UserError that says what the class lacks."""
+    needed = " or ".join(base.__name__ for base in bases)
+    if not issubclass(kind, tuple(bases)):
+        raise UserError(f"{kind.__name__} is no {needed}: write `class {kind.__name__}({needed})`")
+    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise UserError(f"{kind.__name__} lacks {', '.join(missing)}, which every {needed} has")
+    told = {name for base in bases for name in get_annotations(base)}
+    if unsaid := sorted(name for name in told if not hasattr(kind, name)):
+        raise UserError(f"{kind.__name__} lacks {', '.join(unsaid)}: write `{unsaid[0]}: ClassVar[...] = ...`")
+    if not dataclasses.is_dataclass(kind):
+        raise UserError(f"{kind.__name__} is no dataclass: write `@dataclass(frozen=True, kw_only=True)` above it")
+    if required := _required(kind):
+        raise UserError(f"{kind.__name__} has no default for {', '.join(required)}; settings are chosen by name first")
+    return kind()
 
 
 def _required(group: Any) -> list[str]:

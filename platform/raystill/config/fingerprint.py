@@ -8,7 +8,8 @@ Each field with a default declares, in its own line, how it counts in addresses:
     log_every: Knob[int] = 10                          # speed or reports only: never counts
 
 So a new field changes no address, and a changed default changes those of the runs that rely on it. A class whose
-results change while its settings stay raises its `revision`: a ClassVar[int], 1 where there is none, or a field.
+results change while its settings stay raises its `revision`: a ClassVar[int], 1 where there is none, or a field. A
+class of somebody's own file counts by the file's text as well.
 """
 
 import dataclasses
@@ -18,6 +19,8 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cache, partial
 from pathlib import PurePath
 from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
+
+from raystill.config.files import SOURCE
 
 T = TypeVar("T")
 FORMAT = 2  # of addresses; those of format 1 are digests of all settings (`config.legacy`)
@@ -135,6 +138,8 @@ def _given(value: Any) -> Any:
 
 def _group(kind: type, values: Mapping[str, Any], revision: int, without: Collection[str] = ()) -> dict[str, Any]:
     known: dict[str, Any] = {"kind": kind.__name__} if revision == 1 else {"kind": kind.__name__, "revision": revision}
+    if hasattr(kind, SOURCE):
+        known[SOURCE] = getattr(kind, SOURCE)
     for field in dataclasses.fields(kind):
         if field.name in values and field.name not in knobs(kind):
             found = identity(values[field.name], _below(without, field.name))

@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raystill.config.digest import canonical_json
 from raystill.config.errors import UserError
+from raystill.config.files import own_modules
 from raystill.data.derive import Index, Stage
 from raystill.data.plan import Plan
 from raystill.data.store import Store
@@ -109,6 +110,11 @@ class RayLauncher:
 
     cluster: Cluster
     directory: Path  # local directory of Ray Train's own small files
+
+    def __post_init__(self) -> None:
+        """Have recipes and methods of users' own files sent to the workers, which cannot import them."""
+        for module in own_modules():
+            ray.cloudpickle.register_pickle_by_value(module)
 
     @property
     def stage_device(self) -> str:

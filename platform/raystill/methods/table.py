@@ -7,6 +7,7 @@ from raystill.methods.ctm import CTM
 from raystill.methods.dmd2 import DMD2
 from raystill.methods.lcm import LCM
 from raystill.methods.lightning import Lightning
+from raystill.methods.method import Distillation
 from raystill.methods.perflow import PeRFlow
 from raystill.methods.phased import PhasedRectified
 from raystill.methods.rayflow import RayFlow
@@ -15,6 +16,7 @@ from raystill.methods.reflow import Reflow
 from raystill.methods.scott import SCott
 from raystill.methods.tcd import TCD
 
-# What a run's `method` may be, by the class's name: --set method=LCM
-Distilling = RayFlow | PeRFlow | Reflow | Rectified | PhasedRectified | LCM | TCD | CTM | SCott | DMD2 | Lightning | ADD
-METHODS: tuple[type[Distilling], ...] = get_args(Distilling)
+Shipped = RayFlow | PeRFlow | Reflow | Rectified | PhasedRectified | LCM | TCD | CTM | SCott | DMD2 | Lightning | ADD
+METHODS: tuple[type[Shipped], ...] = get_args(Shipped)
+# What a run's `method` may be, by the class's name or that of one in anybody's file: --set method=my_method.py:MyMethod
+Distilling = Shipped | Distillation

@@ -1,7 +1,6 @@
 """How `--recipe` becomes settings: a shipped recipe by name, or a function in anybody's file."""
 
 import importlib
-import importlib.util
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from raystill.config.errors import UserError
+from raystill.config.files import load_file
 from raystill.recipes import nano_methods
 
 SHIPPED = ("raystill.recipes", "raystill_studies.recipes")  # packages; the second one is the project's own research
@@ -22,7 +22,7 @@ def resolve(recipe: str) -> Any:
     place, _, function = recipe.partition(":")
     if not function and place in _peers():
         place, function = "nano_methods", place
-    module = _from_file(Path(place)) if place.endswith(".py") else _shipped(place)
+    module = load_file(Path(place)) if place.endswith(".py") else _shipped(place)
     make: Callable[[], Any] | None = vars(module).get(function or "run")
     if not callable(make):
         found = ", ".join(sorted(n for n, v in vars(module).items() if _makes(n, v, module)))
@@ -57,14 +57,3 @@ def _modules(package: str) -> list[str]:
 def _peers() -> list[str]:
     """Recipes that are found without their module's name."""
     return sorted(name for name, value in vars(nano_methods).items() if _makes(name, value, nano_methods))
-
-
-def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UserError(f"there is no recipe file {str(path)!r}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -25,7 +25,7 @@ def test_a_function_in_a_file_of_ones_own(tmp_path: Path) -> None:
     assert fingerprint(resolve(f"{mine}:small")) == fingerprint(resolve("nano"))
     with pytest.raises(UserError, match=r"no function 'run'; it has: small"):
         resolve(str(mine))
-    with pytest.raises(UserError, match="no recipe file"):
+    with pytest.raises(UserError, match=r"there is no file .*absent.py"):
         resolve(str(tmp_path / "absent.py"))
 
 
