@@ -26,7 +26,7 @@ assert not any(name.startswith("raystill") for name in sys.modules)
 pipe = StableDiffusionPipeline.from_pretrained("teachers/tiny", dtype=torch.float32, safety_checker=None)
 pipe.scheduler = DPMSolverMultistepScheduler.from_pretrained("adapter", subfolder="scheduler")
 pipe.load_lora_weights("adapter")
-for steps in (1, 2, 3, 4, 7, 8):
+for steps in (2, 3):
     generator = torch.manual_seed(3)
     out = pipe("a red heart", num_inference_steps=steps, guidance_scale=1.0, generator=generator, output_type="latent")
     np.save(f"plain-{steps}.npy", out.images.numpy())
@@ -154,7 +154,7 @@ def test_plain_diffusers_draws_the_same_as_raystill(workplace: Path, pulled: Pat
     from raystill.models.adapter import Adapter
 
     adapter = Adapter(pulled, workplace / "teachers" / "tiny")
-    for steps in (1, 2, 3, 4, 7, 8):
+    for steps in (2, 3):  # all others in tests/unit/models
         ours = adapter.latents(["a red heart"], steps, seed=3).numpy()
         np.testing.assert_allclose(np.load(workplace / f"plain-{steps}.npy"), ours, atol=2e-4, rtol=1e-3)
 
