@@ -14,6 +14,7 @@ import jsonschema
 import numpy as np
 import psutil
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 from tests.workplace import Typed, cli, command, environment, run
 
@@ -66,7 +67,11 @@ RUN = {  # long enough to be stopped before its first checkpoint
 @pytest.fixture(scope="module")
 def stopped(workplace: Path, few: Path) -> str:
     """The demo, stopped by Ctrl-C in the middle of its training: what it said."""
-    return interrupted(command(job="demo", **RUN), workplace)
+    said = interrupted(command(job="demo", **RUN), workplace)
+    client = MlflowClient(f"sqlite:///{workplace}/.raystill/mlflow.db")
+    (experiment,) = (one for one in client.search_experiments() if one.name == "raystill")
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["KILLED"]
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +195,7 @@ def test_a_second_run_finds_everything_and_registers_nothing_new(
         (["--set", "training.steps=many"], "training.steps"),
         (["--set", "teacher=samples"], "not a diffusers pipeline"),
         (["--set", "cluster.zero_stage=7"], "ZeRO has stages"),
-        (["--recipe", "nanoo"], "there is no recipe 'nanoo'; shipped are: "),
+        (["--recipe", "nanoo"], "there is no recipe 'nanoo'; did you mean nano"),
     ],
 )
 def test_bad_settings_get_one_clear_line(workplace: Path, changes: list[str], message: str, typed: Typed) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,8 @@ from typing import Any
 
 from raystill.config.errors import UserError
 from raystill.launch.command import guarded
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +130,13 @@ def add_options(parser: argparse.ArgumentParser, job: Job) -> None:
 def act(name: str, typed: argparse.Namespace) -> None:
     """Resolve a job's recipe, override it, and print what the job returns, or the settings alone."""
     from raystill.config.overrides import override, parse_assignments
-    from raystill.recipes.resolve import resolve
+    from raystill.recipes.resolve import advice, resolve
 
     job, found = JOBS[name], resolve(typed.recipe)
     _check_kind(name, typed.recipe, type(found))
     run = override(found, parse_assignments(typed.set))
+    if job.takes == "Run" and (line := advice(found, run)):
+        log.warning("%s", line)
     if typed.show:
         print(shown(run))
         return

@@ -23,7 +23,8 @@ def load_file(path: Path) -> ModuleType:
     path = path.resolve()
     if path in _loaded:
         return _loaded[path]
-    if path.stem in sys.modules or path.stem in sys.stdlib_module_names:
+    taken = path.stem in sys.modules and sys.modules[path.stem] not in _loaded.values()
+    if taken or path.stem in sys.stdlib_module_names:
         raise UserError(f"{path.name} has the name of another module, {path.stem}; call the file otherwise")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
@@ -35,7 +36,7 @@ def load_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[path.stem]
+        del sys.modules[path.stem]  # a mended file is loaded anew
         raise
     _loaded[path] = module
     for one in own_modules():

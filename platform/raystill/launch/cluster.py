@@ -33,10 +33,10 @@ from raystill.data.store import Store
 from raystill.data.stream import derive_stream, nodes, stream_batches
 from raystill.engine.protocol import NonFiniteError
 from raystill.launch.command import quiet_libraries
-from raystill.launch.launcher import Item, MakeRecorder, Result
+from raystill.launch.launcher import Item, Result
 from raystill.launch.placement import check_resources, machines, options_of, threads_of
 from raystill.launch.settings import Cluster
-from raystill.launch.stopping import asked_to_stop, saving
+from raystill.launch.stopping import MakeRecorder, asked_to_stop, recorded, saving
 from raystill.training.lanes import numbers, share
 from raystill.training.task import Place, Task, last_step, run_task
 
@@ -261,7 +261,7 @@ def _train_worker(work: _Work) -> None:
     plan = Plan(shards=work.index.shards, seed=training.seed, lanes=training.lanes, lane_size=training.lane_size)
     lanes = numbers(share(training.lanes, rank, world_size))
     with (
-        nullcontext() if rank or work.recorder is None else work.recorder() as recorder,
+        recorded(None if rank else work.recorder, work.checkpoints) as recorder,
         nullcontext(lambda _step: None) if rank else _progress(work.task, last_step(work.checkpoints)) as on_step,
     ):
         place = Place(

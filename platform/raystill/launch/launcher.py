@@ -1,7 +1,6 @@
 """Where stages and trainings run: in this process, or on a Ray cluster (`launch.cluster`)."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -13,12 +12,11 @@ from raystill.data.derive import Index, Stage, derive
 from raystill.data.plan import Plan
 from raystill.data.store import Store
 from raystill.engine.local import LocalEngine
-from raystill.launch.stopping import asked_to_stop, saving
-from raystill.training.task import Place, Recorder, Task, last_step, run_task
+from raystill.launch.stopping import MakeRecorder, asked_to_stop, recorded, saving
+from raystill.training.task import Place, Task, last_step, run_task
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-MakeRecorder = Callable[[], AbstractContextManager[Recorder]]  # picklable: it is opened where rank 0 runs
 
 
 @runtime_checkable  # so that tests can check annotations
@@ -83,10 +81,9 @@ class LocalLauncher:
         start = last_step(checkpoints)
         if start >= (until or training.steps):
             return
-        listening = recorder() if recorder is not None else nullcontext(None)
         with (
             saving(checkpoints),
-            listening as opened,
+            recorded(recorder, checkpoints) as opened,
             tqdm(total=training.steps, initial=start, desc=task.name, unit="step", smoothing=0.05) as bar,
         ):
             place = Place(

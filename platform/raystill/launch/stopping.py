@@ -3,14 +3,16 @@
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import current_thread, main_thread
 from types import FrameType
 
 from raystill.data.store import Store
+from raystill.training.task import Recorder
 
 log = logging.getLogger(__name__)
 STOP = "stop"  # key in the checkpoint store: the training that writes there saves, and trains no further
+MakeRecorder = Callable[[], AbstractContextManager[Recorder]]  # picklable: it is opened where rank 0 runs
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -37,6 +39,24 @@ def saving(checkpoints: Store) -> Iterator[None]:
         yield
     if asked:
         raise KeyboardInterrupt
+
+
+class _InterruptedError(KeyboardInterrupt):
+    """A training was asked to stop."""
+
+
+@contextmanager
+def recorded(recorder: MakeRecorder | None, checkpoints: Store) -> Iterator[Recorder | None]:
+    """The opened recorder of a training that writes to `checkpoints`; one that was asked to stop meanwhile is closed as
+    interrupted.
+    """
+    if recorder is None:
+        yield None
+        return
+    with suppress(_InterruptedError), recorder() as opened:
+        yield opened
+        if asked_to_stop(checkpoints):
+            raise _InterruptedError
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """How `--recipe` becomes settings: a shipped recipe by name, or a function in anybody's file."""
 
+import difflib
 import importlib
+import json
 import pkgutil
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -9,8 +12,11 @@ from typing import Any
 
 from raystill.config.errors import UserError
 from raystill.config.files import load_file
+from raystill.config.overrides import paths
 from raystill.recipes import nano_methods
+from raystill.run.settings import Run
 
+TUNED = ("optimizer.", "sampling.", "evaluation.student_steps")  # settings that a recipe chooses for its method
 SHIPPED = ("raystill.recipes", "raystill_studies.recipes")  # packages; the second one is the project's own research
 
 
@@ -30,6 +36,31 @@ def resolve(recipe: str) -> Any:
     return make()
 
 
+def advice(recipe: Run, run: Run) -> str:
+    """A line on the settings that a run of another method keeps from a recipe where the method's own recipe has others;
+    empty where there is nothing to say.
+    """
+    method = type(run.method)
+    peers = {name: vars(nano_methods)[name]() for name in _peers()}
+    own = next((name for name, peer in peers.items() if type(peer.method) is method), None)
+    if own is None or method is type(recipe.method):
+        return ""
+    theirs, ours = paths(peers[own]), paths(run)
+    names = [name for name in theirs if name.startswith(TUNED) and ours.get(name) != theirs[name]]
+    kind = type(peers[own].targets.estimator).__name__
+    if type(run.targets.estimator).__name__ != kind:
+        names.append("targets.estimator")
+        theirs["targets.estimator"] = kind
+    if not names:
+        return ""
+    told = " ".join(f"--set {shlex.quote(f'{name}={_written(theirs[name])}')}" for name in names)
+    return f"{method.__name__} keeps this recipe's other settings; its own recipe, --recipe {own}, has {told}"
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value) if not isinstance(value, str) else value
+
+
 def _makes(name: str, value: Any, module: ModuleType) -> bool:
     """Whether a name in a module is a recipe that the module itself defines."""
     return callable(value) and value.__module__ == module.__name__ and not name.startswith("_")
@@ -38,8 +69,11 @@ def _makes(name: str, value: Any, module: ModuleType) -> bool:
 def _shipped(name: str) -> ModuleType:
     places = {module: package for package in SHIPPED for module in _modules(package)}
     if name not in places:
+        shipped = [*sorted(places), *_peers()]
+        near = " or ".join(difflib.get_close_matches(name, shipped, n=2))
+        asked = f"did you mean {near}? " if near else ""
         raise UserError(
-            f"there is no recipe {name!r}; shipped are: {', '.join([*sorted(places), *_peers()])}. "
+            f"there is no recipe {name!r}; {asked}shipped are: {', '.join(shipped)}. "
             "A file of your own: --recipe my_recipe.py:run"
         )
     return importlib.import_module(f"{places[name]}.{name}")

@@ -10,7 +10,8 @@ from raystill.config.fingerprint import identity
 from raystill.data.derive import Index, Source, place
 from raystill.data.store import Store
 from raystill.engine.learning_rate import depends_on_total
-from raystill.launch.launcher import Launcher, MakeRecorder
+from raystill.launch.launcher import Launcher
+from raystill.launch.stopping import MakeRecorder
 from raystill.run.adoption import adopted_checkpoints, followed
 from raystill.training.task import Task, averages_after, last_step
 

@@ -15,7 +15,8 @@ from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
 from raystill.data.derive import Index, Source, Stage
 from raystill.data.store import Store, open_store
-from raystill.launch.launcher import Launcher, MakeRecorder
+from raystill.launch.launcher import Launcher
+from raystill.launch.stopping import MakeRecorder
 from raystill.methods.method import STUDENT
 from raystill.models import artifact
 from raystill.models.card import AdapterCard, Base, model_card

@@ -20,8 +20,9 @@ from raystill.data.plan import Plan
 from raystill.data.records import Reading
 from raystill.data.shards import unpack
 from raystill.data.store import Store, open_store
-from raystill.launch.launcher import Launcher, MakeRecorder
+from raystill.launch.launcher import Launcher
 from raystill.launch.settings import Cluster, check_cluster
+from raystill.launch.stopping import MakeRecorder
 from raystill.methods.autoencoder import to_pictures
 from raystill.models.fresh import Tokens, load_tokenizer, save_autoencoder, save_pipeline, tokens_of
 from raystill.models.text import train_tokenizer

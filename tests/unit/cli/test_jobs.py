@@ -53,6 +53,14 @@ def test_the_options_of_every_command_are_those_that_people_have_written_down() 
     assert "\n".join(lines_of(parser(), "")) == COMMANDS.strip()
 
 
+@pytest.mark.parametrize(("word", "said"), [("distil", "did you mean distill?"), ("xyz", "no command 'xyz'.")])
+def test_an_unknown_command_gives_the_nearest(
+    word: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert typed(monkeypatch, word) == 2
+    assert said in capsys.readouterr().err
+
+
 def lines_of(command: argparse.ArgumentParser, name: str) -> list[str]:
     """A line for each command below one, or for itself where it has none."""
     options = [action for action in command._actions if action.dest != "help"]
@@ -96,9 +104,9 @@ def test_a_command_shows_what_its_script_shows(
     [
         (["distill", "--recipe", "nano:teacher"], "gives a Pretraining, for pretrain; distill takes a Run, such as"),
         (["pretrain", "--recipe", "nano"], "'nano' gives a Run, for distill, targets, evaluate, bench, demo; pretrain"),
-        (["targets", "--recipe", "nanoo"], "there is no recipe 'nanoo'; shipped are: methods, methods_study, nano"),
+        (["targets", "--recipe", "nanoo"], "there is no recipe 'nanoo'; did you mean nano"),
         (["distill", "--set", "training.step=3"], "training.steps"),
-        (["distil"], "invalid choice: 'distil'"),
+        (["distil"], "there is no command 'distil'; did you mean distill?"),
     ],
 )
 def test_what_is_typed_wrongly_is_told_from_what_is_right(

@@ -3,12 +3,15 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raystill.data.local import LocalStore
-from raystill.launch.stopping import SIGNALS, STOP, asked_to_stop, saving
+from raystill.launch.stopping import SIGNALS, STOP, asked_to_stop, recorded, saving
 
 
 def signalled(store: LocalStore, *numbers: signal.Signals) -> list[bool]:
@@ -45,6 +48,28 @@ def test_what_an_earlier_run_was_asked_is_forgotten(tmp_path: Path) -> None:
     store.write(STOP, b"")
     with saving(store):
         assert not asked_to_stop(store)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_training_that_was_asked_to_stop_closes_its_record_as_interrupted(tmp_path: Path, *, asked: bool) -> None:
+    store = LocalStore(uri=str(tmp_path))
+    ended: list[Any] = []
+
+    @contextmanager
+    def record() -> Iterator[Any]:
+        try:
+            yield ended
+        except BaseException as error:
+            ended.append(type(error).__mro__)
+            raise
+
+    with recorded(record, store) as opened:
+        assert opened is not None
+        if asked:
+            store.write(STOP, b"")
+    assert [KeyboardInterrupt in kinds for kinds in ended] == [True] * asked
+    with recorded(None, store) as nothing:
+        assert nothing is None
 
 
 def test_signals_are_left_to_the_main_thread(tmp_path: Path) -> None:

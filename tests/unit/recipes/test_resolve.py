@@ -6,8 +6,8 @@ import pytest
 
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
-from raystill.config.overrides import override, paths
-from raystill.recipes.resolve import resolve
+from raystill.config.overrides import override, parse_assignments, paths
+from raystill.recipes.resolve import advice, resolve
 from raystill.run.pretrain import Pretraining
 from raystill.run.settings import Run
 
@@ -30,8 +30,21 @@ def test_a_function_in_a_file_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_the_shipped_ones() -> None:
-    with pytest.raises(UserError, match="shipped are: methods, methods_study, nano"):
+    with pytest.raises(UserError, match=r"did you mean nano or .* shipped are: methods, methods_study, nano"):
         resolve("nanoo")
+
+
+def test_another_method_in_a_recipe_is_told_what_its_own_recipe_has() -> None:
+    run = resolve("nano")
+    said = advice(run, override(run, {"method": "LCM"}))
+    assert said == (
+        "LCM keeps this recipe's other settings; its own recipe, --recipe lcm_nano, has --set "
+        "optimizer.learning_rate=0.0002 --set targets.estimator=Encoded"
+    )
+    told = parse_assignments(word.partition(" ")[0] for word in said.split("--set ")[1:])
+    assert advice(run, override(run, {"method": "LCM", **told})) == ""
+    assert advice(run, override(run, {"method.path.sigma": 0.1})) == ""
+    assert advice(run, override(run, {"method": "Reflow"})) == ""  # whose recipe has the demo's settings
 
 
 def test_sigma_is_a_field_of_the_path_and_changes_the_fingerprint() -> None:
