@@ -86,7 +86,9 @@ def test_full_training_carries_what_all_weights_have_gained(name: str, here: Pat
     assert DELTA_NAME in card.files
     drawn = Adapter(distilled.adapter).draw(["red heart"], seed=3)
     assert drawn.shape == (1, 32, 32, 3)
-    assert "unet_delta.safetensors" in (distilled.adapter / "README.md").read_text()
+    readme = (distilled.adapter / "README.md").read_text()
+    assert "unet_delta.safetensors" in readme
+    assert f"pipeline({distilled.evaluated.captions[0]!r}, num_inference_steps=" in readme
     merged = here / f"merged-{name}"
     if run.method.tells_landing:
         with pytest.raises(UserError, match="a CTM student is told where each step lands"):

@@ -135,12 +135,20 @@ def from_json(text: str, source: str) -> AdapterCard:
     return AdapterCard(**found)
 
 
-def model_card(card: AdapterCard, *, scheduler: str, licence: str, delta: bool = False, here: str = ".") -> str:
+def model_card(
+    card: AdapterCard,
+    *,
+    scheduler: str,
+    licence: str,
+    delta: bool = False,
+    here: str = ".",
+    caption: str = "a red apple",
+) -> str:
     """Write the README of an adapter: what it is, its figures and the lines of diffusers that sample it.
 
     `scheduler` is the class name, `licence` an SPDX identifier (most often that of the base model), `delta` whether the
     adapter carries W - W_base of all weights in place of LoRA tensors, `here` the directory or Hub name that the
-    sampling lines load from."""
+    sampling lines load from, and `caption` what they draw."""
     header = [
         "---",
         f"license: {licence.lower()}",
@@ -162,7 +170,7 @@ def model_card(card: AdapterCard, *, scheduler: str, licence: str, delta: bool =
         + (" The scheduler comes with raystill." if scheduler in RAYSTILL_SCHEDULERS else ""),
         "",
         "```python",
-        *_sampling_lines(card, scheduler, here, delta=delta),
+        *_sampling_lines(card, scheduler, here, caption, delta=delta),
         "```",
         "",
         "| steps | timesteps | Frechet distance |",
@@ -179,7 +187,7 @@ def model_card(card: AdapterCard, *, scheduler: str, licence: str, delta: bool =
     return "\n".join([*header, *tags, *body]) + "\n"
 
 
-def _sampling_lines(card: AdapterCard, scheduler: str, here: str, *, delta: bool) -> list[str]:
+def _sampling_lines(card: AdapterCard, scheduler: str, here: str, caption: str, *, delta: bool) -> list[str]:
     landing = []
     if scheduler == "CTMScheduler":  # its network is given the time at which each step ends
         landing = [f"pipeline.scheduler.attach(pipeline.unet, load_file({here + '/landing.safetensors'!r}))"]
@@ -208,7 +216,7 @@ def _sampling_lines(card: AdapterCard, scheduler: str, here: str, *, delta: bool
         f"pipeline.scheduler = {scheduler}.from_pretrained({here!r}, subfolder='scheduler')",
         *weights,
         *landing,
-        f"picture = pipeline('a red apple', {settings}).images[0]",
+        f"picture = pipeline({caption!r}, {settings}).images[0]",
     ]
 
 

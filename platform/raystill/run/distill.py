@@ -260,7 +260,8 @@ def export(run: Run, trained: Trained, evaluated: Evaluated, directory: Path) ->
     )
     config = json.loads(scheduler.to_json_string())
     licence = licence_of(Path(run.teacher))
-    readme = model_card(card, scheduler=type(scheduler).__name__, licence=licence, delta=lora is None)
+    shown = next(filter(None, evaluated.captions), "")
+    readme = model_card(card, scheduler=type(scheduler).__name__, licence=licence, delta=lora is None, caption=shown)
     lora_config = None if lora is None else peft_config(lora).to_dict()
     artifact.write(directory, card, state, config, evaluated.picture, readme, lora_config=lora_config, landing=landing)
     return directory

@@ -1,5 +1,6 @@
 """Figures and pictures of a teacher and its student at every step count."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from raystill.models.revision import revision
 from raystill.run.samples import Drawn, StudentSamples, TeacherSamples
 from raystill.run.settings import Run
 
+FOR_CAPTION, MOST = 2, 16  # rows of the picture: for each caption, which many samples may have, and in all
 Figures = dict[str, dict[str, float]]  # step count -> name -> value
 
 
@@ -36,6 +38,7 @@ class Evaluated:
     student: Figures
     picture: Image
     left_out: str  # rejected samples with reasons, as lines of text; empty where there are none
+    captions: tuple[str, ...] = ()  # of the picture's rows
 
 
 def evaluate(run: Run, launcher: Launcher, drawn: Drawn) -> Evaluated:
@@ -82,7 +85,11 @@ def _measure(run: Run, identity: str, teacher: list[Row], student: list[Row], le
     reference = _features(teacher, settings.reference_steps)
     of_teacher = {str(n): figures(_pictures(teacher, n, real, reference)) for n in settings.teacher_steps}
     of_student = {str(n): figures(_pictures(student, n, real, reference)) for n in settings.student_steps}
-    return Evaluated(identity, settings.features, of_teacher, of_student, _picture(run, teacher, student), left_out)
+    shown = rows_of_picture(settings.captions, [str(row["caption"]) for row in teacher])
+    return Evaluated(
+        identity, settings.features, of_teacher, of_student, _picture(run, teacher, student, shown), left_out,
+        captions=tuple(str(teacher[i]["caption"]) for i in shown),
+    )  # fmt: skip
 
 
 def _pictures(rows: list[Row], steps: int, real: torch.Tensor, reference: torch.Tensor) -> Pictures:
@@ -102,11 +109,17 @@ def _stack(rows: list[Row], name: str) -> torch.Tensor:
     return torch.from_numpy(np.stack([row[name] for row in rows]))
 
 
-def _picture(run: Run, teacher: list[Row], student: list[Row]) -> Image:
-    """A grid of pictures: a row per caption, a column per step count of the teacher and of the student."""
+def rows_of_picture(wanted: Sequence[str], captions: Sequence[str]) -> list[int]:
+    """Which samples of an evaluation are rows of its picture, by their captions: the first ones of each wanted caption,
+    or some of all; at most MOST.
+    """
+    found = [i for one in wanted for i in [i for i, caption in enumerate(captions) if caption == one][:FOR_CAPTION]]
+    return found[:MOST] or list(range(0, len(captions), max(1, len(captions) // 10)))[:10]
+
+
+def _picture(run: Run, teacher: list[Row], student: list[Row], chosen: Sequence[int]) -> Image:
+    """A grid of pictures: a row per sample, a column per step count of the teacher and of the student."""
     settings = run.evaluation
-    wanted = [i for caption in settings.captions for i, row in enumerate(teacher) if row["caption"] == caption]
-    chosen = wanted or list(range(0, len(teacher), max(1, len(teacher) // 10)))[:10]
     columns = [(teacher, n, "teacher") for n in settings.teacher_steps] + [
         (student, n, "student") for n in settings.student_steps
     ]
