@@ -6,8 +6,7 @@ from raystill.data.records import Reading
 from raystill.engine.protocol import Optimizer
 from raystill.launch.settings import Cluster
 from raystill.models.fresh import Tokens
-from raystill.run.pretrain import Pretraining
-from raystill.run.settings import Evaluation, Run, Targets
+from raystill.run.settings import Evaluation, Pretraining, Run, Targets
 from raystill.targets.targets import Generated, Independent
 from raystill.training.loop import Training
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask

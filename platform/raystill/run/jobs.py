@@ -20,8 +20,8 @@ from raystill.run.distill import (
     trained_student,
 )
 from raystill.run.evaluate import evaluate, floor_of, spread, table
-from raystill.run.pretrain import Pretraining, pretrain
-from raystill.run.settings import Run
+from raystill.run.pretrain import pretrain
+from raystill.run.settings import Pretraining, Run
 from raystill.run.validate import share_out, validate
 from raystill.tracking.runs import Tracking, tracking_uri
 from raystill.training.task import averages_after

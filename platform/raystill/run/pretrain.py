@@ -4,66 +4,29 @@ in diffusers' format.
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from raystill.config.digest import canonical
-from raystill.config.errors import UserError
-from raystill.config.fingerprint import Knob, fingerprint, introduced_group
+from raystill.config.fingerprint import fingerprint
 from raystill.data.batches import local_batches
 from raystill.data.derive import Index, Source, Stage
 from raystill.data.encode import LatentTransform, PictureTransform
 from raystill.data.plan import Plan
-from raystill.data.records import Reading
 from raystill.data.shards import unpack
 from raystill.data.store import Store, open_store
 from raystill.launch.launcher import Launcher
-from raystill.launch.settings import Cluster, check_cluster
 from raystill.launch.stopping import MakeRecorder
 from raystill.methods.autoencoder import to_pictures
 from raystill.models.fresh import Tokens, load_tokenizer, save_autoencoder, save_pipeline, tokens_of
 from raystill.models.text import train_tokenizer
 from raystill.run.checkpoints import train_at
-from raystill.run.settings import check_training
+from raystill.run.settings import Pretraining
 from raystill.tracking.runs import TrackedRun, Tracking, open_experiment
-from raystill.training.pretraining import AutoencoderTask, DenoiserTask
 from raystill.training.task import Task, averages_after, final_averages, read_averages
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pretraining:
-    """Settings of the training of a pipeline from scratch."""
-
-    name: Knob[str]
-    shards: Knob[str]  # where the source shards are: s3://bucket/prefix or a local path
-    work: Knob[str]  # where derived shards and checkpoints go
-    output: Knob[str]  # local directory of the finished pipeline
-    reading: Reading = introduced_group(Reading)
-    autoencoder: AutoencoderTask
-    denoiser: DenoiserTask  # its tokens and latent sizes are filled in by the stages before it
-    # MLflow experiment; not that of distillations, whose files may lie on an embedded store
-    experiment: Knob[str] = "pretraining"
-    cluster: Cluster = introduced_group(Cluster)
-
-    def check(self) -> None:
-        """Refuse, with UserError, settings that do not fit together."""
-        check_cluster(self.cluster)
-        check_training("autoencoder.", self.autoencoder.training, self.autoencoder.optimizer)
-        check_training("denoiser.", self.denoiser.training, self.denoiser.optimizer)
-        factor, size = self.autoencoder.shape.factor, self.reading.picture_size
-        if size % factor:
-            raise UserError(
-                f"reading.picture_size is {size}; the autoencoder divides pictures by {factor}, "
-                f"so it must be a multiple of that, such as --set reading.picture_size={(size // factor + 1) * factor}"
-            )
-        if self.reading.channels != self.autoencoder.shape.channels:
-            raise UserError(
-                f"reading.channels is {self.reading.channels} and autoencoder.shape.channels is "
-                f"{self.autoencoder.shape.channels}; set both to 1 or to 3"
-            )
 
 
 def pretrain(run: Pretraining, launcher: Launcher, tracking: Tracking) -> Path:

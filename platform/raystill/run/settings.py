@@ -1,4 +1,4 @@
-"""The settings of a whole run: from shards to a registered adapter."""
+"""The settings of a whole run, from shards to a registered adapter, and of a pretraining, from shards to a pipeline."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,6 +19,7 @@ from raystill.models.weights import Full, Lora
 from raystill.targets.targets import Assigned, Encoded, Expectation, Generated, Independent, Inverted
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
+from raystill.training.pretraining import AutoencoderTask, DenoiserTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +110,39 @@ class Run:
             raise UserError(
                 f"evaluation.student_steps is {self.evaluation.student_steps}; add {default}, in which a student of "
                 f"{self.method.name} is drawn by default"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pretraining:
+    """Settings of the training of a pipeline from scratch."""
+
+    name: Knob[str]
+    shards: Knob[str]  # where the source shards are: s3://bucket/prefix or a local path
+    work: Knob[str]  # where derived shards and checkpoints go
+    output: Knob[str]  # local directory of the finished pipeline
+    reading: Reading = introduced_group(Reading)
+    autoencoder: AutoencoderTask
+    denoiser: DenoiserTask  # its tokens and latent sizes are filled in by the stages before it
+    # MLflow experiment; not that of distillations, whose files may lie on an embedded store
+    experiment: Knob[str] = "pretraining"
+    cluster: Cluster = introduced_group(Cluster)
+
+    def check(self) -> None:
+        """Refuse, with UserError, settings that do not fit together."""
+        check_cluster(self.cluster)
+        check_training("autoencoder.", self.autoencoder.training, self.autoencoder.optimizer)
+        check_training("denoiser.", self.denoiser.training, self.denoiser.optimizer)
+        factor, size = self.autoencoder.shape.factor, self.reading.picture_size
+        if size % factor:
+            raise UserError(
+                f"reading.picture_size is {size}; the autoencoder divides pictures by {factor}, "
+                f"so it must be a multiple of that, such as --set reading.picture_size={(size // factor + 1) * factor}"
+            )
+        if self.reading.channels != self.autoencoder.shape.channels:
+            raise UserError(
+                f"reading.channels is {self.reading.channels} and autoencoder.shape.channels is "
+                f"{self.autoencoder.shape.channels}; set both to 1 or to 3"
             )
 
 

@@ -118,19 +118,23 @@ def test_what_is_typed_wrongly_is_told_from_what_is_right(
     assert "Traceback" not in said
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy_and_settings_no_more_than_they_need() -> None:
     """Neither do the options of a job, of which a shell may ask at every key."""
     program = (
         "import sys, runpy; sys.argv = ['raystill', *sys.argv[1:]]\n"
         "try: runpy.run_module('raystill.cli', run_name='__main__')\n"
         "except SystemExit as end: assert not end.code\n"
-        "heavy = {'torch', 'ray', 'diffusers', 'mlflow', 'transformers', 'boto3', 'numpy'} & set(sys.modules)\n"
+        "heavy = {HEAVY} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    for words in (["--help"], ["distill", "--help"], ["shards", "folder", "--help"], ["sample", "--help"]):
-        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    heavy = {"torch", "ray", "diffusers", "mlflow", "transformers", "boto3", "numpy"}
+    helps = (["--help"], ["distill", "--help"], ["shards", "folder", "--help"], ["sample", "--help"])
+    settings = (["distill", "--show"], {"ray", "mlflow", "transformers", "peft", "deepspeed"})
+    for words, without in [*((words, heavy) for words in helps), settings]:
+        line = [sys.executable, "-c", program.replace("HEAVY", repr(without)[1:-1]), *words]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("usage: ")
+        assert done.stdout.startswith("usage: ") or "# fingerprint" in done.stdout
 
 
 def test_a_recipe_of_a_class_of_one_s_own_is_taken_for_what_it_extends(

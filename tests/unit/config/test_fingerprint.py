@@ -13,9 +13,8 @@ from raystill.config.fingerprint import INTRODUCED, Knob, fingerprint, identity,
 from raystill.config.overrides import override
 from raystill.flow.starts import StartLaw
 from raystill.recipes.resolve import resolve
-from raystill.run.pretrain import Pretraining
 from raystill.run.samples import Solver
-from raystill.run.settings import Run
+from raystill.run.settings import Pretraining, Run
 from raystill.search.settings import Search
 from raystill.training.distillation import DistillTask
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask

@@ -8,8 +8,7 @@ from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
 from raystill.config.overrides import override, parse_assignments, paths
 from raystill.recipes.resolve import advice, resolve
-from raystill.run.pretrain import Pretraining
-from raystill.run.settings import Run
+from raystill.run.settings import Pretraining, Run
 
 
 def test_shipped_recipes_are_complete_and_pass_their_own_checks() -> None:
