@@ -33,6 +33,7 @@ def add(commands: Any) -> None:
     merge.set_defaults(run=_merge)
     models = commands.add_parser("models", help="list the registry's adapters with their figures")
     models.add_argument("name", nargs="?", help="one model, with all its versions; default: every model's newest")
+    models.add_argument("--json", action="store_true", help="for machines")
     models.set_defaults(run=_models)
 
 
@@ -71,4 +72,4 @@ def _models(arguments: argparse.Namespace) -> None:
     from raystill.launch.services import DIRECTORY
     from raystill.tracking.listing import listing
 
-    print(listing(registry(DIRECTORY), arguments.name))
+    print(listing(registry(DIRECTORY), arguments.name, as_json=arguments.json))

@@ -1,5 +1,7 @@
 """Listings of the models in the registry, as text."""
 
+import json
+
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
@@ -13,9 +15,9 @@ COLUMNS = ("model", "aliases", "method", "base", "evaluation")
 FIGURE = "frechet_"  # prefix of the tags that hold a Frechet distance; the step count follows
 
 
-def listing(tracking_uri: str, name: str | None = None) -> str:
-    """A text table of every model's newest version and those with an alias, or of all versions of one model; PullError
-    where no model has that name.
+def listing(tracking_uri: str, name: str | None = None, *, as_json: bool = False) -> str:
+    """A text table, or JSON, of every model's newest version and those with an alias, or of all versions of one model;
+    PullError where no model has that name.
     """
     client = registry_client(tracking_uri)
     try:
@@ -25,6 +27,8 @@ def listing(tracking_uri: str, name: str | None = None) -> str:
         ]
     except AWAY as error:
         raise unreachable(tracking_uri, error) from error
+    if as_json:
+        return json.dumps(rows, indent=1)
     if not rows:
         return "there is no model yet: distil one with jobs/distill.py"
     figures = sorted({key for row in rows for key in row if key.startswith(FIGURE)}, key=lambda key: (len(key), key))

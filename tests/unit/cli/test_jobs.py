@@ -26,7 +26,7 @@ evaluate --recipe=nano --set=[] --local=False --show=False
 exec line
 merge model --onto=None --out=None
 migrate work --adapters=None --dry-run=False --json=False
-models name
+models name --json=False
 pretrain --recipe=nano:teacher --set=[] --local=False --show=False
 pull model --to=None
 sample caption --model=models:/nano-rayflow@champion --steps=None --force=False --count=4 \

@@ -97,6 +97,8 @@ def check(uri: str, directory: Path, experiment: str) -> None:
     assert artifact.verify(pulled) == artifact.verify(directory)
     assert f"models:/{experiment}/1" in listing(uri)
     assert "17" in listing(uri, experiment)
+    (row,) = json.loads(listing(uri, experiment, as_json=True))
+    assert row["model"] == f"models:/{experiment}/1"
 
 
 def drawn(uri: str, model: str) -> bytes:
