@@ -14,12 +14,15 @@ def add(commands: Any) -> None:
     pull.add_argument("model", help="models:/NAME@champion, models:/NAME@candidate or models:/NAME/VERSION")
     pull.add_argument("--to", type=Path, help="an empty directory; default: a cache")
     pull.set_defaults(run=_pull)
-    sample = commands.add_parser("sample", help="draw pictures with an adapter")
+    sample = commands.add_parser("sample", help="draw pictures with an adapter, or with a pipeline as it is")
     sample.add_argument("caption", nargs="+", help='what to draw, such as "a red heart"; one row each')
     sample.add_argument(
-        "--model", default=DEFAULT_MODEL, help="a registry URI, or a directory that `pull` wrote (default: %(default)s)"
+        "--model",
+        default=DEFAULT_MODEL,
+        help="a registry URI, a directory that `pull` wrote, or a pipeline's own directory (default: %(default)s)",
     )
     sample.add_argument("--steps", type=int, help="network calls per picture; default: the adapter's own")
+    sample.add_argument("--guidance", type=float, help="guidance scale of a pipeline without an adapter; 1 is none")
     sample.add_argument("--force", action="store_true", help="draw in a number of steps that it was not trained for")
     sample.add_argument("--count", type=int, default=4, help="pictures per caption (default: %(default)s)")
     sample.add_argument("--seed", type=int, default=0, help="of the starts (default: %(default)s)")
@@ -48,14 +51,21 @@ def _pull(arguments: argparse.Namespace) -> None:
 def _sample(arguments: argparse.Namespace) -> None:
     from raystill.evaluation.pictures import grid
     from raystill.models.adapter import Adapter
+    from raystill.models.undistilled import Undistilled
 
     if arguments.count < 1:
         raise UserError(f"--count is {arguments.count}; write 1 or more pictures per caption, such as --count 4")
     if arguments.steps is not None and arguments.steps < 1:
         raise UserError(f"--steps is {arguments.steps}; write 1 or more, such as --steps 4")
-    adapter = Adapter(directory_of(arguments.model), arguments.base)
     captions = [c for c in arguments.caption for _ in range(arguments.count)]
-    pictures = adapter.draw(captions, arguments.steps, arguments.seed, force=arguments.force).numpy()
+    if (Path(arguments.model) / "model_index.json").is_file():
+        plain = Undistilled(Path(arguments.model), arguments.guidance)
+        pictures = plain.draw(captions, arguments.steps, arguments.seed).numpy()
+    elif arguments.guidance is not None:
+        raise UserError(f"--guidance is for pipelines; {arguments.model} is an adapter, which has its own")
+    else:
+        adapter = Adapter(directory_of(arguments.model), arguments.base)
+        pictures = adapter.draw(captions, arguments.steps, arguments.seed, force=arguments.force).numpy()
     rows = [list(pictures[i : i + arguments.count]) for i in range(0, len(captions), arguments.count)]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     grid(rows, arguments.caption, [""] * arguments.count, scale=3).save(arguments.out)

@@ -29,7 +29,7 @@ migrate work --adapters=None --dry-run=False --json=False
 models name --json=False
 pretrain --recipe=nano:teacher --set=[] --local=False --show=False
 pull model --to=None
-sample caption --model=models:/nano-rayflow@champion --steps=None --force=False --count=4 \
+sample caption --model=models:/nano-rayflow@champion --steps=None --guidance=None --force=False --count=4 \
 --seed=0 --base=None --out=grid.png
 search --recipe=nano_sweep --set=[] --show=False
 shards emoji --sets=['noto'] --size=64 --with-style=None --out=None --per-shard=256 --seed=0
