@@ -63,6 +63,7 @@ def _nothing(_step: int) -> None:
 class Observers:
     """Callbacks of the training loop beside its updates; every rank calls each of them at the same steps."""
 
+    step: Callable[[int], None] = _nothing  # after every step, without waiting for the device
     metrics: Callable[[int, dict[str, float]], None] = lambda _step, _values: None
     checkpoint: Callable[[int], None] = _nothing  # saves the state after so many steps
     picture: Callable[[int], None] = _nothing
@@ -142,6 +143,7 @@ def train(  # noqa: PLR0913
         progress.count += 1
         done = step + 1
         last, stop = done == end, False
+        observers.step(done)
         if done % training.log_every == 0 or last:
             observers.metrics(done, progress.report(training.step_size, observers.total))
             progress = Progress({})

@@ -84,7 +84,7 @@ class Place:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    on_step: Callable[[int], None] = lambda _step: None  # called with the step where metrics are reported
+    on_step: Callable[[int], None] = lambda _step: None  # called after every step
     until: int | None = None  # step at which to save and end for now; None is the training's last step
     stop: Callable[[], bool] = lambda: False  # whether to save and end, asked where metrics are reported; collective
     total: Callable[[Tensor], Tensor] = lambda values: values  # sums a tensor over ranks; collective
@@ -104,6 +104,7 @@ def run_task(task: Task, place: Place) -> None:
     if place.stop():
         return
     observers = Observers(
+        step=place.on_step,
         metrics=lambda step, values: _report(place, step, values),
         checkpoint=lambda step: _save(learners, built.followers, place, step, last=step == task.training.steps),
         picture=lambda step: _draw(built, learners, place, step),
@@ -171,7 +172,6 @@ def _learner(module: nn.Module, optimizer: Optimizer, task: Task, place: Place, 
 def _report(place: Place, step: int, values: dict[str, float]) -> None:
     if place.recorder is not None:
         place.recorder.metrics(step, values)
-    place.on_step(step)
 
 
 def _draw(built: Assembly, learners: Mapping[str, Learner], place: Place, step: int) -> None:
