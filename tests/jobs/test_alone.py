@@ -56,6 +56,7 @@ def test_the_core_distils_and_registers_without_ray(
     workplace: Path, alone: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "models:/plain-rayflow/1: there was no champion" in alone.stdout
+    assert re.search(r"^next: raystill sample '?\w.* --model models:/plain-rayflow/1$", alone.stdout, re.MULTILINE)
     for stage in ("targets:", "student:", "teacher-samples:", "student-samples:"):
         assert stage in alone.stderr
     monkeypatch.setenv("RAYSTILL_CACHE", str(workplace / "cache"))

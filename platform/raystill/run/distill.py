@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,9 +70,11 @@ class Distilled:
     left_out: str  # rejected samples with reasons, as lines of text; empty where there are none
 
     def __str__(self) -> str:
-        """Return figures, rejected samples, registry address and adapter directory as text."""
-        place = f"{self.registered.uri}: {self.registered.promotion.reason}\n{self.adapter}"
-        return "\n".join(filter(None, [table(self.evaluated), self.left_out, place]))
+        """Return figures, rejected samples, registry address, what to type next and adapter directory as text."""
+        caption = next(filter(None, self.evaluated.captions), "")
+        place = f"{self.registered.uri}: {self.registered.promotion.reason}"
+        after = f"next: raystill sample {shlex.quote(caption)} --model {self.registered.uri}"
+        return "\n".join(filter(None, [table(self.evaluated), self.left_out, place, after, str(self.adapter)]))
 
 
 def check_inputs(run: Run) -> None:
