@@ -1,4 +1,4 @@
-"""Commands on adapters: fetch them from the registry, list them, draw with them, merge them into pipelines."""
+"""Commands on runs and adapters: fetch them from the registry, list them, draw with them, merge them into pipelines."""
 
 import argparse
 from pathlib import Path
@@ -38,6 +38,17 @@ def add(commands: Any) -> None:
     models.add_argument("name", nargs="?", help="one model, with all its versions; default: every model's newest")
     models.add_argument("--json", action="store_true", help="for machines")
     models.set_defaults(run=_models)
+    runs = commands.add_parser("runs", help="list the newest runs with how they ended")
+    runs.add_argument("--most", type=int, default=20, help="how many of them (default: %(default)s)")
+    runs.add_argument("--json", action="store_true", help="for machines")
+    runs.set_defaults(run=_runs)
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from raystill.launch.services import DIRECTORY
+    from raystill.tracking.listing import runs
+
+    print(runs(registry(DIRECTORY), most=arguments.most, as_json=arguments.json))
 
 
 def _pull(arguments: argparse.Namespace) -> None:

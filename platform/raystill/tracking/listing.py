@@ -1,8 +1,11 @@
-"""Listings of the models in the registry, as text."""
+"""Listings of runs, and of the models in the registry, as text."""
 
 import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
@@ -32,7 +35,40 @@ def listing(tracking_uri: str, name: str | None = None, *, as_json: bool = False
     if not rows:
         return "there is no model yet: distil one with jobs/distill.py"
     figures = sorted({key for row in rows for key in row if key.startswith(FIGURE)}, key=lambda key: (len(key), key))
-    head = [*COLUMNS[:2], *figures, *COLUMNS[2:]]
+    return _table(rows, [*COLUMNS[:2], *figures, *COLUMNS[2:]])
+
+
+def runs(tracking_uri: str, *, most: int = 20, as_json: bool = False) -> str:
+    """A text table, or JSON, of the newest runs of every experiment, at most `most` of them: when each began, its name,
+    how it ended, the steps that it was to take, and its distance at four steps where it was evaluated.
+    """
+    client = registry_client(tracking_uri)
+    try:
+        every = [experiment.experiment_id for experiment in client.search_experiments()]
+        found = client.search_runs(every, max_results=most, order_by=["attributes.start_time DESC"])
+    except AWAY as error:
+        raise unreachable(tracking_uri, error) from error
+    rows = [_run(run) for run in found]
+    if as_json:
+        return json.dumps(rows, indent=1)
+    return _table(rows, [*rows[0]]) if rows else "there is no run yet: distil something with jobs/distill.py"
+
+
+def _run(run: Run) -> dict[str, str]:
+    began = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
+    distance = run.data.metrics.get("evaluation/frechet_4")
+    return {
+        "began": began,
+        "run": run.info.run_name or "-",
+        "status": run.info.status.lower(),
+        "steps": run.data.params.get("training.steps", "-"),
+        "frechet_4": "-" if distance is None else f"{distance:.4g}",
+        "id": run.info.run_id,
+    }
+
+
+def _table(rows: Sequence[Mapping[str, str]], head: Sequence[str]) -> str:
+    """Rows as aligned text below a header."""
     cells = [head, *([row.get(key, "-") for key in head] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
     return "\n".join(

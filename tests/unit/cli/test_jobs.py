@@ -29,6 +29,7 @@ migrate work --adapters=None --dry-run=False --json=False
 models name --json=False
 pretrain --recipe=nano:teacher --set=[] --local=False --show=False
 pull model --to=None
+runs --most=20 --json=False
 sample caption --model=models:/nano-rayflow@champion --steps=None --guidance=None --force=False --count=4 \
 --seed=0 --base=None --out=grid.png
 search --recipe=nano_sweep --set=[] --show=False

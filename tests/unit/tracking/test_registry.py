@@ -2,7 +2,9 @@
 
 import ast
 import io
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ from raystill.models.sampling import ODE, Sampling
 from raystill.models.scheduler import RayFlowScheduler
 from raystill.run.migrate import held_adapters
 from raystill.tracking.companions import needed
-from raystill.tracking.listing import held, listing
+from raystill.tracking.listing import held, listing, runs
 from raystill.tracking.pull import PullError, pull
 from raystill.tracking.registry import DIGEST_TAG, register
+from raystill.tracking.runs import TrackedRun, Tracking
 
 MODULE = RAYSTILL_SCHEDULERS["RayFlowScheduler"]
 pytestmark = pytest.mark.usefixtures("cache")
@@ -219,6 +222,22 @@ def test_the_lines_of_the_readme_run(sampling: Sampling, export: Export, base: P
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102  # what a reader of the model card does
     assert names["picture"].size == (16, 16)
     assert names["pipeline"].scheduler.timesteps.tolist() == list(TIMES["4"])
+
+
+def test_runs_are_listed_from_the_newest_on(uri: str, experiment: str) -> None:
+    tracking = Tracking(uri=uri, experiment=experiment, name="first")
+    with TrackedRun(tracking, {"training": {"steps": 7}}) as run:
+        run.metrics(7, {"evaluation/frechet_4": 12.5})
+    with pytest.raises(KeyboardInterrupt), TrackedRun(replace(tracking, name="second"), {}):
+        raise KeyboardInterrupt
+    mine = [row for row in json.loads(runs(uri, most=2, as_json=True)) if row["run"] in ("first", "second")]
+    assert [(row["run"], row["status"], row["steps"], row["frechet_4"]) for row in mine] == [
+        ("second", "killed", "-", "-"),
+        ("first", "finished", "7", "12.5"),
+    ]
+    head, second, *_ = runs(uri, most=2).splitlines()
+    assert head.split() == ["began", "run", "status", "steps", "frechet_4", "id"]
+    assert second.split()[2:4] == ["second", "killed"]
 
 
 def test_unknown_things_are_answered_with_what_there_is(uri: str, run_id: str, export: Export, experiment: str) -> None:
