@@ -70,6 +70,8 @@ def _sample(arguments: argparse.Namespace) -> None:
         raise UserError(f"--steps is {arguments.steps}; write 1 or more, such as --steps 4")
     captions = [c for c in arguments.caption for _ in range(arguments.count)]
     if (Path(arguments.model) / "model_index.json").is_file():
+        if arguments.force or arguments.base is not None:
+            raise UserError(f"--force and --base are for adapters; {arguments.model} is a pipeline")
         plain = Undistilled(Path(arguments.model), arguments.guidance)
         pictures = plain.draw(captions, arguments.steps, arguments.seed).numpy()
     elif arguments.guidance is not None:

@@ -134,8 +134,9 @@ def act(name: str, typed: argparse.Namespace) -> None:
 
     job, found = JOBS[name], resolve(typed.recipe)
     _check_kind(name, typed.recipe, type(found))
-    run = override(found, parse_assignments(typed.set))
-    if job.takes == "Run" and (line := advice(found, run)):
+    changes = parse_assignments(typed.set)
+    run = override(found, changes)
+    if job.takes == "Run" and (line := advice(found, run, changes)):
         log.warning("%s", line)
     if typed.show:
         print(shown(run))

@@ -63,7 +63,7 @@ def _made(kind: type, bases: list[type]) -> Any:
     told = {name for base in bases for name in get_annotations(base)}
     if unsaid := sorted(name for name in told if not hasattr(kind, name)):
         raise UserError(f"{kind.__name__} lacks {', '.join(unsaid)}: write `{unsaid[0]}: ClassVar[...] = ...`")
-    if not dataclasses.is_dataclass(kind):
+    if "__dataclass_fields__" not in vars(kind):  # not inherited ones, in which its own fields are none
         raise UserError(f"{kind.__name__} is no dataclass: write `@dataclass(frozen=True, kw_only=True)` above it")
     if required := _required(kind):
         raise UserError(f"{kind.__name__} has no default for {', '.join(required)}; settings are chosen by name first")

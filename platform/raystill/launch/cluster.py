@@ -261,7 +261,7 @@ def _train_worker(work: _Work) -> None:
     plan = Plan(shards=work.index.shards, seed=training.seed, lanes=training.lanes, lane_size=training.lane_size)
     lanes = numbers(share(training.lanes, rank, world_size))
     with (
-        recorded(None if rank else work.recorder, work.checkpoints) as recorder,
+        recorded(None if rank else work.recorder, work.checkpoints, work.until or training.steps) as recorder,
         nullcontext(lambda _step: None) if rank else _progress(work.task, last_step(work.checkpoints)) as on_step,
     ):
         place = Place(

@@ -83,7 +83,7 @@ class LocalLauncher:
             return
         with (
             saving(checkpoints),
-            recorded(recorder, checkpoints) as opened,
+            recorded(recorder, checkpoints, until or training.steps) as opened,
             tqdm(total=training.steps, initial=start, desc=task.name, unit="step", smoothing=0.05) as bar,
         ):
             place = Place(

@@ -8,7 +8,7 @@ from threading import current_thread, main_thread
 from types import FrameType
 
 from raystill.data.store import Store
-from raystill.training.task import Recorder
+from raystill.training.task import Recorder, last_step
 
 log = logging.getLogger(__name__)
 STOP = "stop"  # key in the checkpoint store: the training that writes there saves, and trains no further
@@ -46,16 +46,16 @@ class _InterruptedError(KeyboardInterrupt):
 
 
 @contextmanager
-def recorded(recorder: MakeRecorder | None, checkpoints: Store) -> Iterator[Recorder | None]:
-    """The opened recorder of a training that writes to `checkpoints`; one that was asked to stop meanwhile is closed as
-    interrupted.
+def recorded(recorder: MakeRecorder | None, checkpoints: Store, end: int) -> Iterator[Recorder | None]:
+    """The opened recorder of a training that writes to `checkpoints` until a step; where it was asked to stop before,
+    the recorder is closed as interrupted.
     """
     if recorder is None:
         yield None
         return
     with suppress(_InterruptedError), recorder() as opened:
         yield opened
-        if asked_to_stop(checkpoints):
+        if asked_to_stop(checkpoints) and last_step(checkpoints) < end:
             raise _InterruptedError
 
 

@@ -5,7 +5,7 @@ import importlib
 import json
 import pkgutil
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +16,13 @@ from raystill.config.overrides import paths
 from raystill.recipes import nano_methods
 from raystill.run.settings import Run
 
-TUNED = ("optimizer.", "sampling.", "evaluation.student_steps")  # settings that a recipe chooses for its method
+TUNED = (
+    "method.",
+    "optimizer.",
+    "sampling.",
+    "training.steps",
+    "evaluation.student_steps",
+)  # what a recipe chooses for a method
 SHIPPED = ("raystill.recipes", "raystill_studies.recipes")  # packages; the second one is the project's own research
 
 
@@ -36,25 +42,26 @@ def resolve(recipe: str) -> Any:
     return make()
 
 
-def advice(recipe: Run, run: Run) -> str:
-    """A line on the settings that a run of another method keeps from a recipe where the method's own recipe has others;
-    empty where there is nothing to say.
+def advice(recipe: Run, run: Run, typed: Collection[str]) -> str:
+    """A line on the settings in which a run of another method than its recipe's differs from the method's own recipe,
+    but for those that were `typed`; empty where there is nothing to say.
     """
     method = type(run.method)
     peers = {name: vars(nano_methods)[name]() for name in _peers()}
-    own = next((name for name, peer in peers.items() if type(peer.method) is method), None)
+    same = [name for name, peer in peers.items() if type(peer.method) is method]
+    own = min(same, key=lambda name: name != f"{run.method.name}_nano", default=None)
     if own is None or method is type(recipe.method):
         return ""
     theirs, ours = paths(peers[own]), paths(run)
-    names = [name for name in theirs if name.startswith(TUNED) and ours.get(name) != theirs[name]]
+    names = [name for name in theirs if name.startswith(TUNED) and name not in typed and ours.get(name) != theirs[name]]
     kind = type(peers[own].targets.estimator).__name__
-    if type(run.targets.estimator).__name__ != kind:
+    if type(run.targets.estimator).__name__ != kind and "targets.estimator" not in typed:
         names.append("targets.estimator")
         theirs["targets.estimator"] = kind
     if not names:
         return ""
     told = " ".join(f"--set {shlex.quote(f'{name}={_written(theirs[name])}')}" for name in names)
-    return f"{method.__name__} keeps this recipe's other settings; its own recipe, --recipe {own}, has {told}"
+    return f"{method.__name__} has a recipe of its own, --recipe {own}; this run differs from it, which has {told}"
 
 
 def _written(value: Any) -> str:

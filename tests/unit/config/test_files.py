@@ -1,9 +1,10 @@
 """Files of users: classes of settings by name, what they lack, the files beside them, and their part in addresses."""
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -14,10 +15,12 @@ from raystill.config.fingerprint import fingerprint
 from raystill.config.overrides import override
 from raystill.recipes.resolve import resolve
 
+DATACLASS = "@dataclass(frozen=True, slots=True, kw_only=True)\n"
 GOOD = """
 from dataclasses import dataclass
 from typing import ClassVar
 from raystill.methods.method import Distillation
+from raystill.methods.rayflow import RayFlow
 from {beside} import NAME
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
-        if name.startswith("tried_"):
+        if name.startswith(("tried_", "own_")):
             del sys.modules[name]
 
 
@@ -56,11 +59,50 @@ def test_a_method_of_a_file_is_chosen_by_name_and_set_by_path(place: Path) -> No
     assert load_file(place / "tried_mine.py") is sys.modules["tried_mine"]  # loaded once
 
 
-def test_a_changed_line_of_the_file_is_another_address(place: Path) -> None:
-    first = fingerprint(override(resolve("nano"), {"method": written(place)}))
-    same = fingerprint(override(resolve("nano"), {"method": written(place, name="tried_again.py")}))
-    changed = written(place, GOOD.replace("return {}", "return dict()"), "tried_changed.py")
-    assert fingerprint(override(resolve("nano"), {"method": changed})) != first == same
+def address(method: str) -> str:
+    """The fingerprint of a run of a method, as a new process would have it."""
+    for name in [name for name in sys.modules if name.startswith("tried_")]:
+        del sys.modules[name]
+    files._loaded.clear()
+    return fingerprint(override(resolve("nano"), {"method": method}))
+
+
+def test_a_changed_line_of_the_file_or_of_one_that_it_imports_is_another_address(place: Path) -> None:
+    first = address(written(place))
+    (place / "tried_stranger.py").write_text("# imported by nobody\n")
+    assert address(written(place)) == first
+    assert address(written(place, GOOD.replace("return {}", "return dict()"))) != first
+    method = written(place)
+    (place / "tried_beside.py").write_text("NAME = 'mine'\nMORE = 1\n")
+    assert address(method) != first
+
+
+def test_a_file_that_another_one_has_imported_can_be_named(place: Path) -> None:
+    method = written(place)
+    (place / "tried_recipe.py").write_text(
+        "from raystill.recipes import nano\nfrom tried_mine import Mine\n\ndef run():\n    return nano.run()\n"
+    )
+    run: Any = override(resolve(str(place / "tried_recipe.py")), {"method": method})
+    assert isinstance(run.method, sys.modules["tried_recipe"].Mine)
+
+
+def test_packages_beside_a_file_are_sent_along_and_this_one_is_not(place: Path) -> None:
+    (place / "tried_package").mkdir()
+    (place / "tried_package" / "__init__.py").write_text("")
+    (place / "tried_package" / "losses.py").write_text("VALUE = 3\n")
+    (place / "tried_user.py").write_text("from tried_package.losses import VALUE\nimport raystill.config\n")
+    assert load_file(place / "tried_user.py").VALUE == 3
+    names = {module.__name__ for module in own_modules()}
+    assert names == {"tried_user", "tried_package", "tried_package.losses"}
+
+
+def test_annotations_that_are_text_are_known_where_the_class_is_sent_to(place: Path) -> None:
+    method = written(place, "from __future__ import annotations\n" + GOOD)
+    run: Any = override(resolve("nano"), {"method": method, "method.power": 3})
+    found = sys.modules.pop("tried_mine")  # as in a process that has no such module
+    assert fingerprint(run.method) != fingerprint(type(run.method)())
+    assert get_type_hints(type(run.method))["power"] is float
+    sys.modules["tried_mine"] = found
 
 
 @pytest.mark.parametrize(
@@ -69,8 +111,13 @@ def test_a_changed_line_of_the_file_is_another_address(place: Path) -> None:
         ("class Mine(Distillation)", "class Mine", "Mine is no Distillation: write `class Mine.Distillation.`"),
         ("def losses", "def loses", "Mine lacks losses, which every Distillation has"),
         ("    paper: ClassVar[str]", "    papers: ClassVar[str]", "Mine lacks paper: write `paper: ClassVar"),
-        ("@dataclass(frozen=True, slots=True, kw_only=True)\n", "", "Mine is no dataclass: write `@dataclass"),
+        (DATACLASS, "", "Mine is no dataclass: write `@dataclass"),
         ("power: float = 2.0", "power: float", "Mine has no default for power"),
+        (
+            "@dataclass(frozen=True, slots=True, kw_only=True)\nclass Mine(Distillation)",
+            "class Mine(RayFlow)",
+            "is no dataclass",
+        ),
         ("class Mine", "class Yours", r"tried_mine.py has no class 'Mine'; it has: Yours"),
     ],
 )
@@ -79,11 +126,17 @@ def test_what_a_class_lacks_is_said(place: Path, old: str, new: str, message: st
         override(resolve("nano"), {"method": written(place, GOOD.replace(old, new))})
 
 
-def test_a_file_that_is_not_there_or_is_called_as_another_module_is_refused(place: Path) -> None:
+def test_a_file_that_is_not_there_is_refused_and_one_of_another_module_s_name_is_not_mistaken(
+    place: Path,
+) -> None:
     with pytest.raises(UserError, match=r"there is no file .*absent.py'"):
         override(resolve("nano"), {"method": f"{place}/absent.py:Mine"})
-    with pytest.raises(UserError, match=r"torch.py has the name of another module, torch; call the file otherwise"):
-        override(resolve("nano"), {"method": written(place, name="torch.py")})
+    for name in ("torch.py", "queue.py", "xmlrpc.py"):  # modules that are loaded, and one that is not yet
+        override(resolve("nano"), {"method": written(place, name=name)})
+        assert sys.modules[f"own_{name.removesuffix('.py')}"].Mine.name == "mine"
+    assert importlib.import_module("xmlrpc").__file__ != str(place / "xmlrpc.py")
+    with pytest.raises(UserError, match=r"expected a class of it as well: .*torch.py:CLASS"):
+        override(resolve("nano"), {"method": str(place / "torch.py")})
 
 
 def test_a_file_that_fails_is_tried_again(place: Path) -> None:

@@ -63,12 +63,12 @@ def test_a_training_that_was_asked_to_stop_closes_its_record_as_interrupted(tmp_
             ended.append(type(error).__mro__)
             raise
 
-    with recorded(record, store) as opened:
+    with recorded(record, store, 3) as opened:
         assert opened is not None
         if asked:
             store.write(STOP, b"")
     assert [KeyboardInterrupt in kinds for kinds in ended] == [True] * asked
-    with recorded(None, store) as nothing:
+    with recorded(None, store, 3) as nothing:
         assert nothing is None
 
 

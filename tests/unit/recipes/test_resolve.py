@@ -1,5 +1,6 @@
 """Recipes are found by name or in anybody's file, and say what there is where they are not."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -33,17 +34,25 @@ def test_an_unknown_name_lists_the_shipped_ones() -> None:
         resolve("nanoo")
 
 
+def words_after_set(said: str) -> list[int]:
+    return [i + 1 for i, word in enumerate(shlex.split(said)) if word == "--set"]
+
+
 def test_another_method_in_a_recipe_is_told_what_its_own_recipe_has() -> None:
     run = resolve("nano")
-    said = advice(run, override(run, {"method": "LCM"}))
-    assert said == (
-        "LCM keeps this recipe's other settings; its own recipe, --recipe lcm_nano, has --set "
+    assert advice(run, override(run, {"method": "LCM"}), ["method"]) == (
+        "LCM has a recipe of its own, --recipe lcm_nano; this run differs from it, which has --set "
         "optimizer.learning_rate=0.0002 --set targets.estimator=Encoded"
     )
-    told = parse_assignments(word.partition(" ")[0] for word in said.split("--set ")[1:])
-    assert advice(run, override(run, {"method": "LCM", **told})) == ""
-    assert advice(run, override(run, {"method.path.sigma": 0.1})) == ""
-    assert advice(run, override(run, {"method": "Reflow"})) == ""  # whose recipe has the demo's settings
+    for method in ("LCM", "Lightning", "Rectified", "CTM", "DMD2"):
+        said = advice(run, override(run, {"method": method}), ["method"])
+        told = {"method": method, **parse_assignments(shlex.split(said)[i] for i in words_after_set(said))}
+        assert advice(run, override(run, told), ["method"]) == ""
+        override(run, told).check()
+    rate = {"method": "LCM", "optimizer.learning_rate": 5e-4}
+    assert "learning_rate" not in advice(run, override(run, rate), rate)
+    assert advice(run, override(run, {"method.path.sigma": 0.1}), ["method.path.sigma"]) == ""
+    assert advice(run, override(run, {"method": "Reflow"}), ["method"]) == ""  # whose recipe has the demo's settings
 
 
 def test_sigma_is_a_field_of_the_path_and_changes_the_fingerprint() -> None:
