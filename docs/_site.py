@@ -19,7 +19,7 @@ MODULES = {
     if path.name not in ("__init__.py", "__main__.py")
 }
 SHOWN = {place: source for source, place in (PAGES | MODULES).items()}  # page of the site -> file of the repository
-LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[([^\]\[]*)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -38,10 +38,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     source = SHOWN.get(here, f"docs/{here}")
 
     def turned(found: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), found[1]))
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), found[2]))
         place = (PAGES | MODULES).get(target) or target.removeprefix("docs/")
         if target not in PAGES | MODULES and not target.startswith("docs/"):
-            return "]"  # a folder, or a file without a page: its name stays
-        return f"]({posixpath.relpath(place, posixpath.dirname(here) or '.')}{found[2] or ''})"
+            return found[1]  # a folder, or a file without a page: its name stays
+        return f"[{found[1]}]({posixpath.relpath(place, posixpath.dirname(here) or '.')}{found[3] or ''})"
 
     return LINK.sub(turned, markdown)

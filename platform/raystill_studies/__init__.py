@@ -1,1 +1,1 @@
-"""The project's own research: studies, comparisons and their findings."""
+"""The project's own research: studies and comparisons."""

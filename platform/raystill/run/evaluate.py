@@ -24,7 +24,7 @@ from raystill.models.revision import revision
 from raystill.run.samples import Drawn, StudentSamples, TeacherSamples
 from raystill.run.settings import Run
 
-FOR_CAPTION, MOST = 2, 16  # rows of the picture: for each caption, which many samples may have, and in all
+FOR_CAPTION, MOST = 2, 16  # rows of the picture: at most so many of one caption, and in all
 Figures = dict[str, dict[str, float]]  # step count -> name -> value
 
 

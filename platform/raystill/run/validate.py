@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def validate(run: Run, teacher: TeacherFacts | None = None, *, local: bool = False) -> None:
-    """Refuse, with UserError, a run whose settings do not fit together, its teacher, or the network that measures its
-    pictures; `teacher` are the facts of its teacher where they are known, and a `local` run needs no workers.
+    """Refuse, with UserError, a run whose settings do not fit together or do not fit its teacher, and one for which the
+    network that measures pictures is not installed. `teacher` are the facts of its teacher, read where they are not
+    given; a `local` run needs no workers.
     """
     run.check()
     teacher = teacher or teacher_facts(Path(run.teacher))

@@ -55,8 +55,9 @@ class TrialSettings:
 def trial(config: dict[str, Any], settings: TrialSettings) -> None:
     """Train a trial from rung to rung in this process, and report its quality at each rung to Ray Tune."""
     quiet_libraries()
-    search, run = settings.search, settings.search.run_of(config)
-    settle(threads_of(run.cluster.worker), settings.directory)
+    search = settings.search
+    settle(threads_of(search.base.cluster.worker), settings.directory)  # then files that settings name are found
+    run = search.run_of(config)
     launcher = LocalLauncher(torch.device("cuda" if run.cluster.worker.gpus else "cpu"))
     before = stored_targets(run)
     targets, index = compute_targets(run, launcher)
