@@ -9,7 +9,7 @@ import pytest
 from raystill.config.fingerprint import fingerprint
 from raystill.evaluation.notes import notes_on
 from raystill_studies.compare import seconds_steps
-from raystill_studies.recipes import methods, methods_study, rayflow_study
+from raystill_studies.recipes import methods, methods_study, rates_study, rayflow_study
 from raystill_studies.study import EARLIER, Study, missing_of
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -22,9 +22,10 @@ def kept(name: str) -> dict[str, Any]:
 
 def test_the_study_s_results_are_found_again() -> None:
     """Where a default was changed on purpose, the keys of the results are rewritten by label and seed."""
-    study, results = rayflow_study.run(), kept("rayflow.json")
-    assert set(study.runs()) == set(results["runs"])
-    assert study.teacher_key == results["teacher"]["of"]
+    for study in (rayflow_study.run(), rates_study.run()):
+        results = kept(f"{study.name}.json")
+        assert set(study.runs()) == set(results["runs"])
+        assert study.teacher_key == results["teacher"]["of"]
 
 
 def test_the_comparison_s_results_are_found_again() -> None:
@@ -51,11 +52,11 @@ def test_the_study_of_methods_takes_what_the_comparison_s_trials_took() -> None:
     assert all(one == other for one, other in both if (EARLIER in one) == (EARLIER in other))
 
 
-@pytest.mark.parametrize("study", [rayflow_study.run(), methods_study.run()], ids=lambda study: study.name)
+@pytest.mark.parametrize("study", [rayflow_study.run(), rates_study.run(), methods_study.run()], ids=lambda study: study.name)
 def test_a_study_s_page_is_that_of_its_recipe_and_notes(study: Study) -> None:
     page, titles = (RESULTS / f"{study.name}.md").read_text(), [question.title for question in study.questions]
     lead, notes = notes_on(RESULTS / f"{study.name}.md", titles)
-    assert f"`python jobs/study.py --recipe {study.name}{'_study' if study.name == 'rayflow' else ''} " in lead
+    assert f"`python jobs/study.py --recipe {study.name.removesuffix('_study')}_study --set output=" in lead
     assert lead in page
     assert all(text in page for text in notes.values())
     assert f"{len(study.runs())} of {len(study.runs())} runs are measured" in page

@@ -1,4 +1,4 @@
-"""RayFlow's learning rate and distance at the demo's budget and at three times that: not measured yet."""
+"""RayFlow's learning rate and distance at the demo's budget and at three times that."""
 
 from dataclasses import replace
 from typing import Any
