@@ -122,6 +122,7 @@ def test_the_demo_reports_what_it_did(workplace: Path, demo: subprocess.Complete
     assert all(line.startswith("  ") for line in commands)
     assert not secrets_of(workplace) & set(re.findall(r"[\w-]+", demo.stdout + demo.stderr))
     assert "Failed to query" not in demo.stderr
+    assert "Warning" not in demo.stdout + demo.stderr
 
 
 def secrets_of(workplace: Path) -> set[str]:

@@ -52,7 +52,9 @@ def test_the_study_of_methods_takes_what_the_comparison_s_trials_took() -> None:
     assert all(one == other for one, other in both if (EARLIER in one) == (EARLIER in other))
 
 
-@pytest.mark.parametrize("study", [rayflow_study.run(), rates_study.run(), methods_study.run()], ids=lambda study: study.name)
+@pytest.mark.parametrize(
+    "study", [rayflow_study.run(), rates_study.run(), methods_study.run()], ids=lambda study: study.name
+)
 def test_a_study_s_page_is_that_of_its_recipe_and_notes(study: Study) -> None:
     page, titles = (RESULTS / f"{study.name}.md").read_text(), [question.title for question in study.questions]
     lead, notes = notes_on(RESULTS / f"{study.name}.md", titles)

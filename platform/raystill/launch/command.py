@@ -68,7 +68,6 @@ def _quiet() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     quiet_libraries()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")  # its advice on signatures
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", CHATTER)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -177,18 +178,19 @@ def _packed(directory: Path, scratch: Path, model_id: str, run_id: str) -> Path:
     if module := RAYSTILL_SCHEDULERS.get(artifact.scheduler_class(directory)):
         folder, settings["scheduler"] = pack(module, scratch)
         requirements, code = [*requirements, "jaxtyping"], [str(folder)]
-    mlflow.pyfunc.save_model(
-        path=str(scratch / "model"),
-        python_model=str(
-            Path(__file__).with_name("served.py")
-        ),  # a path: the code is copied; an object would be pickled
-        artifacts={ADAPTER_FOLDER: str(scratch / ADAPTER_FOLDER)},
-        signature=_signature(card),
-        pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in requirements],
-        code_paths=code or None,
-        model_config=settings,
-        mlflow_model=Model(model_id=model_id, run_id=run_id),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # MLflow's advice on signatures, of which the model has one
+        mlflow.pyfunc.save_model(
+            path=str(scratch / "model"),
+            # a path: the code is copied; an object would be pickled
+            python_model=str(Path(__file__).with_name("served.py")),
+            artifacts={ADAPTER_FOLDER: str(scratch / ADAPTER_FOLDER)},
+            signature=_signature(card),
+            pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in requirements],
+            code_paths=code or None,
+            model_config=settings,
+            mlflow_model=Model(model_id=model_id, run_id=run_id),
+        )
     return scratch / "model"
 
 
