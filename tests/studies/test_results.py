@@ -12,6 +12,7 @@ from raystill_studies.compare import seconds_steps
 from raystill_studies.recipes import methods, methods_study, rates_study, rayflow_study
 from raystill_studies.study import EARLIER, Study, missing_of
 
+STUDIES = [rayflow_study.run(), rates_study.run(), methods_study.run()]
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
