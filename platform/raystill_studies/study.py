@@ -30,8 +30,9 @@ from raystill.run.checkpoints import open_ended
 from raystill.run.distill import compute_targets, inputs_of, train_student, trained_student, untold
 from raystill.run.evaluate import draw_teacher, evaluate, floor_of, read_rows
 from raystill.run.jobs import surroundings
-from raystill.run.samples import Drawn, Trained, teacher_draw
+from raystill.run.samples import Drawn, teacher_draw
 from raystill.run.settings import Evaluation, Run
+from raystill.run.trained import Trained
 from raystill.run.validate import validate
 from raystill.tracking.commit import code_commit
 from raystill.tracking.runs import TrackedRun, Tracking, history, open_experiment, tracking_uri

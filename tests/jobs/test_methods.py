@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +14,10 @@ from tests.workplace import SMALL
 
 from raystill.config.errors import UserError
 from raystill.config.overrides import override, parse_assignments
+from raystill.data.local import LocalStore
+from raystill.data.records import unpack_row
+from raystill.data.shards import unpack
+from raystill.data.starts import start_of
 from raystill.methods.ctm import CTM
 from raystill.methods.dmd2 import DMD2
 from raystill.methods.rayflow import RayFlow
@@ -23,6 +28,7 @@ from raystill.models.merging import merge_adapter
 from raystill.models.pipeline import load_pipeline
 from raystill.recipes import nano_methods
 from raystill.recipes.resolve import resolve
+from raystill.run.distill import Distilled
 from raystill.run.jobs import launch_distillation
 from raystill.run.settings import Run
 from raystill.targets.targets import Generated
@@ -61,6 +67,19 @@ def test_every_method_has_a_recipe() -> None:
         resolve(name).check()
 
 
+def measured_is_shipped(run: Run, distilled: Distilled) -> None:
+    """The pictures that were measured are those that the registered adapter draws from the same starts."""
+    adapter = Adapter(distilled.adapter)
+    place = max((Path(run.work) / "student-samples").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+    newest = LocalStore(uri=str(place))
+    rows = [unpack_row(sample) for sample in unpack(newest.read("000000.tar"), "000000.tar")][:3]
+    shape, count = adapter.pipeline.latent_shape, run.evaluation.student_steps[-1]
+    start = torch.stack([start_of(row["key"], run.evaluation.seed, shape) for row in rows])
+    latents = adapter.sample(start, adapter.pipeline.condition([row["caption"] for row in rows]), count)
+    found, measured = adapter.pipeline.decode(latents).int(), np.stack([row[f"image_{count}"] for row in rows])
+    assert int((found - torch.from_numpy(measured).int()).abs().max()) <= 1  # a batch of another size
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_distils_an_adapter_that_draws_by_itself(name: str, here: Path) -> None:
     distilled = launch_distillation(small(name), local=True)
@@ -69,6 +88,7 @@ def test_a_recipe_distils_an_adapter_that_draws_by_itself(name: str, here: Path)
     assert distilled.registered.uri == f"models:/{resolve(name).model}/1"
     drawn = Adapter(distilled.adapter).draw(["red heart", "cat face"])
     assert drawn.shape == (2, 32, 32, 3)
+    measured_is_shipped(small(name), distilled)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +106,7 @@ def test_full_training_carries_what_all_weights_have_gained(name: str, here: Pat
     assert DELTA_NAME in card.files
     drawn = Adapter(distilled.adapter).draw(["red heart"], seed=3)
     assert drawn.shape == (1, 32, 32, 3)
+    measured_is_shipped(run, distilled)
     readme = (distilled.adapter / "README.md").read_text()
     assert "unet_delta.safetensors" in readme
     assert f"pipeline({distilled.evaluated.captions[0]!r}, num_inference_steps=" in readme

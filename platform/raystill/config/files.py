@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import SOURCE
 
 CLASS = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)")  # how a class of a file is named: my_method.py:MyMethod
-SOURCE = "source_digest"  # attribute of a file's classes: a digest of the text, by which addresses know what they do
 OURS = {"raystill", "raystill_studies"}
 _loaded: dict[Path, ModuleType] = {}
 

@@ -20,13 +20,12 @@ from functools import cache, partial
 from pathlib import PurePath
 from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
-from raystill.config.files import SOURCE
-
 T = TypeVar("T")
 FORMAT = 2  # of addresses; those of format 1 are digests of all settings (`config.legacy`)
 KNOB = object()
 Knob: TypeAlias = Annotated[T, KNOB]  # marks a setting that changes only speed, reports, names or locations
 INTRODUCED = "introduced"  # key of a field's metadata: the function that gives the introduced identity
+SOURCE = "source_digest"  # attribute of classes of users' files: a digest of the text, by which they are told apart
 _SAME: Any = object()
 
 

@@ -24,12 +24,13 @@ from raystill.models.weights import add_delta
 class Adapter:
     """A verified adapter on its base pipeline, ready to sample."""
 
-    def __init__(self, directory: Path, base: Path | None = None) -> None:
+    def __init__(self, directory: Path, base: Path | None = None, device: torch.device | None = None) -> None:
         """Load an adapter's directory onto its base; `base` is the base pipeline's directory where that differs from
-        the card's. UserError where adapter and base do not fit.
+        the card's, `device` where it draws, the CPU by default. UserError where adapter and base do not fit.
         """
         self.card = verify(directory)
         self.pipeline = _on_base(directory, self.card, base or Path(self.card.base.id))
+        self.pipeline.to(device or torch.device("cpu"))
         self.scheduler = load_scheduler(directory)
         self._network = guided_network(self.pipeline, self.card.guidance_scale)
         if isinstance(self.scheduler, CTMScheduler):
@@ -39,7 +40,11 @@ class Adapter:
         """Clean latents of captions from the starts that diffusers draws with `torch.manual_seed(seed)`."""
         shape = (len(captions), *self.pipeline.latent_shape)
         normal = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        return draw(self._network, self.scheduler, normal, self.pipeline.condition(list(captions)), steps)
+        return self.sample(normal, self.pipeline.condition(list(captions)), steps)
+
+    def sample(self, normal: Latent, condition: Tensor, steps: int) -> Latent:
+        """Clean latents from N(0, I) draws."""
+        return draw(self._network, self.scheduler, normal, condition, steps)
 
     def draw(self, captions: Sequence[str], steps: int | None = None, seed: int = 0, *, force: bool = False) -> Tensor:
         """Pictures of captions, uint8, shape (batch, height, width, channels); UserError for a step count that the
@@ -77,7 +82,7 @@ def _on_base(directory: Path, card: AdapterCard, base: Path) -> Pipeline:
             f"and {base} is at {pipeline.revision}; give the directory of the right base: --base DIRECTORY"
         )
     add_trained(pipeline.unet, directory, card)
-    return pipeline.to(torch.device("cpu"))
+    return pipeline
 
 
 def add_trained(unet: UNet2DConditionModel, directory: Path, card: AdapterCard) -> None:

@@ -7,6 +7,7 @@ are used, and nothing in them can be executed.
 
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -91,10 +92,22 @@ def write(
             picture.save(draft / PICTURE_NAME, format="PNG")
         written = card.with_files({name: sha256(draft / name) for name in _listing(draft)})
         (draft / CARD_NAME).write_text(_dump(to_json(written)))
+        let_read(draft)
         if directory.exists():
             shutil.rmtree(directory)
         draft.rename(directory)
     return written
+
+
+def let_read(directory: Path) -> None:
+    """Give every file below a directory the permissions that new files get here: safetensors writes ones that only
+    their owner may read.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~mask)
 
 
 def verify(directory: Path) -> AdapterCard:

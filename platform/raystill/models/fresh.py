@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from raystill.config.fingerprint import introduced
 from raystill.flow.predictions import Kind
+from raystill.models.artifact import let_read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +166,7 @@ def save_pipeline(unet: nn.Module, text_encoder: nn.Module, kind: Kind, director
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(dtype=torch.float16).save_pretrained(directory, safe_serialization=True)
+    let_read(directory)
 
 
 def load_autoencoder(directory: Path) -> Any:

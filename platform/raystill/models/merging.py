@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from raystill.config.errors import UserError
 from raystill.models.adapter import add_trained
-from raystill.models.artifact import LANDING_NAME, verify
+from raystill.models.artifact import LANDING_NAME, let_read, verify
 from raystill.models.card import RAYSTILL_SCHEDULERS
 from raystill.models.pipeline import check_pipeline, licence_of, quiet
 from raystill.models.revision import is_of, revision
@@ -62,6 +62,7 @@ def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         draft = Path(scratch) / "pipeline"
         pipeline.save_pretrained(draft)
+        let_read(draft)
         of = f"`{base}` at `{found}` with an adapter of the method `{card.method}`, recipe {card.recipe_name}"
         (draft / "README.md").write_text(f"---\nlicense: {licence_of(base)}\n---\n\n{of}; {said}.\n")
         if out.exists():

@@ -1,6 +1,5 @@
 """The main job: targets, training, evaluation, export and registration of one distilled adapter."""
 
-import json
 import logging
 import shlex
 import time
@@ -11,33 +10,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
 from raystill.data.derive import Index, Source, Stage
 from raystill.data.store import Store, open_store
 from raystill.launch.launcher import Launcher
 from raystill.launch.stopping import MakeRecorder
-from raystill.methods.method import STUDENT
 from raystill.models import artifact
-from raystill.models.card import AdapterCard, Base, model_card
-from raystill.models.counts import sigmas_of, timesteps_of
-from raystill.models.ctm import WEIGHT
-from raystill.models.pipeline import licence_of, load_pipeline
 from raystill.models.revision import former_revisions, revision
 from raystill.models.sampling import NORMAL
 from raystill.models.stock import read_scheduler, schedule_of
-from raystill.models.weights import Lora, delta, load_trained, lora_state, peft_config, prepare
 from raystill.run.adoption import adopted
 from raystill.run.checkpoints import checkpoints_at, left_out, train_at
 from raystill.run.evaluate import Evaluated, as_card, evaluate, table
-from raystill.run.samples import Trained
 from raystill.run.settings import Run
+from raystill.run.trained import Trained
 from raystill.targets.targets import TargetTransform, check_identity, start_law_of
-from raystill.tracking.commit import code_commit
 from raystill.tracking.registry import Registered, register
 from raystill.tracking.runs import TrackedRun, Tracking, open_experiment, tracking_uri
-from raystill.training.task import averages_after, read_averages
+from raystill.training.task import averages_after
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +95,9 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
         evaluated = evaluate(run, launcher, trained)
     with seconds.stage("registry"), TrackedRun(tracking, run) as tracked:
         depends_on = {"run": run, "trained": trained.identity(), "evaluation": evaluated.digest}
-        adapter = export(run, trained, evaluated, directory / "adapters" / fingerprint(depends_on))
+        adapter = directory / "adapters" / fingerprint(depends_on)
+        caption = next(filter(None, evaluated.captions), "")
+        trained.write(adapter, run, evaluation=as_card(evaluated), picture=evaluated.picture, caption=caption)
         tracked.metrics(0, {"cost/teacher_calls_per_image": float(run.targets.estimator.calls)})
         tracked.metrics(0, {"cost/teacher_calls_per_sample": run.method.calls(run.training.steps)})
         for steps, figures in evaluated.student.items():
@@ -230,41 +223,3 @@ def trained_student(run: Run, checkpoints: Store, targets: Store, index: Index, 
         schedule = schedule_of(read_scheduler(Path(run.teacher)))
         start = start_law_of(run.targets.estimator, schedule, targets, index)
     return Trained(run.task, checkpoints, run.sampling, start, averages)
-
-
-def export(run: Run, trained: Trained, evaluated: Evaluated, directory: Path) -> Path:
-    """Write the adapter's directory: weights, scheduler, card, picture and readme."""
-    averages = read_averages(trained.checkpoints, trained.averages)
-    teacher = load_pipeline(run.teacher)
-    lora = run.weights if isinstance(run.weights, Lora) else None
-    trained_tensors = averages[STUDENT]
-    landing = {WEIGHT: trained_tensors.pop(WEIGHT)} if WEIGHT in trained_tensors else None
-    if lora is None:
-        state = delta(teacher.unet, trained_tensors)
-    else:
-        load_trained(prepare(teacher.unet, lora), trained_tensors)
-        state = lora_state(teacher.unet)
-    scheduler = run.method.scheduler(teacher.scheduler, trained.sampling, trained.start)
-    steps = run.evaluation.student_steps
-    card = AdapterCard(
-        base=Base(id=run.teacher, revision=teacher.revision),
-        method=run.method.name,
-        steps=steps,
-        default_steps=run.method.default_steps,
-        timesteps={str(n): timesteps_of(scheduler, n) for n in steps},
-        sigmas={str(n): sigmas for n in steps if (sigmas := sigmas_of(scheduler, n))},
-        guidance_scale=run.method.guides,
-        start=trained.start.to_json(),
-        recipe=canonical(run),
-        recipe_digest=digest(canonical(run)),
-        fingerprint=fingerprint(run),
-        commit=code_commit(),
-        evaluation=as_card(evaluated),
-    )
-    config = json.loads(scheduler.to_json_string())
-    licence = licence_of(Path(run.teacher))
-    shown = next(filter(None, evaluated.captions), "")
-    readme = model_card(card, scheduler=type(scheduler).__name__, licence=licence, delta=lora is None, caption=shown)
-    lora_config = None if lora is None else peft_config(lora).to_dict()
-    artifact.write(directory, card, state, config, evaluated.picture, readme, lora_config=lora_config, landing=landing)
-    return directory

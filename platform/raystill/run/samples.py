@@ -5,7 +5,6 @@ student's per adapter.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,23 +16,16 @@ from raystill.config.fingerprint import Knob
 from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
 from raystill.data.shards import Sample
 from raystill.data.starts import start_of
-from raystill.data.store import Store
 from raystill.evaluation.alexnet import load_alexnet
 from raystill.evaluation.features import FeatureNetwork, Lpips, extract, feature_network, pairwise
 from raystill.flow.paths import RayPath
 from raystill.flow.predictions import Latent
 from raystill.flow.solvers import ddim
-from raystill.flow.starts import StartLaw
-from raystill.methods.method import STUDENT
 from raystill.models.denoiser import Denoiser, GuidedDenoiser
 from raystill.models.pipeline import Pipeline, load_pipeline
 from raystill.models.revision import revision
-from raystill.models.sampling import NORMAL, ODE, Sampling, draw, guided_network, ray_scheduler, solver
-from raystill.models.student import Student
-from raystill.models.weights import load_trained
+from raystill.models.sampling import NORMAL, ODE, draw, guided_network, ray_scheduler, solver
 from raystill.run.settings import Evaluation
-from raystill.training.distillation import DistillTask
-from raystill.training.task import Assembly, read_averages
 
 Draw = Callable[[Latent, Tensor, int], Latent]  # (start, condition, steps) -> clean latents
 
@@ -112,41 +104,6 @@ class Solver:
     def identity(self) -> dict[str, Any]:
         """Return everything that the samples depend on: the teacher's revision, the solver and the guidance."""
         return {"teacher": revision(self.teacher), "solver": self.scheduler, "guidance": self.guidance}
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A trained student in its checkpoint store, and how it is sampled."""
-
-    task: DistillTask
-    checkpoints: Store
-    sampling: Sampling
-    start: StartLaw
-    averages: str  # key of the student's averaged weights in the checkpoint store
-
-    def draw(self, device: str) -> tuple[Pipeline, Draw]:
-        """Load the student on a device; return its pipeline and a function that samples."""
-        tensors = read_averages(self.checkpoints, self.averages)[STUDENT]
-        make = partial(self.task.method.scheduler, sampling=self.sampling, start=self.start)
-        method = self.task.method
-        student = Student(
-            Path(self.task.teacher), self.task.weights, tensors, make, torch.device(device), method.guides
-        )
-        return student.pipeline, student.latents
-
-    def assembly(self, device: torch.device) -> Assembly:
-        """Build the task's method, and its networks with their averaged weights."""
-        averages = read_averages(self.checkpoints, self.averages)
-        built = self.task.build(device)
-        load_trained(built.modules[STUDENT], averages[STUDENT])
-        for role in built.small:
-            built.modules[role].load_state_dict(averages[role])
-        return built
-
-    def identity(self) -> dict[str, Any]:
-        """Return everything that the samples depend on: weights, method, sampling and start law."""
-        found = next(entry for entry in self.checkpoints.list(self.averages))
-        return {"adapter": found.etag, "method": self.task.method, "sampling": self.sampling, "start": self.start}
 
 
 class TeacherSamples:

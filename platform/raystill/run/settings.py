@@ -1,6 +1,7 @@
 """The settings of a whole run, from shards to a registered adapter, and of a pretraining, from shards to a pipeline."""
 
 from dataclasses import dataclass
+from math import lcm
 from typing import ClassVar
 
 from raystill.config.checks import at_least
@@ -20,6 +21,8 @@ from raystill.targets.targets import Assigned, Encoded, Expectation, Generated, 
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask
+
+STOCK_MULTIPLE = 8  # of which the height and width of pictures are multiples in diffusers' pipelines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,10 +137,11 @@ class Pretraining:
         check_training("autoencoder.", self.autoencoder.training, self.autoencoder.optimizer)
         check_training("denoiser.", self.denoiser.training, self.denoiser.optimizer)
         factor, size = self.autoencoder.shape.factor, self.reading.picture_size
-        if size % factor:
+        if size % (whole := lcm(factor, STOCK_MULTIPLE)):
             raise UserError(
-                f"reading.picture_size is {size}; the autoencoder divides pictures by {factor}, "
-                f"so it must be a multiple of that, such as --set reading.picture_size={(size // factor + 1) * factor}"
+                f"reading.picture_size is {size}; the autoencoder divides pictures by {factor}, and stock pipelines "
+                f"take multiples of {STOCK_MULTIPLE}, so it must be a multiple of {whole}, such as --set "
+                f"reading.picture_size={(size // whole + 1) * whole}"
             )
         if self.reading.channels != self.autoencoder.shape.channels:
             raise UserError(

@@ -97,7 +97,8 @@ def test_sigma_outside_its_range_is_refused() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("reading.picture_size", 30, "must be a multiple"),
+        ("reading.picture_size", 30, "must be a multiple of 8, such as --set reading.picture_size=32"),
+        ("reading.picture_size", 36, r"stock pipelines take multiples of 8.*picture_size=40"),
         ("reading.channels", 1, "set both"),
         ("autoencoder.training.steps", 0, "--set autoencoder.training.steps=1"),
         ("denoiser.training.precision", "float16", "--set denoiser.training.precision=float32"),
