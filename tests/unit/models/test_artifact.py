@@ -74,8 +74,8 @@ def test_what_is_written_is_what_verify_reads(tmp_path: Path) -> None:
     }
     assert read.frechet(2) == 17.0
     modes = {path.stat().st_mode for path in (tmp_path / "adapter").rglob("*") if path.is_file()}
-    (tmp_path / "new").touch()
-    assert modes == {(tmp_path / "new").stat().st_mode}  # others may read it, where they may read new files
+    (tmp_path / "adapter" / "new.md").touch()
+    assert modes == {(tmp_path / "adapter" / "new.md").stat().st_mode}  # others read it, where they read new files
     assert read.frechet(8) is None
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]  # no scratch left
 
