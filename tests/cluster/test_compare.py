@@ -100,6 +100,7 @@ def test_every_run_of_both_budgets_is_measured(compared: dict[str, Any], workpla
         assert Image.open(workplace / f".raystill/reports/methods-{chart}.png").width > 500
 
 
+@pytest.mark.second  # tests/studies/test_study.py: both measure what is missing by one function
 def test_what_is_there_is_not_measured_again(compared: dict[str, Any], workplace: Path) -> None:
     path = workplace / ".raystill/reports/methods.json"
     before = path.stat().st_mtime_ns

@@ -179,7 +179,8 @@ def _packed(directory: Path, scratch: Path, model_id: str, run_id: str) -> Path:
         folder, settings["scheduler"] = pack(module, scratch)
         requirements, code = [*requirements, "jaxtyping"], [str(folder)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # MLflow's advice on signatures, of which the model has one
+        # MLflow's advice on signatures, of which the model has one; it turns filters off again by itself.
+        warnings.showwarning = lambda *_args, **_more: None
         mlflow.pyfunc.save_model(
             path=str(scratch / "model"),
             # a path: the code is copied; an object would be pickled
