@@ -18,13 +18,19 @@ PLATFORM = Path(__file__).parents[2] / "platform"
 
 
 @pytest.fixture(scope="session")
-def session(s3: dict[str, str]) -> Iterator["Cluster"]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RAYSTILL_HOME of the session's workers."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def session(s3: dict[str, str], home: Path) -> Iterator["Cluster"]:
     """Ray on this machine with room for two training workers; its processes inherit the S3 server's address and key."""
     from raystill.launch.cluster import ray_session
     from raystill.launch.settings import Cluster, Share
 
     cluster = Cluster(workers=2, worker=Share(cpus=0.8), actors=1, max_failures=0)
-    with ray_session(cluster, {"PYTHONPATH": str(PLATFORM), "OMP_NUM_THREADS": "1"}):
+    with ray_session(cluster, {"PYTHONPATH": str(PLATFORM), "OMP_NUM_THREADS": "1", "RAYSTILL_HOME": str(home)}):
         yield cluster
 
 

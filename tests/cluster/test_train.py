@@ -1,6 +1,7 @@
 """The student's training through the launcher, on two ZeRO workers of Ray Train: resumable, whichever worker dies."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -142,6 +143,14 @@ def test_a_killed_worker_is_restarted_from_the_last_checkpoint_and_nothing_is_di
     averages = final_averages(checkpoints, task.training.steps)
     assert averages is not None
     close(averages, uninterrupted[1])
+
+
+def test_each_worker_keeps_a_log(uninterrupted: tuple[LocalStore, Trained], home: Path) -> None:
+    for rank in (0, 1):
+        (first, *_) = (home / "logs" / f"student-{rank}.log").read_text().splitlines()
+        assert re.search(
+            rf"INFO raystill.launch.cluster: rank {rank} of 2 on cpu: lanes \[{rank}\] from step 0 of 6$", first
+        )
 
 
 def test_a_finished_training_is_not_started_again(

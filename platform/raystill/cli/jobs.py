@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ class Job:
     recipe: str  # recipe by default
     takes: str  # name of the class of settings that its recipes give
     action: str  # "module:function" that is called with the settings; imported when it runs
+    trains: bool = False  # whether it trains a network in the first place
     local: bool = True  # whether the function takes `local`, to run in this process without a cluster
 
 
@@ -30,7 +32,7 @@ JOBS = {
     "distill": Job(
         "Distil a teacher into a few-step student: targets, training, evaluation, registration. Run it again to go on.",
         "--recipe nano --set method.path.sigma=0.05 --set training.steps=1000",
-        "nano", "Run", "raystill.run.jobs:launch_distillation",
+        "nano", "Run", "raystill.run.jobs:launch_distillation", trains=True,
     ),
     "targets": Job(
         "Compute a run's targets with the frozen teacher, and nothing else. A later distillation finds them.",
@@ -51,7 +53,7 @@ JOBS = {
         "Train a whole Stable Diffusion pipeline from shards: autoencoder, then UNet and text encoder. Run it again to "
         "resume.",
         "--recipe nano:teacher --set shards=s3://bucket/mine --set output=teachers/mine",
-        "nano:teacher", "Pretraining", "raystill.run.jobs:launch_pretraining",
+        "nano:teacher", "Pretraining", "raystill.run.jobs:launch_pretraining", trains=True,
     ),
     "bench": Job(
         "Measure the loop (engine, data, tracking) against the bare forward and backward of the same model.",
@@ -124,6 +126,10 @@ def add_options(parser: argparse.ArgumentParser, job: Job) -> None:
     )
     if job.local:
         parser.add_argument("--local", action="store_true", help="run in this process: one device, plain torch, no Ray")
+    if job.trains:
+        parser.add_argument(
+            "--profile", action="store_true", help="trace some steps of each training, and write what took their time"
+        )
     parser.add_argument("--show", action="store_true", help="print the resolved settings with their paths, and stop")
 
 
@@ -141,6 +147,8 @@ def act(name: str, typed: argparse.Namespace) -> None:
     if typed.show:
         print(shown(run))
         return
+    if job.trains and typed.profile:
+        os.environ["RAYSTILL_PROFILE"] = "1"
     action = _imported(job.action)
     print(action(run, local=typed.local) if job.local else action(run))
 

@@ -32,13 +32,17 @@ from raystill.data.plan import Plan
 from raystill.data.store import Store
 from raystill.data.stream import derive_stream, nodes, stream_batches
 from raystill.engine.protocol import NonFiniteError
-from raystill.launch.command import quiet_libraries
+from raystill.launch.command import quiet_libraries, worker_log
 from raystill.launch.launcher import Item, Result
 from raystill.launch.placement import check_resources, machines, options_of, threads_of
+from raystill.launch.services import DIRECTORY
 from raystill.launch.settings import Cluster
 from raystill.launch.stopping import MakeRecorder, asked_to_stop, recorded, saving
 from raystill.training.lanes import numbers, share
+from raystill.training.profiling import profiled
 from raystill.training.task import Place, Task, last_step, run_task
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -251,19 +255,29 @@ def _train_worker(work: _Work) -> None:
         total,
     )  # imported here: it chooses its accelerator where it runs
 
-    quiet_libraries()
     settle(work.threads, work.directory)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    worker_log(DIRECTORY / "logs", work.task.name, rank)
     device = ray.train.torch.get_device()
     training = work.task.training
     agree(canonical_json(work.task))
     plan = Plan(shards=work.index.shards, seed=training.seed, lanes=training.lanes, lane_size=training.lane_size)
     lanes = numbers(share(training.lanes, rank, world_size))
+    begins = last_step(work.checkpoints)
+    log.info(
+        "rank %d of %d on %s: lanes %s from step %d of %d", rank, world_size, device, lanes, begins, training.steps
+    )
     with (
         recorded(None if rank else work.recorder, work.checkpoints, work.until or training.steps) as recorder,
-        nullcontext(lambda _step: None) if rank else _progress(work.task, last_step(work.checkpoints)) as on_step,
+        nullcontext(lambda _step: None) if rank else _progress(work.task, begins) as moved,
+        profiled(DIRECTORY / "profiles" / f"{work.task.name}-{rank}") as traced,
     ):
+
+        def stepped(step: int) -> None:
+            moved(step)
+            traced(step)
+
         place = Place(
             checkpoints=work.checkpoints,
             engine=lambda module, optimizer: ZeroEngine(module, optimizer, work.zero_stage, training.precision, device),
@@ -277,7 +291,7 @@ def _train_worker(work: _Work) -> None:
             until=work.until,
             stop=lambda: anywhere(rank == 0 and asked_to_stop(work.checkpoints)),
             total=total,
-            on_step=on_step,
+            on_step=stepped,
         )
         run_task(work.task, place)
 

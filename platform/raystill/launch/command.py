@@ -16,6 +16,7 @@ from raystill.config.errors import UserError
 
 # Lines of Ray's processes that tell its users nothing: the first is repeated every second where there is no dashboard.
 CHATTER = "Failed to query Ray Train Controller actor state|Set ray log level from environment variable"
+LEVEL = "RAYSTILL_LOG"  # environment variable
 KEPT = "Finished stages and checkpoints are kept; go on with the same command:"
 
 
@@ -63,9 +64,28 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def worker_log(directory: Path, name: str, rank: int) -> None:
+    """Write the messages of a training's worker to DIRECTORY/NAME-RANK.log, and show those from warnings on with the
+    rank before them.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    file, shown = logging.FileHandler(directory / f"{name}-{rank}.log"), logging.StreamHandler()
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    shown.setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
+    shown.setLevel(logging.WARNING)
+    logging.basicConfig(level=_level(), handlers=[file, shown], force=True)
+    quiet_libraries()
+
+
+def _level() -> str:
+    """The level from which messages count: RAYSTILL_LOG, DEBUG to ERROR, or INFO where it says nothing known."""
+    asked = os.environ.get(LEVEL, "").upper()
+    return asked if asked in ("DEBUG", "INFO", "WARNING", "ERROR") else "INFO"
+
+
 def _quiet() -> None:
     """Show only progress and results on the terminal; must be called before libraries read their environment."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=_level(), format="%(message)s")
     quiet_libraries()
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

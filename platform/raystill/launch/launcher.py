@@ -12,7 +12,9 @@ from raystill.data.derive import Index, Stage, derive
 from raystill.data.plan import Plan
 from raystill.data.store import Store
 from raystill.engine.local import LocalEngine
+from raystill.launch.services import DIRECTORY
 from raystill.launch.stopping import MakeRecorder, asked_to_stop, recorded, saving
+from raystill.training.profiling import profiled
 from raystill.training.task import Place, Task, last_step, run_task
 
 Item = TypeVar("Item")
@@ -85,7 +87,13 @@ class LocalLauncher:
             saving(checkpoints),
             recorded(recorder, checkpoints, until or training.steps) as opened,
             tqdm(total=training.steps, initial=start, desc=task.name, unit="step", smoothing=0.05) as bar,
+            profiled(DIRECTORY / "profiles" / f"{task.name}-0") as traced,
         ):
+
+            def stepped(step: int) -> None:
+                bar.update(step - bar.n)
+                traced(step)
+
             place = Place(
                 checkpoints=checkpoints,
                 engine=lambda module, optimizer: LocalEngine(module, optimizer, self.device),
@@ -94,7 +102,7 @@ class LocalLauncher:
                 ),
                 recorder=opened,
                 device=self.device,
-                on_step=lambda step: bar.update(step - bar.n) and None,
+                on_step=stepped,
                 stop=lambda: asked_to_stop(checkpoints),
                 until=until,
             )

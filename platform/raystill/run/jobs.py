@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from raystill.config.errors import UserError
+from raystill.launch.command import LEVEL
 from raystill.launch.launcher import Launcher, LocalLauncher
 from raystill.launch.services import DIRECTORY, HOME, object_store, upload_sample
 from raystill.launch.settings import Cluster
@@ -24,6 +25,7 @@ from raystill.run.pretrain import pretrain
 from raystill.run.settings import Pretraining, Run
 from raystill.run.validate import share_out, validate
 from raystill.tracking.runs import Tracking, tracking_uri
+from raystill.training.profiling import PROFILE
 from raystill.training.task import averages_after
 
 
@@ -117,7 +119,8 @@ def _launcher(
         ray_session,
     )
 
-    home = {} if HOME in os.environ else {HOME: str(DIRECTORY.resolve())}
+    told = {name: os.environ[name] for name in (LEVEL, PROFILE) if name in os.environ}
+    home = told if HOME in os.environ else {**told, HOME: str(DIRECTORY.resolve())}
     with seconds.stage("cluster"):
         stack.enter_context(ray_session(cluster, {**variables, **home}))
     return RayLauncher(cluster, DIRECTORY)

@@ -21,13 +21,13 @@ COMMANDS = """
 bench --recipe=nano --set=[] --local=False --show=False
 compare --recipe=methods --set=[] --show=False
 demo --recipe=nano --set=[] --show=False
-distill --recipe=nano --set=[] --local=False --show=False
+distill --recipe=nano --set=[] --local=False --profile=False --show=False
 evaluate --recipe=nano --set=[] --local=False --show=False
 exec line
 merge model --onto=None --out=None
 migrate work --adapters=None --dry-run=False --json=False
 models name --json=False
-pretrain --recipe=nano:teacher --set=[] --local=False --show=False
+pretrain --recipe=nano:teacher --set=[] --local=False --profile=False --show=False
 pull model --to=None
 runs --most=20 --json=False
 sample caption --model=models:/nano-rayflow@champion --steps=None --guidance=None --force=False --count=4 \

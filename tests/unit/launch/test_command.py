@@ -1,6 +1,7 @@
 """What every command does with errors and Ctrl-C: a line for people, an exit status, and how to go on."""
 
 import errno
+import logging
 import os
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from raystill.launch.command import guarded
+from raystill.launch.command import LEVEL, guarded, worker_log
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +67,27 @@ def test_a_full_disk_under_weights_is_named_too(capsys: pytest.CaptureFixture[st
 def test_other_errors_of_the_system_are_not_hidden() -> None:
     with pytest.raises(PermissionError):
         guarded(lambda: full(errno.EACCES))
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"), [("", ["two", "three"]), ("debug", ["one", "two", "three"]), ("x", ["two", "three"])]
+)
+def test_a_worker_keeps_its_messages_and_shows_its_warnings(
+    asked: str, kept: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(LEVEL, asked)
+    root = logging.getLogger()
+    before = (root.level, [*root.handlers])
+    try:
+        worker_log(tmp_path / "logs", "student", 3)
+        log = logging.getLogger("raystill.somewhere")
+        log.debug("one")
+        log.info("two")
+        log.warning("three")
+    finally:
+        root.setLevel(before[0])
+        root.handlers[:] = before[1]
+    lines = (tmp_path / "logs" / "student-3.log").read_text().splitlines()
+    assert [line.rpartition(": ")[2] for line in lines] == kept
+    assert all(" raystill.somewhere: " in line for line in lines)
+    assert capfd.readouterr().err == "rank 3: three\n"
