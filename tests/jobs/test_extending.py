@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests.workplace import ROOT, Typed, command
 
+from raystill.config.files import load_file
 from raystill.evaluation.metrics import METRICS, Metric, Pictures, figures
 from raystill.models.artifact import verify
 
@@ -34,10 +35,9 @@ def test_the_method_of_the_page_distils_an_adapter(workplace: Path, few: Path, t
     assert card.recipe["method"]["power"] == 1
 
 
-def test_the_metric_of_the_page_is_measured() -> None:
-    names: dict[str, object] = {}
-    exec(compile(code_of("metric.md"), "metric.md", "exec"), names)  # noqa: S102
-    metric = names["spread"]
+def test_the_metric_of_the_page_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "metric_of_the_page.py").write_text(code_of("metric.md"))
+    metric = load_file(tmp_path / "metric_of_the_page.py").spread
     assert isinstance(metric, Metric)
     features = torch.randn(9, 4)
     found = figures(

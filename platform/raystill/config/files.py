@@ -71,9 +71,10 @@ def load_class(text: str) -> type | None:
     if not isinstance(kind, type):
         own = ", ".join(sorted(one.__name__ for one in _classes(module)))
         raise UserError(f"{found['file']} has no class {found['name']!r}; it has: {own or 'none'}")
-    for one in (every := _reached(module)):
-        for other in _classes(one):
-            setattr(other, SOURCE, _digest(every))
+    every = _reached(module)
+    digest = _digest(every)
+    for other in (kind for one in every for kind in _classes(one)):
+        setattr(other, SOURCE, digest)
     return kind
 
 

@@ -111,9 +111,10 @@ def _stack(rows: list[Row], name: str) -> torch.Tensor:
 
 def rows_of_picture(wanted: Sequence[str], captions: Sequence[str]) -> list[int]:
     """Which samples of an evaluation are rows of its picture, by their captions: the first ones of each wanted caption,
-    or some of all; at most MOST.
+    as many as leave room for all of them, or some of all samples; at most MOST.
     """
-    found = [i for one in wanted for i in [i for i, caption in enumerate(captions) if caption == one][:FOR_CAPTION]]
+    each = max(1, min(FOR_CAPTION, MOST // max(1, len(wanted))))
+    found = [i for one in wanted for i in [i for i, caption in enumerate(captions) if caption == one][:each]]
     return found[:MOST] or list(range(0, len(captions), max(1, len(captions) // 10)))[:10]
 
 

@@ -11,7 +11,9 @@ def test_each_wanted_caption_has_its_first_samples_in_the_order_asked_for() -> N
 
 def test_class_names_that_repeat_make_no_endless_picture() -> None:
     captions = [f"class {i % 10}" for i in range(5000)]
-    assert len(rows_of_picture([f"class {i}" for i in range(10)], captions)) == MOST
+    assert rows_of_picture([f"class {i}" for i in range(10)], captions) == list(range(10))  # none is left out
+    many = [f"class {i % 50}" for i in range(5000)]
+    assert len(rows_of_picture([f"class {i}" for i in range(50)], many)) == MOST
 
 
 def test_without_captions_some_of_all_are_shown() -> None:
