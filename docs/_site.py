@@ -12,7 +12,11 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-PAGES |= {"cluster/README.md": "cluster.md", "samples/noto/ATTRIBUTION.md": "attribution.md"}
+PAGES |= {
+    "cluster/README.md": "cluster.md",
+    "platform/raystill/shipped/samples/noto/ATTRIBUTION.md": "attribution.md",
+    "platform/raystill/shipped/features/ATTRIBUTION.md": "attribution-features.md",
+}
 MODULES = {
     str(path.relative_to(ROOT)): f"api/{path.relative_to(ROOT / 'platform').with_suffix('.md')}"
     for path in sorted((ROOT / "platform").rglob("*.py"))

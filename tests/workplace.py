@@ -52,7 +52,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sample = place / "samples"
     sample.mkdir()
     for name in ("000000.tar.gz", "000001.tar.gz"):
-        shutil.copy(ROOT / "samples" / "noto" / name, sample)
+        shutil.copy(ROOT / "platform/raystill/shipped/samples/noto" / name, sample)
     yield place
     shutil.rmtree(place, ignore_errors=True)
 

@@ -22,7 +22,8 @@ from raystill.run.jobs import surroundings
 from raystill.run.samples import Solver
 from raystill.run.settings import Run
 from raystill.tracking.commit import code_commit
-from raystill.tracking.runs import TrackedRun, Tracking, open_experiment, tracking_uri
+from raystill.tracking.runs import TrackedRun
+from raystill.tracking.tracking import Tracking, check_experiment, tracking_uri
 from raystill_studies.compare_report import chart, chart_path, report
 from raystill_studies.comparison import UPDATES, Comparison, Entrant
 from raystill_studies.costs import Cost, comparable, machine, mean, timed
@@ -48,7 +49,7 @@ def launch_comparison(comparison: Comparison) -> str:
     results = read_results(comparison.results)
     with surroundings(comparison.base) as launcher:
         check_revision(comparison.base, comparison.results, results)
-        open_experiment(tracking_uri(DIRECTORY), comparison.base.experiment, comparison.base.artifacts)
+        check_experiment(tracking_uri(DIRECTORY), comparison.base.experiment, comparison.base.artifacts)
         by_teacher = read_rows(*draw_teacher(comparison.base, launcher))
         _pictures(by_teacher, comparison.base.evaluation.captions, comparison.base.evaluation.reference_steps)
         tuned = _prepare(comparison, results, launcher)
@@ -157,7 +158,7 @@ def _tuned(comparison: Comparison, entrant: Entrant, launcher: Launcher) -> dict
     draw_teacher(search.base, launcher)
     tracking = Tracking(
         uri=tracking_uri(DIRECTORY), experiment=base.experiment, name=search.name, inputs=inputs_of(base),
-        artifact_root=base.artifacts, spool=(DIRECTORY / "spool").resolve(),
+        artifact_root=base.artifacts, directory=DIRECTORY.resolve(),
     )  # fmt: skip
     log.info("%d trials of %s ...", search.trials, entrant.label)
     with TrackedRun(tracking, search) as parent:

@@ -9,6 +9,7 @@ from raystill.config.checks import at_least
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import Knob, introduced, introduced_group
 from raystill.config.overrides import override, setting
+from raystill.config.shipped import located
 from raystill.launch.services import REPORTS
 from raystill.methods.method import STUDENT
 from raystill.methods.table import Distilling
@@ -87,7 +88,7 @@ class Comparison:
 
     def references(self) -> dict[str, Solver]:
         """Samplers without training, by label: the teacher with solvers, guided and not, and the untrained student."""
-        teacher, guidance = Path(self.base.teacher), self.base.evaluation.guidance
+        teacher, guidance = self.base.teacher, self.base.evaluation.guidance
         names = {name: NAMES.get(name, name) for name in self.solvers}
         guided = {label: Solver(teacher, name, guidance) for name, label in names.items()}
         free = {f"{label}, not guided": Solver(teacher, name, 1.0) for name, label in names.items()}
@@ -174,8 +175,8 @@ class Comparison:
             )
         if not self.base.evaluation.captions:
             raise UserError("base.evaluation.captions is empty; name those of the picture's rows")
-        check_pipeline(Path(self.base.teacher))
-        stock = stock_sampler(read_scheduler(Path(self.base.teacher)))  # as its pipeline is loaded
+        check_pipeline(located(self.base.teacher))
+        stock = stock_sampler(read_scheduler(located(self.base.teacher)))  # as its pipeline is loaded
         for name in self.solvers:
             check_solver(stock, name)
         for entrant in self.entrants:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import Knob, fingerprint, identity, introduced, introduced_group
 from raystill.config.overrides import override
+from raystill.config.shipped import located
 from raystill.data.derive import Source, Stage
 from raystill.data.store import Store, open_store
 from raystill.engine.protocol import NonFiniteError
@@ -35,7 +36,7 @@ from raystill.run.settings import Evaluation, Run
 from raystill.run.trained import Trained
 from raystill.run.validate import validate
 from raystill.tracking.commit import code_commit
-from raystill.tracking.runs import TrackedRun, Tracking, history, open_experiment, tracking_uri
+from raystill.tracking.tracking import Tracking, check_experiment, history, tracked, tracking_uri
 from raystill_studies.gradients import GradientProbe, GradientTransform, efficiency
 from raystill_studies.overlap import OverlapProbe, OverlapTransform, overlap
 from raystill_studies.probes import Probe, ProbeTransform, means
@@ -149,7 +150,7 @@ def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -
 
 def missing_of(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
     """The runs that have not been measured yet, by key; UserError where a run's settings do not fit together."""
-    planned, teacher = study.runs(), teacher_facts(Path(study.base.teacher))
+    planned, teacher = study.runs(), teacher_facts(located(study.base.teacher))
     for one in planned.values():
         validate(one.run, teacher, local=True)
         if one.gradients and not isinstance(one.run.method, RayFlow):
@@ -191,15 +192,15 @@ def _tracking(study: Study, run: Run, targets: Store) -> Tracking:
     """The MLflow run that a run's training reports to; asked before the training begins."""
     return Tracking(
         uri=tracking_uri(DIRECTORY), experiment=study.name, name=_training(run), inputs=inputs_of(run),
-        without=untold(run, targets), artifact_root=run.artifacts,
+        without=untold(run, targets), artifact_root=run.artifacts, directory=DIRECTORY.resolve(),
     )  # fmt: skip
 
 
 def check_revision(base: Run, path: Path, results: dict[str, Any]) -> None:
     """Refuse, with UserError, to add to the results of another teacher."""
-    ours = revision(Path(base.teacher))
+    ours = revision(located(base.teacher))
     found = results.setdefault("teacher_revision", ours)
-    if not is_of(Path(base.teacher), found):
+    if not is_of(located(base.teacher), found):
         raise UserError(
             f"{path} holds results of the teacher {found}, and {base.teacher} is {ours}: move it away, "
             "or write elsewhere: --set output=DIRECTORY"
@@ -208,7 +209,7 @@ def check_revision(base: Run, path: Path, results: dict[str, Any]) -> None:
 
 def _share(study: Study, runs: Sequence[Run], launcher: Launcher) -> None:
     """Compute what runs have in common, on the whole cluster: their targets and the teacher's samples."""
-    open_experiment(tracking_uri(DIRECTORY), study.name, study.base.artifacts)
+    check_experiment(tracking_uri(DIRECTORY), study.name, study.base.artifacts)
     for run in {fingerprint(run.targets): run for run in runs}.values():
         compute_targets(run, launcher)
     draw_teacher(study.base, launcher)
@@ -242,7 +243,7 @@ def _measure(study: Study, planned: Planned) -> dict[str, Any]:
     targets, index = compute_targets(run, launcher)
     tracking, trained_as = _tracking(study, run, targets), _trained_as(run)
     try:
-        checkpoints = train_student(run, targets, index, launcher, partial(TrackedRun, tracking, trained_as))
+        checkpoints = train_student(run, targets, index, launcher, partial(tracked, tracking, trained_as))
     except NonFiniteError as error:
         log.warning("%s", error)
         return {"failed": str(error)}
@@ -306,11 +307,11 @@ def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
     student that has learned nothing yet.
     """
     run, steps = study.base, study.base.evaluation.teacher_steps
-    make = partial(teacher_draw, Path(run.teacher), run.evaluation.guidance, launcher.stage_device)
-    identity = {"teacher": revision(Path(run.teacher)), "probe": study.probe, "guidance": run.evaluation.guidance}
+    make = partial(teacher_draw, run.teacher, run.evaluation.guidance, launcher.stage_device)
+    identity = {"teacher": revision(located(run.teacher)), "probe": study.probe, "guidance": run.evaluation.guidance}
     targets, _ = compute_targets(run, launcher)
     assert isinstance(run.method, RayFlow)
-    untrained = {"untrained": run.task, "teacher": revision(Path(run.teacher))}
+    untrained = {"untrained": run.task, "teacher": revision(located(run.teacher))}
     return {
         "floor": round(floor_of(run, launcher), 5),
         "probes": _probe(run, study.probe, launcher, make, steps, identity),

@@ -48,5 +48,5 @@ def targets(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     for i in range(5):
         captions = {f"s{i}{j}": ("red heart", "cat face")[j % 2] for j in range(2 + i % 3)}
         source.write(f"{i:06d}.tar", pack(Sample(key=k, members={"txt": c.encode()}) for k, c in captions.items()))
-    make = partial(TargetTransform, tiny_pipeline, Generated(steps=2), Reading(), 0, 8, "float32")
+    make = partial(TargetTransform, str(tiny_pipeline), Generated(steps=2), Reading(), 0, 8, "float32")
     return target, derive(Stage(Source.of(source), target, {}, make))

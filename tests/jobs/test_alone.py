@@ -12,9 +12,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from tests.workplace import ROOT, Typed, command, run, script
+from tests.workplace import Typed, command, run, script
 
 from raystill.config.errors import UserError
+from raystill.config.shipped import located
 from raystill.data.local import LocalStore
 from raystill.data.shards import list_shards, unpack
 from raystill.models.adapter import Adapter
@@ -168,12 +169,12 @@ def draw(directory: Path, caption: str) -> np.ndarray[Any, Any]:
 
 
 def test_the_shipped_teacher_is_small_and_draws() -> None:
-    assert draw(ROOT / "teachers" / "nano", "red heart").shape == (32, 32, 3)
-    assert size(ROOT / "teachers" / "nano") <= 16 * MIB
+    assert draw(located("shipped://teachers/nano"), "red heart").shape == (32, 32, 3)
+    assert size(located("shipped://teachers/nano")) <= 16 * MIB
 
 
 def test_the_shipped_sample_is_small_and_whole() -> None:
-    folder = ROOT / "samples" / "noto"
+    folder = located("shipped://samples/noto")
     assert size(folder) <= 12 * MIB
     assert {"LICENSE", "ATTRIBUTION.md"} < {p.name for p in folder.iterdir()}
     store = LocalStore(uri=str(folder))

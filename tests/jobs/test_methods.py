@@ -85,6 +85,7 @@ def test_a_recipe_distils_an_adapter_that_draws_by_itself(name: str, here: Path)
     distilled = launch_distillation(small(name), local=True)
     card = verify(distilled.adapter)
     assert card.method == resolve(name).method.name
+    assert distilled.registered is not None
     assert distilled.registered.uri == f"models:/{resolve(name).model}/1"
     drawn = Adapter(distilled.adapter).draw(["red heart", "cat face"])
     assert drawn.shape == (2, 32, 32, 3)

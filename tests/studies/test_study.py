@@ -1,7 +1,6 @@
 """A study of two variants on real parts: measured once, found again, reported."""
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from raystill.config.errors import UserError
+from raystill.config.shipped import located
 from raystill.data.records import Reading
 from raystill.data.shards import list_shards, pack, unpack
 from raystill.data.store import open_store
@@ -72,7 +72,7 @@ def measured(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def small(folder: Path, teacher: Path) -> Study:
-    source = open_store(str(ROOT / "samples" / "noto"))
+    source = open_store("shipped://samples/noto")
     key = list_shards(source)[0].key
     samples = list(unpack(source.read(key), key))[:16]
     for i, part in enumerate((samples[:8], samples[8:])):  # the first one is held out
@@ -179,12 +179,11 @@ def test_steps_to_the_final_loss_of_another_run(losses: list[float], expected: f
 
 
 def test_every_variant_of_the_shipped_studies_is_a_run_that_passes_its_checks() -> None:
-    os.chdir(ROOT)
     study = rayflow_study.run()
     runs = study.runs().values()
     assert len(runs) >= 3 * 25
     assert sum(planned.gradients for planned in runs) >= 3 * 7
-    teacher = teacher_facts(Path(study.base.teacher))
+    teacher = teacher_facts(located(study.base.teacher))
     for planned in [*runs, *methods_study.run().runs().values()]:
         validate(planned.run, teacher)
 

@@ -46,9 +46,11 @@ def add(commands: Any) -> None:
 
 def _runs(arguments: argparse.Namespace) -> None:
     from raystill.launch.services import DIRECTORY
+
+    uri = registry(DIRECTORY)
     from raystill.tracking.listing import runs
 
-    print(runs(registry(DIRECTORY), most=arguments.most, as_json=arguments.json))
+    print(runs(uri, most=arguments.most, as_json=arguments.json))
 
 
 def _pull(arguments: argparse.Namespace) -> None:
@@ -93,6 +95,8 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 def _models(arguments: argparse.Namespace) -> None:
     from raystill.launch.services import DIRECTORY
+
+    uri = registry(DIRECTORY)
     from raystill.tracking.listing import listing
 
-    print(listing(registry(DIRECTORY), arguments.name, as_json=arguments.json))
+    print(listing(uri, arguments.name, as_json=arguments.json))

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from raystill.config.errors import UserError
+from raystill.config.extras import need
 from raystill.launch.command import guarded
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ class Job:
     action: str  # "module:function" that is called with the settings; imported when it runs
     trains: bool = False  # whether it trains a network in the first place
     local: bool = True  # whether the function takes `local`, to run in this process without a cluster
+    tracked: bool = False  # whether it cannot do without MLflow
 
 
 JOBS = {
@@ -47,7 +49,7 @@ JOBS = {
     "search": Job(
         "Search settings of a run with Ray Tune, and register the best trial's adapter. Run it again to go on.",
         "--recipe nano_sweep --set trials=16 --set 'steps=[4]'",
-        "nano_sweep", "Search", "raystill.search.launch:launch_search", local=False,
+        "nano_sweep", "Search", "raystill.search.launch:launch_search", local=False, tracked=True,
     ),
     "pretrain": Job(
         "Train a whole Stable Diffusion pipeline from shards: autoencoder, then UNet and text encoder. Run it again to "
@@ -63,17 +65,17 @@ JOBS = {
     "study": Job(
         "Measure many variants of one run, several seeds each, and write the report. Run it again to go on.",
         "--recipe rayflow_study --set 'seeds=[0]' --set base.training.steps=50",
-        "rayflow_study", "Study", "raystill_studies.report:launch_study",
+        "rayflow_study", "Study", "raystill_studies.report:launch_study", tracked=True,
     ),
     "compare": Job(
         "Compare methods at equal budgets, three seeds each, and write the report. Run it again to go on.",
         "--recipe methods --set seconds=300 --set 'seeds=[0]'",
-        "methods", "Comparison", "raystill_studies.compare:launch_comparison", local=False,
+        "methods", "Comparison", "raystill_studies.compare:launch_comparison", local=False, tracked=True,
     ),
     "demo": Job(
         "Run the whole platform on this machine: store, targets, distillation, evaluation, registry, pull.",
         "--set training.steps=300",
-        "nano", "Run", "raystill.run.demo:demo", local=False,
+        "nano", "Run", "raystill.run.demo:demo", local=False, tracked=True,
     ),
 }  # fmt: skip
 
@@ -147,6 +149,7 @@ def act(name: str, typed: argparse.Namespace) -> None:
     if typed.show:
         print(shown(run))
         return
+    _check_extras(name, local=job.local and typed.local)
     if job.trains and typed.profile:
         os.environ["RAYSTILL_PROFILE"] = "1"
     action = _imported(job.action)
@@ -158,6 +161,14 @@ def _imported(action: str) -> Callable[..., object]:
     module, _, function = action.partition(":")
     found: Callable[..., object] = getattr(importlib.import_module(module), function)
     return found
+
+
+def _check_extras(name: str, *, local: bool) -> None:
+    """Refuse, with UserError, a job whose packages are not installed."""
+    if not local:
+        need("cluster", f"raystill {name}", "in this process alone: --local" if JOBS[name].local else "")
+    if JOBS[name].tracked:
+        need("tracking", f"raystill {name}")
 
 
 def _check_kind(name: str, recipe: str, found: type) -> None:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from raystill.cli.registry import stored
+from raystill.cli.registry import registry, stored
 
 MIGRATE = """
 List what a work prefix, a folder of adapters and the registry hold, and what becomes of each in this version:
@@ -39,11 +39,10 @@ def _migrate(arguments: argparse.Namespace) -> None:
     from raystill.launch.services import DIRECTORY
     from raystill.run.migrate import Held, as_json, held, held_adapters, table
     from raystill.tracking import listing
-    from raystill.tracking.runs import tracking_uri
 
     rows = list(held_adapters(arguments.adapters or DIRECTORY / "adapters"))
     if "MLFLOW_TRACKING_URI" in os.environ or (DIRECTORY / "mlflow.db").exists():
-        rows += [Held(*row) for row in listing.held(tracking_uri(DIRECTORY))]
+        rows += [Held(*row) for row in listing.held(registry(DIRECTORY))]
     if arguments.work is not None:
         with stored(DIRECTORY):
             work = open_store(arguments.work)

@@ -6,20 +6,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raystill.config.errors import UserError
+from raystill.config.extras import need
 
 DEFAULT_MODEL = "models:/nano-rayflow@champion"
 
 
 def registry(directory: Path) -> str:
     """Address of the environment's tracking server, or of the file that runs keep; UserError where there is neither."""
-    from raystill.tracking.runs import tracking_uri
+    need("tracking", "the registry")
+    from raystill.tracking.tracking import tracking_uri
 
     if "MLFLOW_TRACKING_URI" not in os.environ and not (directory / "mlflow.db").exists():
         raise UserError(
-            f"there is no registry at {directory}/mlflow.db: run `make demo` first, "
+            f"there is no registry at {directory}/mlflow.db: run `raystill demo` first, "
             "or set MLFLOW_TRACKING_URI to a server, or RAYSTILL_HOME to where submitted jobs keep it (~/.raystill)"
         )
-    return tracking_uri(directory)
+    uri = tracking_uri(directory)
+    assert uri is not None
+    return uri
 
 
 @contextmanager

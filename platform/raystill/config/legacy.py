@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 from raystill.config.annotations import MisfitError, fit
 from raystill.config.digest import canonical
 from raystill.config.fingerprint import as_introduced, identity, introduced_value, is_group, knobs, revision_of
+from raystill.config.shipped import SCHEME
 
 # Every class of settings that addresses depended on, with its fields in that format.
 FIELDS = {
@@ -111,7 +112,7 @@ def _form(value: Any, path: str, found: Earlier) -> Any:
         return {str(k): _form(v, f"{path}{k}.", found) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_form(v, f"{path}{i}.", found) for i, v in enumerate(value)]
-    return canonical(value)
+    return canonical(value.removeprefix(SCHEME) if isinstance(value, str) else value)
 
 
 def _group(value: Any, path: str, found: Earlier) -> dict[str, Any]:

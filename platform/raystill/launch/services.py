@@ -10,7 +10,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from raystill.config.errors import UserError
-from raystill.data.server import DirectoryInUseError, ObjectStoreServer, running
 from raystill.data.shards import SUFFIXES, list_shards
 from raystill.data.store import Entry, Store, create_bucket, open_store
 
@@ -46,6 +45,8 @@ def object_store(kind: str, directory: Path, port: int | None = None) -> Iterato
 
 def _server(stack: ExitStack, folder: Path, port: int | None) -> dict[str, str]:
     """The environment variables of a server over `folder`: a new one, stopped with the stack, or another process's."""
+    from raystill.data.server import DirectoryInUseError, ObjectStoreServer, running  # of an extra
+
     end = time.monotonic() + PATIENCE_S
     while True:
         try:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from raystill.config.errors import UserError
+from raystill.config.shipped import located
 from raystill.flow.predictions import Latent
 from raystill.models.artifact import DELTA_NAME, LANDING_NAME, verify
 from raystill.models.card import AdapterCard
@@ -29,7 +30,7 @@ class Adapter:
         the card's, `device` where it draws, the CPU by default. UserError where adapter and base do not fit.
         """
         self.card = verify(directory)
-        self.pipeline = _on_base(directory, self.card, base or Path(self.card.base.id))
+        self.pipeline = _on_base(directory, self.card, base or located(self.card.base.id))
         self.pipeline.to(device or torch.device("cpu"))
         self.scheduler = load_scheduler(directory)
         self._network = guided_network(self.pipeline, self.card.guidance_scale)

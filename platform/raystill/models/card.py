@@ -8,6 +8,7 @@ from typing import Any
 
 from raystill.config.digest import canonical, digest
 from raystill.config.errors import UserError
+from raystill.config.shipped import SCHEME, located
 
 CARD_NAME = "adapter.json"
 FORMAT = 3  # of adapter.json; format 2 had no fingerprint, format 1 repeated the scheduler's settings
@@ -26,7 +27,7 @@ class CardError(UserError):
 class Base:
     """The base model that an adapter belongs to."""
 
-    id: str  # a Hub name or a directory
+    id: str  # a Hub name, a directory, or shipped://NAME
     revision: str | None = None  # digest of a directory's files (`models.revision`), or a commit on the Hub
 
 
@@ -209,10 +210,14 @@ def _sampling_lines(card: AdapterCard, scheduler: str, here: str, caption: str, 
             f"for name, gained in load_file({here + '/unet_delta.safetensors'!r}).items():",
             "    pipeline.unet.get_parameter(name).data += gained",
         ]
+    base = repr(card.base.id)
+    if card.base.id.startswith(SCHEME):  # no name of the Hub, and a directory of its own on every machine
+        imports, base = [*imports, f"from {located.__module__} import located"], f"located({base})"
+        revision = ""
     return [
         "import torch",
         *imports,
-        f"pipeline = DiffusionPipeline.from_pretrained({card.base.id!r}{revision}, dtype=torch.float32)",
+        f"pipeline = DiffusionPipeline.from_pretrained({base}{revision}, dtype=torch.float32)",
         f"pipeline.scheduler = {scheduler}.from_pretrained({here!r}, subfolder='scheduler')",
         *weights,
         *landing,

@@ -9,6 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from raystill.config.errors import UserError
+from raystill.config.shipped import located
 from raystill.models.adapter import add_trained
 from raystill.models.artifact import LANDING_NAME, let_read, verify
 from raystill.models.card import RAYSTILL_SCHEDULERS
@@ -24,7 +25,7 @@ def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
     has its class. UserError where adapter and pipeline do not fit, or where there is something at `out` already.
     """
     card = verify(directory)
-    base = onto or Path(card.base.id)
+    base = onto or located(card.base.id)
     check_pipeline(base)
     found = revision(base)
     if onto is None and not is_of(base, card.base.revision):

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from raystill.config.errors import UserError
+from raystill.config.shipped import located
 from raystill.flow.predictions import Kind, Latent
 from raystill.flow.schedules import Schedule
 from raystill.models.revision import revision
@@ -158,7 +159,7 @@ def load_pipeline(directory: str | Path, dtype: torch.dtype = torch.float32) -> 
     """
     from diffusers import StableDiffusionPipeline
 
-    path = Path(directory)
+    path = located(str(directory))
     check_pipeline(path)
     quiet()
     with warnings.catch_warnings():

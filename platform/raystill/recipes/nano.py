@@ -11,7 +11,7 @@ from raystill.targets.targets import Generated, Independent
 from raystill.training.loop import Training
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask
 
-SAMPLE = "samples/noto"  # shards that are shipped with the repository
+SAMPLE = "shipped://samples/noto"  # shards that come with raystill
 
 
 CAPTIONS = (  # captions of the first two shards, which are evaluated
@@ -29,7 +29,7 @@ def run() -> Run:
         shards="s3://raystill/noto",
         work="s3://raystill/work",
         artifacts="s3://raystill/mlflow",
-        teacher="teachers/nano",
+        teacher="shipped://teachers/nano",
         model="nano-rayflow",
         targets=Targets(estimator=Generated(steps=8)),
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, final_fraction=0.02),
@@ -63,7 +63,7 @@ def control() -> Run:
 
 
 def teacher() -> Pretraining:
-    """Settings of the training that made the shipped teacher, `teachers/nano`."""
+    """Settings of the training that made the shipped teacher, `shipped://teachers/nano`."""
     return Pretraining(
         name="nano-teacher",
         shards=SAMPLE,

@@ -27,7 +27,7 @@ from raystill.run.distill import compute_targets, target_maker, training_source
 from raystill.run.jobs import surroundings
 from raystill.run.settings import Run
 from raystill.targets.targets import TargetTransform
-from raystill.tracking.runs import TrackedRun, Tracking, history, open_experiment, tracking_uri
+from raystill.tracking.tracking import Tracking, check_experiment, history, tracked, tracking_uri
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
 from raystill.training.task import Assembly
@@ -136,17 +136,17 @@ def bench(run: Run, *, local: bool = False, blocks: int = 8) -> str:
     training = replace(run.training, steps=steps, log_every=BLOCK, checkpoint_every=steps, picture_every=0)
     task = BenchTask(inner=replace(run.task, picture_captions=()), training=training, optimizer=run.optimizer)
     name = f"bench-{time.time_ns()}"  # every bench is a run of its own
-    tracking = Tracking(uri=tracking_uri(DIRECTORY), experiment="bench", name=name)
+    tracking = Tracking(uri=tracking_uri(DIRECTORY), experiment="bench", name=name, directory=DIRECTORY.resolve())
     engine = (
         "plain torch in this process"
         if local
         else f"{run.cluster.workers} workers, ZeRO stage {run.cluster.zero_stage}"
     )
     with surroundings(run, local=local) as launcher:
-        open_experiment(tracking.uri, tracking.experiment)
+        check_experiment(tracking.uri, tracking.experiment)
         targets, index = compute_targets(run, launcher)
         checkpoints = open_store(run.work).join(f"bench/{name}")
-        launcher.train(task, targets, index, checkpoints, partial(TrackedRun, tracking, run))
+        launcher.train(task, targets, index, checkpoints, partial(tracked, tracking, run))
         timed = time_targets(run, launcher, open_store(run.work).join(f"bench/{name}-targets"), blocks)
     names = ("bench/loop_s", "bench/bare_s", "time/data_wait_s")
     # The first two blocks hold the start of the stream and of every kernel.

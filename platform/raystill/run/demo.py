@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from raystill.launch.command import shown
 from raystill.launch.services import DIRECTORY
 from raystill.run.distill import Distilled, Seconds
 from raystill.run.evaluate import table
 from raystill.run.jobs import launch_distillation
 from raystill.run.settings import Run
+from raystill.tracking.registry import Registered
 
 REPORT = DIRECTORY / "demo" / "report.json"
 
@@ -20,30 +22,32 @@ def demo(run: Run) -> str:
     """Distil, pull the adapter in a fresh process, draw with it, and write the report; return its summary."""
     seconds = Seconds()
     done = launch_distillation(run, seconds=seconds)
+    registered = done.registered
+    assert registered is not None  # the command has looked for MLflow
     picture = REPORT.parent / "grid.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(done.picture.read_bytes())
     drawn = REPORT.parent / "red-heart.png"
     with seconds.stage("pull"):
-        _cli("pull", done.registered.uri)
-        _cli("sample", "a red heart", "--model", done.registered.uri, "--steps", "4", "--out", str(drawn))
-    REPORT.write_text(json.dumps(report(run, done, picture, seconds), indent=1) + "\n")
-    return summary(run, done, picture, drawn, seconds)
+        _cli("pull", registered.uri)
+        _cli("sample", "a red heart", "--model", registered.uri, "--steps", "4", "--out", str(drawn))
+    REPORT.write_text(json.dumps(report(run, done, registered, picture, seconds), indent=1) + "\n")
+    return summary(run, done, registered, picture, drawn, seconds)
 
 
 def _cli(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "raystill.cli", *arguments], check=True)
 
 
-def report(run: Run, done: Distilled, picture: Path, seconds: Seconds) -> dict[str, Any]:
+def report(run: Run, done: Distilled, registered: Registered, picture: Path, seconds: Seconds) -> dict[str, Any]:
     """The demo's report, for programs to read: figures, files, seconds and the adapter's place in the registry."""
     return {
         "teacher": done.evaluated.teacher,
         "student": done.evaluated.student,
         "features": done.evaluated.features,
-        "adapter_uri": done.registered.uri,
-        "adapter_version": done.registered.version,
-        "promotion": asdict(done.registered.promotion),
+        "adapter_uri": registered.uri,
+        "adapter_version": registered.version,
+        "promotion": asdict(registered.promotion),
         "picture": str(picture),
         "seconds": {name: round(value, 1) for name, value in seconds.stages.items()},
         "world_size": run.cluster.workers,
@@ -51,10 +55,11 @@ def report(run: Run, done: Distilled, picture: Path, seconds: Seconds) -> dict[s
     }
 
 
-def summary(run: Run, done: Distilled, picture: Path, drawn: Path, seconds: Seconds) -> str:
+def summary(run: Run, done: Distilled, registered: Registered, picture: Path, drawn: Path, seconds: Seconds) -> str:
     """The demo's summary as text: the figures, where everything is, and what to try next."""
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.stages.items())
-    promotion = done.registered.promotion
+    raystill = shown(Path(sys.executable).with_name("raystill"))
+    promotion = registered.promotion
     champion = "champion" if promotion.champion else f"candidate ({promotion.reason})"
     return "\n".join([
         "",
@@ -63,12 +68,12 @@ def summary(run: Run, done: Distilled, picture: Path, drawn: Path, seconds: Seco
         done.left_out,
         f"picture    {picture}",
         f"drawn with the pulled adapter: {drawn}",
-        f"registry   {done.registered.uri}, {champion}",
+        f"registry   {registered.uri}, {champion}",
         f"report     {REPORT}",
         f"seconds    {spent}; all {sum(seconds.stages.values()):.0f} s",
         "",
         "Next:",
-        f'  .venv/bin/raystill sample "a blue car" --model models:/{run.model}@champion --steps 2 --out car.png',
-        "  .venv/bin/python jobs/distill.py --recipe nano --set method.path.sigma=0.05",
-        "  .venv/bin/raystill ui",
+        f'  {raystill} sample "a blue car" --model models:/{run.model}@champion --steps 2 --out car.png',
+        f"  {raystill} distill --recipe nano --set method.path.sigma=0.05",
+        f"  {raystill} ui",
     ])  # fmt: skip

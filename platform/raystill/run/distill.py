@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
+from raystill.config.shipped import located
 from raystill.data.derive import Index, Source, Stage
 from raystill.data.store import Store, open_store
 from raystill.launch.launcher import Launcher
@@ -26,9 +27,13 @@ from raystill.run.evaluate import Evaluated, as_card, evaluate, table
 from raystill.run.settings import Run
 from raystill.run.trained import Trained
 from raystill.targets.targets import TargetTransform, check_identity, start_law_of
-from raystill.tracking.registry import Registered, register
-from raystill.tracking.runs import TrackedRun, Tracking, open_experiment, tracking_uri
+from raystill.tracking.files import FileRun
+from raystill.tracking.tracking import Tracking, check_experiment, tracked, tracking_uri
 from raystill.training.task import averages_after
+
+if TYPE_CHECKING:  # MLflow is an extra
+    from raystill.tracking.registry import Registered
+    from raystill.tracking.runs import TrackedRun
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +59,7 @@ class Seconds:
 class Distilled:
     """The outcome of the main job."""
 
-    registered: Registered
+    registered: "Registered | None"  # None where MLflow, and so a registry, is not installed
     evaluated: Evaluated
     adapter: Path
     picture: Path
@@ -63,8 +68,10 @@ class Distilled:
     def __str__(self) -> str:
         """Return figures, rejected samples, registry address, what to type next and adapter directory as text."""
         caption = next(filter(None, self.evaluated.captions), "")
-        place = f"{self.registered.uri}: {self.registered.promotion.reason}"
-        after = f"next: raystill sample {shlex.quote(caption)} --model {self.registered.uri}"
+        model, place = shlex.quote(str(self.adapter)), "not registered: MLflow is not installed"
+        if self.registered is not None:
+            model, place = self.registered.uri, f"{self.registered.uri}: {self.registered.promotion.reason}"
+        after = f"next: raystill sample {shlex.quote(caption)} --model {model}"
         return "\n".join(filter(None, [table(self.evaluated), self.left_out, place, after, str(self.adapter)]))
 
 
@@ -81,48 +88,55 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
     small outputs.
     """
     uri = tracking_uri(directory)
-    open_experiment(uri, run.experiment, run.artifacts)
+    check_experiment(uri, run.experiment, run.artifacts)
     with seconds.stage("targets"):
         targets, index = compute_targets(run, launcher)
     tracking = Tracking(
         uri=uri, experiment=run.experiment, name=run.name, inputs=inputs_of(run), without=untold(run, targets),
-        artifact_root=run.artifacts, spool=directory / "spool",
+        artifact_root=run.artifacts, directory=directory.resolve(),
     )  # fmt: skip
     with seconds.stage("distillation"):
-        checkpoints = train_student(run, targets, index, launcher, partial(TrackedRun, tracking, run))
+        checkpoints = train_student(run, targets, index, launcher, partial(tracked, tracking, run))
     with seconds.stage("evaluation"):
         trained = trained_student(run, checkpoints, targets, index)
         evaluated = evaluate(run, launcher, trained)
-    with seconds.stage("registry"), TrackedRun(tracking, run) as tracked:
+    with seconds.stage("registry"), tracked(tracking, run) as record:
         depends_on = {"run": run, "trained": trained.identity(), "evaluation": evaluated.digest}
         adapter = directory / "adapters" / fingerprint(depends_on)
         caption = next(filter(None, evaluated.captions), "")
         trained.write(adapter, run, evaluation=as_card(evaluated), picture=evaluated.picture, caption=caption)
-        tracked.metrics(0, {"cost/teacher_calls_per_image": float(run.targets.estimator.calls)})
-        tracked.metrics(0, {"cost/teacher_calls_per_sample": run.method.calls(run.training.steps)})
+        record.metrics(0, {"cost/teacher_calls_per_image": float(run.targets.estimator.calls)})
+        record.metrics(0, {"cost/teacher_calls_per_sample": run.method.calls(run.training.steps)})
         for steps, figures in evaluated.student.items():
-            tracked.metrics(
-                run.training.steps, {f"evaluation/{name}_{steps}": value for name, value in figures.items()}
-            )
-        tracked.picture("evaluation/grid", evaluated.picture, run.training.steps)
-        registered = register(uri, run.model, adapter, tracked.run_id)
+            record.metrics(run.training.steps, {f"evaluation/{name}_{steps}": value for name, value in figures.items()})
+        record.picture("evaluation/grid", evaluated.picture, run.training.steps)
+        registered = _registered(uri, run.model, adapter, record)
     left_out = "\n".join(filter(None, [index.left_out, evaluated.left_out]))
     return Distilled(registered, evaluated, adapter, adapter / artifact.PICTURE_NAME, left_out)
 
 
+def _registered(uri: str | None, name: str, adapter: Path, record: "TrackedRun | FileRun") -> "Registered | None":
+    """Register a run's adapter; None where there is no registry."""
+    if uri is None or isinstance(record, FileRun):
+        return None
+    from raystill.tracking.registry import register
+
+    return register(uri, name, adapter, record.run_id)
+
+
 def inputs_of(run: Run) -> str:
     """The fingerprint of a run's source shards and teacher, which its settings name by their place only."""
-    return fingerprint(Source.of(open_store(run.shards)).identity(teacher=revision(Path(run.teacher))))
+    return fingerprint(Source.of(open_store(run.shards)).identity(teacher=revision(located(run.teacher))))
 
 
 def untold(run: Run, targets: Store) -> tuple[str, ...]:
     """Paths of settings in which trainings that share a run's checkpoints may differ, before the run is trained."""
-    return left_out(open_store(run.work), run.task, targets, teacher=revision(Path(run.teacher)))
+    return left_out(open_store(run.work), run.task, targets, teacher=revision(located(run.teacher)))
 
 
 def checkpoints_of(run: Run, targets: Store) -> Store:
     """The store of the checkpoints of a run's training."""
-    return checkpoints_at(open_store(run.work), run.task, targets, teacher=revision(Path(run.teacher)))
+    return checkpoints_at(open_store(run.work), run.task, targets, teacher=revision(located(run.teacher)))
 
 
 def train_student(
@@ -136,7 +150,7 @@ def train_student(
     """Train a run's student to the end, or until a step, from where an earlier run stopped; returns its checkpoints."""
     return train_at(
         open_store(run.work), run.task, targets, index, launcher, recorder, until=until,
-        teacher=revision(Path(run.teacher)),
+        teacher=revision(located(run.teacher)),
     )  # fmt: skip
 
 
@@ -168,7 +182,7 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
 
 def _targets_of(run: Run) -> tuple[Source, dict[str, Any], Store]:
     """The source shards of a run's targets, the identity that their index has, and the store where they are."""
-    source, teacher = training_source(run), Path(run.teacher)
+    source, teacher = training_source(run), located(run.teacher)
     depends_on = {"stage": "targets", "teacher": revision(teacher), "reading": run.reading, "targets": run.targets}
     former = ({"teacher": value} for value in former_revisions(teacher))
     store, identity = adopted(open_store(run.work), "targets", source, depends_on, former)
@@ -194,7 +208,7 @@ def target_maker(run: Run, launcher: Launcher) -> partial[TargetTransform]:
     settings = run.targets
     return partial(
         TargetTransform,
-        Path(run.teacher),
+        run.teacher,
         settings.estimator,
         run.reading,
         settings.seed,
@@ -220,6 +234,6 @@ def trained_student(run: Run, checkpoints: Store, targets: Store, index: Index, 
     assert averages is not None
     start = NORMAL
     if "target_mean" in run.method.needs:
-        schedule = schedule_of(read_scheduler(Path(run.teacher)))
+        schedule = schedule_of(read_scheduler(located(run.teacher)))
         start = start_law_of(run.targets.estimator, schedule, targets, index)
     return Trained(run.task, checkpoints, run.sampling, start, averages)

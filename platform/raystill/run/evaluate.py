@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL.Image import Image
 
 from raystill.config.digest import canonical
 from raystill.config.fingerprint import fingerprint
+from raystill.config.shipped import located
 from raystill.data.derive import Index, Source, Stage
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import unpack
@@ -65,10 +65,10 @@ def draw_teacher(run: Run, launcher: Launcher) -> tuple[Store, Index]:
     """The teacher's pictures of the evaluation's captions, with features of the real ones; drawn or found."""
     settings, source = run.evaluation, Source.of(open_store(run.shards), run.evaluation.shards)
     apart = replace(settings, student_steps=())  # the teacher's pictures do not depend on them
-    make = partial(TeacherSamples, Path(run.teacher), settings, run.reading, launcher.stage_device)
+    make = partial(TeacherSamples, run.teacher, settings, run.reading, launcher.stage_device)
     stage = Stage.at(
         open_store(run.work), "teacher-samples", source, make, run.reading.max_bad_fraction,
-        stage="teacher samples", teacher=revision(Path(run.teacher)), reading=run.reading, settings=apart,
+        stage="teacher samples", teacher=revision(located(run.teacher)), reading=run.reading, settings=apart,
     )  # fmt: skip
     return stage.store, launcher.derive(stage)
 

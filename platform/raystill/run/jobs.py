@@ -24,7 +24,7 @@ from raystill.run.evaluate import evaluate, floor_of, spread, table
 from raystill.run.pretrain import pretrain
 from raystill.run.settings import Pretraining, Run
 from raystill.run.validate import share_out, validate
-from raystill.tracking.runs import Tracking, tracking_uri
+from raystill.tracking.tracking import Tracking, tracking_uri
 from raystill.training.profiling import PROFILE
 from raystill.training.task import averages_after
 
@@ -86,7 +86,7 @@ def launch_pretraining(run: Pretraining, *, local: bool = False) -> Path:
         for prefix, task in (("autoencoder.", run.autoencoder), ("denoiser.", run.denoiser)):
             share_out(task.training.lanes, run.cluster.workers, prefix)
     tracking = Tracking(
-        uri=tracking_uri(DIRECTORY), experiment=run.experiment, name=run.name, spool=DIRECTORY / "spool"
+        uri=tracking_uri(DIRECTORY), experiment=run.experiment, name=run.name, directory=DIRECTORY.resolve()
     )
     with ExitStack() as stack:
         return pretrain(run, _launcher(stack, run.cluster, local, Seconds(), {}), tracking)
@@ -101,7 +101,10 @@ def check_places(run: Run) -> None:
         "store=embedded": (run.store == "embedded", "--set store=environment, and AWS_* on every node"),
         f"shards={run.shards}": ("://" not in run.shards, "--set shards=s3://..."),
         f"work={run.work}": ("://" not in run.work, "--set work=s3://..."),
-        "MLflow's SQLite file": (tracking_uri(DIRECTORY).startswith("sqlite:"), "MLFLOW_TRACKING_URI=http://..."),
+        "MLflow's SQLite file": (
+            (tracking_uri(DIRECTORY) or "sqlite:").startswith("sqlite:"),
+            "MLFLOW_TRACKING_URI=http://...",
+        ),
     }
     found = [f"  {name}: {advice}" for name, (local, advice) in here.items() if local]
     if found and (len(others) > 1 or run.cluster.grows):

@@ -12,6 +12,7 @@ from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint, identity
 from raystill.config.legacy import earlier, revived
 from raystill.config.overrides import paths
+from raystill.config.shipped import located
 from raystill.data.derive import INDEX, place
 from raystill.data.records import Reading
 from raystill.data.store import Store
@@ -65,7 +66,7 @@ def held_adapters(directory: Path) -> Iterator[Held]:
             yield Held(at, "?", f"not understood, left alone: {error}")
             continue
         version = "this version" if found.fingerprint else "an earlier version"
-        yield Held(at, f"adapter of {found.method} by {version}", _base(Path(found.base.id), found.base.revision))
+        yield Held(at, f"adapter of {found.method} by {version}", _base(located(found.base.id), found.base.revision))
 
 
 def table(rows: list[Held]) -> str:

@@ -25,7 +25,7 @@ from raystill.models.fresh import Tokens, load_tokenizer, save_autoencoder, save
 from raystill.models.text import train_tokenizer
 from raystill.run.checkpoints import train_at
 from raystill.run.settings import Pretraining
-from raystill.tracking.runs import TrackedRun, Tracking, open_experiment
+from raystill.tracking.tracking import Tracking, check_experiment, tracked
 from raystill.training.task import Task, averages_after, final_averages, read_averages
 
 
@@ -39,7 +39,7 @@ def pretrain(run: Pretraining, launcher: Launcher, tracking: Tracking) -> Path:
     pictures = Stage.at(work, "pictures", source, decode, allowed, reading=run.reading)
     index = launcher.derive(pictures)
     tokens = _tokenizer(run, source, output / "tokenizer")
-    open_experiment(tracking.uri, tracking.experiment, tracking.artifact_root)
+    check_experiment(tracking.uri, tracking.experiment, tracking.artifact_root)
     recorder = _recorder(run, tracking, run.autoencoder)
     trained = _train_autoencoder(run, launcher, recorder, pictures.store, index, work, output / "vae")
     seconds = {"autoencoder": time.monotonic() - started}
@@ -66,7 +66,7 @@ def _tokenizer(run: Pretraining, source: Source, directory: Path) -> Tokens:
 
 def _recorder(run: Pretraining, tracking: Tracking, task: Task) -> MakeRecorder:
     """The maker of the MLflow run of one of the two trainings."""
-    return partial(TrackedRun, replace(tracking, name=f"{run.name}-{task.name}"), {"task": task, "pretraining": run})
+    return partial(tracked, replace(tracking, name=f"{run.name}-{task.name}"), {"task": task, "pretraining": run})
 
 
 def _train_autoencoder(

@@ -5,7 +5,6 @@ student's per adapter.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from raystill.config.fingerprint import Knob
+from raystill.config.shipped import located
 from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
 from raystill.data.shards import Sample
 from raystill.data.starts import start_of
@@ -64,7 +64,7 @@ class Drawing:
         return columns
 
 
-def teacher_draw(teacher: Path, guidance: float, device: str) -> tuple[Pipeline, Draw]:
+def teacher_draw(teacher: str, guidance: float, device: str) -> tuple[Pipeline, Draw]:
     """A teacher's pipeline, and its guided DDIM sampling at the stock timesteps."""
     pipeline = load_pipeline(teacher).to(torch.device(device))
     schedule = pipeline.schedule
@@ -87,7 +87,7 @@ class Drawn(Protocol):
 class Solver:
     """A teacher that is sampled by one of diffusers' solvers: nothing is trained."""
 
-    teacher: Knob[Path]
+    teacher: Knob[str]
     scheduler: str | None  # class of diffusers, made with the teacher's schedule; None takes a student's scheduler
     guidance: float
 
@@ -103,13 +103,13 @@ class Solver:
 
     def identity(self) -> dict[str, Any]:
         """Return everything that the samples depend on: the teacher's revision, the solver and the guidance."""
-        return {"teacher": revision(self.teacher), "solver": self.scheduler, "guidance": self.guidance}
+        return {"teacher": revision(located(self.teacher)), "solver": self.scheduler, "guidance": self.guidance}
 
 
 class TeacherSamples:
     """The transform of source samples to the teacher's pictures at every step count, and features of the real ones."""
 
-    def __init__(self, teacher: Path, settings: Evaluation, reading: Reading, device: str) -> None:
+    def __init__(self, teacher: str, settings: Evaluation, reading: Reading, device: str) -> None:
         self.reading, self.settings = reading, settings
         features = feature_network(settings.features)
         self.drawing = Drawing(*teacher_draw(teacher, settings.guidance, device), settings, features)

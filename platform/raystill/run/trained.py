@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raystill.config.digest import canonical, digest
 from raystill.config.fingerprint import fingerprint
+from raystill.config.shipped import located
 from raystill.data.store import Store
 from raystill.flow.starts import StartLaw
 from raystill.methods.method import STUDENT
@@ -46,7 +47,7 @@ class Trained:
         with TemporaryDirectory() as scratch:
             directory = Path(scratch) / "adapter"
             self.write(directory)
-            adapter = Adapter(directory, Path(self.task.teacher), torch.device(device))
+            adapter = Adapter(directory, located(self.task.teacher), torch.device(device))
         return adapter.pipeline, adapter.sample
 
     def write(
@@ -79,7 +80,7 @@ class Trained:
             commit=code_commit(),
             evaluation=evaluation or {},
         )
-        full, licence = isinstance(self.task.weights, Full), licence_of(Path(self.task.teacher))
+        full, licence = isinstance(self.task.weights, Full), licence_of(located(self.task.teacher))
         readme = model_card(card, scheduler=type(scheduler).__name__, licence=licence, delta=full, caption=caption)
         state, lora, landing = self._weights(teacher)
         config = json.loads(scheduler.to_json_string())

@@ -3,10 +3,10 @@
 import logging
 from collections.abc import Mapping
 from math import lcm
-from pathlib import Path
 
 from raystill.config.errors import UserError
-from raystill.evaluation.alexnet import find_checkpoint
+from raystill.config.extras import need
+from raystill.config.shipped import located
 from raystill.flow.schedules import Times
 from raystill.methods.method import check_times
 from raystill.models.counts import wrong_counts
@@ -19,16 +19,16 @@ log = logging.getLogger(__name__)
 
 
 def validate(run: Run, teacher: TeacherFacts | None = None, *, local: bool = False) -> None:
-    """Refuse, with UserError, a run whose settings do not fit together or do not fit its teacher, and one for which the
-    network that measures pictures is not installed. `teacher` are the facts of its teacher, read where they are not
-    given; a `local` run needs no workers.
+    """Refuse, with UserError, a run whose settings do not fit together or do not fit its teacher. `teacher` are
+    the facts of its teacher, read where they are not given; a `local` run needs no workers.
     """
     run.check()
-    teacher = teacher or teacher_facts(Path(run.teacher))
+    if run.store == "embedded":
+        need("store", "store=embedded", "your own store or folders: --set store=environment")
+    teacher = teacher or teacher_facts(located(run.teacher))
     check_teacher(run, teacher)
     run.targets.estimator.check(teacher.schedule, teacher.kind)
     _check_reading(run)
-    find_checkpoint()  # of AlexNet, the only network there is for evaluation.features
     if not local:
         share_out(run.training.lanes, run.cluster.workers)
 
@@ -72,7 +72,7 @@ def share_out(lanes: int, workers: int, prefix: str = "") -> None:
 
 def _check_reading(run: Run) -> None:
     """Refuse, with UserError, to compare a teacher's pictures with real ones of another size or number of channels."""
-    size, channels = picture_shape(Path(run.teacher))
+    size, channels = picture_shape(located(run.teacher))
     if (run.reading.picture_size, run.reading.channels) != (size, channels):
         raise UserError(
             f"{run.teacher} draws pictures of {size} pixels and {channels} channels, and reading asks for "

@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint, introduced, introduced_group
 from raystill.config.overrides import override
+from raystill.config.shipped import located
 from raystill.models.pipeline import teacher_facts
 from raystill.run.settings import Run
 from raystill.run.validate import validate
@@ -124,7 +124,7 @@ def check_space(space: Space, base: Run) -> None:
     """
     if not space:
         raise UserError("the search space is empty; give at least one Choice or Range")
-    teacher, paths = teacher_facts(Path(base.teacher)), [domain.path for domain in space]
+    teacher, paths = teacher_facts(located(base.teacher)), [domain.path for domain in space]
     twice = sorted({path for path in paths if paths.count(path) > 1})
     if twice:
         raise UserError(f"the search space has {', '.join(twice)} twice; keep one of them")

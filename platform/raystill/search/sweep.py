@@ -31,7 +31,8 @@ from raystill.run.jobs import surroundings
 from raystill.run.settings import Run
 from raystill.search.settings import Search
 from raystill.search.trials import METRIC, last_line, state_of, tuned
-from raystill.tracking.runs import TrackedRun, Tracking, open_experiment, tracking_uri
+from raystill.tracking.runs import TrackedRun
+from raystill.tracking.tracking import Tracking, check_experiment, tracking_uri
 from raystill.training.distillation import POINTS, typical_density
 from raystill.training.task import newest_averages, read_averages
 
@@ -64,13 +65,13 @@ def sweep(search: Search) -> str:
     search.check()
     uri, base = tracking_uri(DIRECTORY), search.base
     with surroundings(base) as launcher:
-        open_experiment(uri, base.experiment, base.artifacts)
+        check_experiment(uri, base.experiment, base.artifacts)
         concurrent = concurrent_trials(search)
         _, index = compute_targets(base, launcher)
         draw_teacher(base, launcher)
         tracking = Tracking(
             uri=uri, experiment=base.experiment, name=search.name, inputs=inputs_of(base), artifact_root=base.artifacts,
-            spool=(DIRECTORY / "spool").resolve(),
+            directory=DIRECTORY.resolve(),
         )  # fmt: skip
         with TrackedRun(tracking, search) as parent:
             trials = run_trials(search, replace(tracking, tags={"mlflow.parentRunId": parent.run_id}), concurrent)
@@ -79,6 +80,7 @@ def sweep(search: Search) -> str:
             for name, picture in pictures.items():
                 parent.picture(f"sweep/{name}", picture, 0)
             best = distil(search.run_of(first.config), launcher, DIRECTORY, Seconds())
+            assert best.registered is not None  # MLflow is there: the parent is a run of it
             text = sweep_report(search, trials, index.count, best.registered.uri, list(pictures))
             parent.metrics(
                 0, {f"sweep/{METRIC}": first.quality, "cost/teacher_calls": calls(base, index.count, trials)}

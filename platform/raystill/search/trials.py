@@ -35,7 +35,8 @@ from raystill.run.distill import (
 from raystill.run.evaluate import evaluate
 from raystill.search.settings import Search
 from raystill.search.space import Draw
-from raystill.tracking.runs import TrackedRun, Tracking
+from raystill.tracking.runs import TrackedRun
+from raystill.tracking.tracking import Tracking
 from raystill.training.task import last_step
 
 log = logging.getLogger(__name__)

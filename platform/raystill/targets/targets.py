@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ class TargetTransform:
 
     def __init__(
         self,
-        teacher: Path,
+        teacher: str,
         estimator: Estimator,
         reading: Reading,
         seed: int,

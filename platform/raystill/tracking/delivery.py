@@ -17,6 +17,8 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
+from raystill.tracking.tracking import Pace
+
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
@@ -24,17 +26,6 @@ Item = TypeVar("Item")
 AWAY = (MlflowException, requests.RequestException, Boto3Error, BotoCoreError, ClientError)
 _REJECTED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")  # the server answered: asking again cannot help
 BATCH = 1000  # MLflow's limit of entities in one call
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """When queued metrics and pictures are sent, and how many may wait."""
-
-    age_s: float = 10.0  # a queued entry waits at most this long
-    retry_s: float = 15.0  # pause between two tries while MLflow does not answer
-    closing_s: float = 60.0  # the end of a run waits at most this long for the last entries
-    rows: int = 20_000  # most rows of metrics that wait; beyond, every second one is dropped
-    pictures: int = 64  # most pictures that wait; beyond, every second one is dropped
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,9 @@ in messages.
 
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,9 +20,10 @@ from PIL import Image
 
 from raystill.config.digest import canonical
 from raystill.config.errors import UserError
-from raystill.config.fingerprint import fingerprint, identity
+from raystill.config.fingerprint import fingerprint
 from raystill.tracking.commit import code_commit
-from raystill.tracking.delivery import AWAY, Delivery, Pace, Picture, Row, without_password
+from raystill.tracking.delivery import AWAY, Delivery, Picture, Row, without_password
+from raystill.tracking.tracking import Tracking, run_key
 
 log = logging.getLogger(__name__)
 
@@ -36,32 +35,6 @@ _KILLED = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 class TrackingError(UserError):
     """MLflow cannot be reached or used as asked."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tracking:
-    """Which MLflow run a training run reports to."""
-
-    uri: str  # of the tracking server or SQLite file, as `tracking_uri` gives it
-    experiment: str  # name of the MLflow experiment
-    name: str  # of the training run; with the recipe and its inputs it identifies the MLflow run
-    inputs: str = ""  # fingerprint of what the recipe names by its place, such as a teacher's path
-    without: tuple[str, ...] = ()  # dotted paths of settings that may change while the run stays the same
-    artifact_root: str | None = None  # of files, s3://bucket/mlflow; None: the server's, or beside the SQLite file
-    spool: Path | None = None  # directory for metrics that could not be delivered at the end; a resumed run sends them
-    tags: Mapping[str, str] = field(default_factory=dict)  # further tags of the MLflow run
-    pace: Pace = field(default_factory=Pace)  # when metrics are sent
-
-
-def tracking_uri(workdir: Path) -> str:
-    """Give the tracking server's address: MLFLOW_TRACKING_URI where it is set, else a SQLite file in `workdir`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workdir.resolve() / 'mlflow.db'}"
-
-
-def run_key(recipe: object, tracking: Tracking) -> str:
-    """Give what identifies a training run: the fingerprint of its recipe, its inputs and its name."""
-    known = identity(recipe, tracking.without)
-    return fingerprint({"recipe": known, "inputs": tracking.inputs, "name": tracking.name})
 
 
 def open_experiment(uri: str, name: str, artifact_root: str | None = None) -> str:
@@ -94,7 +67,8 @@ class TrackedRun:
     """Context manager for the MLflow run of one training run: starts or continues it, and closes it with its status."""
 
     def __init__(self, tracking: Tracking, recipe: object) -> None:
-        self._tracking = tracking
+        assert tracking.uri is not None
+        self._tracking, self._uri = tracking, tracking.uri
         self._recipe, self._fingerprint = canonical(recipe), fingerprint(recipe)
         self._key = run_key(recipe, tracking)
         self.resumed = False
@@ -104,13 +78,13 @@ class TrackedRun:
 
     def __enter__(self) -> "TrackedRun":
         tracking = self._tracking
-        experiment_id = open_experiment(tracking.uri, tracking.experiment, tracking.artifact_root)
-        self._client = MlflowClient(tracking_uri=tracking.uri)
+        experiment_id = open_experiment(self._uri, tracking.experiment, tracking.artifact_root)
+        self._client = MlflowClient(tracking_uri=self._uri)
         try:
             self._start_or_resume(experiment_id)
             self._log_recipe()
         except AWAY as error:
-            raise unreachable(tracking.uri, error) from error
+            raise unreachable(self._uri, error) from error
         self._delivery = Delivery(self._client, self.run_id, tracking.pace)
         self._send_spooled()
         return self
@@ -142,12 +116,16 @@ class TrackedRun:
         _check_name(name)
         self._delivery.put(Picture(step, _now_ms(), name, picture.copy()))
 
+    def history(self, name: str) -> list[tuple[int, float]]:
+        """Steps and values of one metric."""
+        return [(point.step, point.value) for point in self._client.get_metric_history(self.run_id, name)]
+
     def text(self, name: str, text: str) -> None:
         """Keep a text file with the run; `TrackingError` where MLflow is away."""
         try:
             self._client.log_text(self.run_id, text, name)
         except AWAY as error:
-            raise unreachable(self._tracking.uri, error) from error
+            raise unreachable(self._uri, error) from error
 
     def _start_or_resume(self, experiment_id: str) -> None:
         wanted = f"tags.`raystill.run_key` = '{self._key}'"
@@ -178,7 +156,8 @@ class TrackedRun:
         self._client.log_dict(self.run_id, self._recipe, "recipe.json")
 
     def _spool_file(self) -> Path | None:
-        return None if self._tracking.spool is None else self._tracking.spool / f"{self.run_id}.jsonl"
+        directory = self._tracking.directory
+        return None if directory is None else directory / "spool" / f"{self.run_id}.jsonl"
 
     def _spool(self, rows: list[Row]) -> None:
         """Write undelivered rows to the spool file in place of its old ones; delete the file where there are none."""
@@ -211,13 +190,6 @@ class TrackedRun:
                 self._delivery.put(Row(step, time_ms, new))
             for name in new:
                 self._known[name] = max(step, self._known.get(name, -1))
-
-
-def history(tracking: Tracking, recipe: object, name: str) -> list[float]:
-    """Read back one metric of a training run, in the order of steps."""
-    client = MlflowClient(tracking_uri=tracking.uri)
-    with TrackedRun(tracking, recipe) as run:
-        return [point.value for point in sorted(client.get_metric_history(run.run_id, name), key=lambda p: p.step)]
 
 
 def flatten(recipe: Any, prefix: str = "") -> dict[str, str]:

@@ -34,6 +34,8 @@ class FewStepModel(PythonModel):
         base = self._card["base"]
         # A base that has moved is named at loading: model_config={"base": "/new/place"}, which has no revision.
         moved = config.get("base") or base["id"]
+        if moved.startswith("shipped://"):  # it comes with raystill, which is not in the model
+            moved = _shipped(moved)
         revision = base["revision"] if moved == base["id"] and not Path(moved).is_dir() else None
         pipeline = diffusers.DiffusionPipeline.from_pretrained(moved, revision=revision, dtype=torch.float32)
         pipeline.scheduler = scheduler
@@ -82,6 +84,17 @@ def _scheduler(directory: Path, module: str | None, start: dict[str, Any]) -> An
     if module is None and start != {"law": "normal"}:
         raise ValueError(f"{name} starts from normal latents, the adapter from {start}")
     return kind.from_pretrained(directory, subfolder="scheduler")
+
+
+def _shipped(address: str) -> str:
+    """The directory of a base that comes with raystill; ValueError where raystill is not installed."""
+    try:
+        return str(importlib.import_module("raystill.config.shipped").located(address))
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the base {address} comes with raystill, which is not installed here: install it, or give the directory "
+            'of a copy: model_config={"base": DIRECTORY}'
+        ) from error
 
 
 def _prompts(model_input: Any) -> list[str]:

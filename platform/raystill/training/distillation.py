@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -12,6 +11,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from raystill.config.fingerprint import Knob, introduced_group
+from raystill.config.shipped import located
 from raystill.data.starts import start_of
 from raystill.engine.protocol import Optimizer
 from raystill.evaluation.pictures import curves, grid
@@ -83,7 +83,7 @@ class DistillTask:
         tensors = averages[STUDENT].values
         device = next(iter(tensors.values())).device
         make = partial(self.method.scheduler, sampling=ODE, start=NORMAL)
-        student = Student(Path(self.teacher), self.weights, tensors, make, device, self.method.guides)
+        student = Student(located(self.teacher), self.weights, tensors, make, device, self.method.guides)
         shown = self.method.shown
         captions, shape = list(self.picture_captions), student.pipeline.latent_shape
         start = torch.stack([start_of(caption, 0, shape) for caption in captions]).to(device)

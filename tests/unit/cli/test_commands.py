@@ -28,8 +28,8 @@ from raystill.tracking.runs import open_experiment
         ("sample heart --count 0", "--count is 0; write 1 or more"),
         ("sample heart --steps 0", "--steps is 0; write 1 or more"),
         ("ui --port 70000", "raystill ui --port 5001"),
-        ("pull models:/nano@champion", "run `make demo` first"),
-        ("exec -- mlflow --version", "run `make demo` first"),
+        ("pull models:/nano@champion", "run `raystill demo` first"),
+        ("exec -- mlflow --version", "run `raystill demo` first"),
         ("exec -- no-such-command", "no-such-command cannot be run: No such file"),
     ],
 )

@@ -246,7 +246,7 @@ def test_packages_that_would_leave_their_folder_or_are_damaged_are_refused(tmp_p
 
 
 def test_the_shipped_sample_is_whole() -> None:
-    store = open_store(str(ROOT / "samples/noto"))
+    store = open_store("shipped://samples/noto")
     samples = [sample for entry in list_shards(store) for sample in unpack(store.read(entry.key), entry.key)]
     assert len(samples) == 3786
     captions = [sample.members["txt"].decode() for sample in samples]

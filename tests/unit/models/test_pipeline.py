@@ -17,6 +17,7 @@ from diffusers import (
 )
 
 from raystill.config.errors import UserError
+from raystill.config.shipped import located
 from raystill.flow.schedules import FlowSchedule
 from raystill.flow.solvers import euler
 from raystill.models.denoiser import Denoiser
@@ -147,7 +148,7 @@ def test_a_cache_that_cannot_be_written_or_read_is_no_error(
 
 
 def test_the_shipped_teacher_has_the_revision_that_it_always_had() -> None:
-    shipped = Path(__file__).parents[3] / "teachers" / "nano"
+    shipped = located("shipped://teachers/nano")
     assert revision(shipped) == "11cc13546aa4a210"  # adapters and targets were made with it
     assert former_revisions(shipped) == ()
 

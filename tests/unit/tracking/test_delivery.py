@@ -9,8 +9,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, RESOURCE_DOES_NOT_EXIST
 
-from raystill.tracking.delivery import Lane, Pace
-from raystill.tracking.runs import TrackedRun, Tracking
+from raystill.tracking.delivery import Lane
+from raystill.tracking.runs import TrackedRun
+from raystill.tracking.tracking import Pace, Tracking
 
 
 class Door:

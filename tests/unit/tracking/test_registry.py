@@ -28,7 +28,8 @@ from raystill.tracking.companions import needed
 from raystill.tracking.listing import held, listing, runs
 from raystill.tracking.pull import PullError, pull
 from raystill.tracking.registry import DIGEST_TAG, register
-from raystill.tracking.runs import TrackedRun, Tracking
+from raystill.tracking.runs import TrackedRun
+from raystill.tracking.tracking import Tracking
 
 MODULE = RAYSTILL_SCHEDULERS["RayFlowScheduler"]
 pytestmark = pytest.mark.usefixtures("cache")

@@ -12,16 +12,15 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from raystill.config.fingerprint import Knob, fingerprint
-from raystill.tracking.delivery import Pace, without_password
+from raystill.tracking.delivery import without_password
 from raystill.tracking.runs import (
     LONGEST_VALUE,
     TrackedRun,
-    Tracking,
     TrackingError,
     flatten,
     open_experiment,
-    tracking_uri,
 )
+from raystill.tracking.tracking import Pace, Tracking, tracking_uri
 
 FAST = Pace(age_s=0.05, retry_s=0.05, closing_s=20.0)
 
@@ -140,11 +139,12 @@ def test_other_inputs_at_the_same_place_are_another_run(uri: str, experiment: st
 def test_what_could_not_be_delivered_is_sent_by_the_next_run_and_kept_until_it_has_arrived(
     uri: str, client: MlflowClient, experiment: str, tmp_path: Path
 ) -> None:
-    tracking = replace(settings(uri, experiment), spool=tmp_path)
+    tracking = replace(settings(uri, experiment), directory=tmp_path)
     with TrackedRun(tracking, Recipe()) as first:
         for step in range(3):
             first.metrics(step, {"loss/student": 1.0})
-    file = tmp_path / f"{first.run_id}.jsonl"
+    file = tmp_path / "spool" / f"{first.run_id}.jsonl"
+    file.parent.mkdir()
     now = time.time_ns() // 1_000_000
     file.write_text("".join(f'[{step}, {now}, {{"loss/student": 2.0}}]\n' for step in range(2, 6)))  # 2 has arrived
     with TrackedRun(tracking, Recipe()) as second:

@@ -25,11 +25,11 @@ from tests.unit.tracking.adapters import Export
 
 from raystill.data.ports import free_ports
 from raystill.models import artifact
-from raystill.tracking.delivery import Pace
 from raystill.tracking.listing import listing
 from raystill.tracking.pull import pull
 from raystill.tracking.registry import Registered, register
-from raystill.tracking.runs import TrackedRun, Tracking, open_experiment
+from raystill.tracking.runs import TrackedRun, open_experiment
+from raystill.tracking.tracking import Pace, Tracking
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("cache")]
 
@@ -149,7 +149,7 @@ def test_a_server_that_goes_away_in_mid_run_gets_the_metrics_later(tmp_path: Pat
     (port,) = free_ports(1)
     words = ["server", "--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
     tracking = Tracking(
-        uri=f"http://127.0.0.1:{port}", experiment="away", name="run", spool=tmp_path / "spool",
+        uri=f"http://127.0.0.1:{port}", experiment="away", name="run", directory=tmp_path,
         pace=Pace(age_s=0.1, retry_s=0.5, closing_s=1.0),
     )  # fmt: skip
     with serving(tmp_path, port, *words):

@@ -1,0 +1,23 @@
+"""What comes inside the package: a small teacher, a sample of shards, and the network that measures pictures."""
+
+from pathlib import Path
+
+from raystill.config.errors import UserError
+
+SCHEME = "shipped://"
+ROOT = Path(__file__).parents[1] / "shipped"
+FORMER = ("teachers/nano", "samples/noto")  # names of what was shipped beside the package, as adapters have them
+
+
+def located(address: str) -> Path:
+    """The directory or file of an address: what comes with raystill for shipped://NAME, else the path that it is;
+    UserError where nothing of that name comes with raystill.
+    """
+    if not address.startswith(SCHEME):
+        path = Path(address)
+        return ROOT / address if address in FORMER and not path.exists() else path
+    name = address.removeprefix(SCHEME)
+    shipped = sorted(f"{SCHEME}{place.relative_to(ROOT).as_posix()}" for place in ROOT.glob("*/*"))
+    if f"{SCHEME}{name}" not in shipped:
+        raise UserError(f"nothing called {address} comes with raystill; there are: {', '.join(shipped)}")
+    return ROOT / name
