@@ -8,7 +8,7 @@ from raystill.config.errors import UserError
 EXTRAS: Mapping[str, tuple[str, ...]] = {  # extra of pyproject.toml -> modules that are imported where it is used
     "cluster": ("ray", "deepspeed", "optuna", "yaml"),
     "tracking": ("mlflow", "requests"),
-    "store": ("tenacity", "psutil"),  # and a program, `weed`
+    "store": ("tenacity",),  # and a program, `weed`
 }
 
 

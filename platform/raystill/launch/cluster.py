@@ -31,6 +31,7 @@ from raystill.data.derive import Index, Stage
 from raystill.data.plan import Plan
 from raystill.data.store import Store
 from raystill.data.stream import derive_stream, nodes, stream_batches
+from raystill.engine.precision import advice
 from raystill.engine.protocol import NonFiniteError
 from raystill.launch.command import quiet_libraries, worker_log
 from raystill.launch.launcher import Item, Result
@@ -268,6 +269,8 @@ def _train_worker(work: _Work) -> None:
     log.info(
         "rank %d of %d on %s: lanes %s from step %d of %d", rank, world_size, device, lanes, begins, training.steps
     )
+    if not rank and (line := advice(training.precision, torch.device(device))):
+        log.warning("%s", line)
     with (
         recorded(None if rank else work.recorder, work.checkpoints, work.until or training.steps) as recorder,
         nullcontext(lambda _step: None) if rank else _progress(work.task, begins) as moved,

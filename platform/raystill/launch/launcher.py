@@ -1,6 +1,8 @@
 """Where stages and trainings run: in this process, or on a Ray cluster (`launch.cluster`)."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -12,11 +14,14 @@ from raystill.data.derive import Index, Stage, derive
 from raystill.data.plan import Plan
 from raystill.data.store import Store
 from raystill.engine.local import LocalEngine
+from raystill.engine.precision import advice
 from raystill.launch.services import DIRECTORY
 from raystill.launch.stopping import MakeRecorder, asked_to_stop, recorded, saving
+from raystill.launch.threads import choose_threads, same_threads
 from raystill.training.profiling import profiled
 from raystill.training.task import Place, Task, last_step, run_task
 
+log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -58,6 +63,11 @@ class LocalLauncher:
 
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
+    def __post_init__(self) -> None:
+        """Choose the number of threads."""
+        if self.device.type == "cpu":
+            choose_threads()
+
     @property
     def stage_device(self) -> str:
         """The device of this process."""
@@ -83,8 +93,11 @@ class LocalLauncher:
         start = last_step(checkpoints)
         if start >= (until or training.steps):
             return
+        if line := advice(training.precision, self.device):
+            log.warning("%s", line)
         with (
             saving(checkpoints),
+            same_threads(checkpoints) if self.device.type == "cpu" else nullcontext(),
             recorded(recorder, checkpoints, until or training.steps) as opened,
             tqdm(total=training.steps, initial=start, desc=task.name, unit="step", smoothing=0.05) as bar,
             profiled(DIRECTORY / "profiles" / f"{task.name}-0") as traced,

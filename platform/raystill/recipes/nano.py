@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from raystill.data.records import Reading
+from raystill.engine.precision import faster_precision
 from raystill.engine.protocol import Optimizer
 from raystill.launch.settings import Cluster
 from raystill.models.fresh import Tokens
@@ -73,7 +74,12 @@ def teacher() -> Pretraining:
         autoencoder=AutoencoderTask(
             optimizer=Optimizer(learning_rate=1.5e-3, warmup_steps=100, final_fraction=0.02),
             training=Training(
-                steps=4500, lane_size=32, precision="bfloat16", log_every=50, checkpoint_every=250, picture_every=0
+                steps=4500,
+                lane_size=32,
+                precision=faster_precision(),
+                log_every=50,
+                checkpoint_every=250,
+                picture_every=0,
             ),
         ),
         denoiser=DenoiserTask(
@@ -85,7 +91,7 @@ def teacher() -> Pretraining:
             training=Training(
                 steps=8500,
                 lane_size=64,
-                precision="bfloat16",
+                precision=faster_precision(),
                 log_every=50,
                 checkpoint_every=250,
                 picture_every=0,
