@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from mlflow import MlflowClient
 from PIL import Image
 from tests.workplace import Typed, command, run, script
 
@@ -133,7 +134,8 @@ def grey(workplace: Path, typed: Typed) -> str:
 
 def test_a_pipeline_of_anybodys_grey_pictures(workplace: Path, grey: str, typed: Typed) -> None:
     parts = {"autoencoder": ("widths=[8,16]", "channels=1"), "denoiser": ("widths=[16,32]", "text_length=8")}
-    trainings = ("training.steps=4", "training.lane_size=4", "training.log_every=2", "training.checkpoint_every=2")
+    every = (f"training.{name}_every=2" for name in ("log", "checkpoint", "picture"))
+    trainings = ("training.steps=4", "training.lane_size=4", *every)
     settings = [
         f"shards={grey}",
         "output=teachers/grey",
@@ -150,6 +152,13 @@ def test_a_pipeline_of_anybodys_grey_pictures(workplace: Path, grey: str, typed:
     stages = ("pictures:", "autoencoder:", "latents:", "denoiser:")
     assert all(stage in first.stderr for stage in stages)
     trained = load_pipeline(workplace / "teachers" / "grey").revision
+    client = MlflowClient(f"sqlite:///{workplace}/.raystill/mlflow.db")
+    for part, name in (("autoencoder", "reconstructions"), ("denoiser", "denoiser")):
+        experiment = client.get_experiment_by_name("pretraining")
+        assert experiment is not None
+        (found,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = 'nano-teacher-{part}'")
+        pictures = [file.path for file in client.list_artifacts(found.info.run_id, "images")]
+        assert {re.findall(r"step\+(\d+)", path)[0] for path in pictures if name in path} == {"2", "4"}
     drawn = draw(workplace / "teachers" / "grey", "noise number 3")
     assert drawn.shape == (16, 16, 1)
     again = typed(line, workplace)

@@ -6,6 +6,7 @@ from typing import Any
 
 from raystill.cli.registry import DEFAULT_MODEL, directory_of, fetch, registry
 from raystill.config.errors import UserError
+from raystill.config.shipped import located
 
 
 def add(commands: Any) -> None:
@@ -64,6 +65,7 @@ def _pull(arguments: argparse.Namespace) -> None:
 def _sample(arguments: argparse.Namespace) -> None:
     from raystill.evaluation.pictures import grid
     from raystill.models.adapter import Adapter
+    from raystill.models.pipeline import load_pipeline
     from raystill.models.undistilled import Undistilled
 
     if arguments.count < 1:
@@ -71,10 +73,10 @@ def _sample(arguments: argparse.Namespace) -> None:
     if arguments.steps is not None and arguments.steps < 1:
         raise UserError(f"--steps is {arguments.steps}; write 1 or more, such as --steps 4")
     captions = [c for c in arguments.caption for _ in range(arguments.count)]
-    if (Path(arguments.model) / "model_index.json").is_file():
+    if (located(arguments.model) / "model_index.json").is_file():
         if arguments.force or arguments.base is not None:
             raise UserError(f"--force and --base are for adapters; {arguments.model} is a pipeline")
-        plain = Undistilled(Path(arguments.model), arguments.guidance)
+        plain = Undistilled(load_pipeline(arguments.model), arguments.guidance)
         pictures = plain.draw(captions, arguments.steps, arguments.seed).numpy()
     elif arguments.guidance is not None:
         raise UserError(f"--guidance is for pipelines; {arguments.model} is an adapter, which has its own")

@@ -76,17 +76,19 @@ class Pipeline:
     @torch.inference_mode()
     def decode(self, latents: Latent, batch_size: int = 32) -> Tensor:
         """Pictures of scaled latents as uint8, shape (batch, height, width, channels), on the CPU."""
-        parts = []
-        for part in latents.split(batch_size):
-            pictures = self.vae.decode(part / self.vae.config.scaling_factor).sample
-            parts.append(((pictures / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu())
-        return torch.cat(parts)
+        scaled = latents / self.vae.config.scaling_factor
+        return torch.cat([to_bytes(self.vae.decode(part).sample) for part in scaled.split(batch_size)])
 
     def to(self, device: torch.device) -> "Pipeline":
         """Move every network to `device`, freeze it and put it in evaluation mode."""
         for network in (self.vae, self.text_encoder, self.unet):
             network.to(device).eval().requires_grad_(False)
         return self
+
+
+def to_bytes(pictures: Pictures) -> Tensor:
+    """Pictures in [-1, 1] as uint8, shape (batch, height, width, channels), on the CPU."""
+    return ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
 
 
 def tokenize(tokenizer: Any, captions: list[str]) -> Int[Tensor, "batch length"]:

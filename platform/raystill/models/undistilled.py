@@ -1,12 +1,11 @@
 """Sampling with a pipeline as it is, from the starts that its students draw from."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from raystill.models.pipeline import load_pipeline
+from raystill.models.pipeline import Pipeline
 from raystill.models.sampling import draw, guided_network
 
 STEPS, GUIDANCE = 25, 7.5  # unless others are asked for
@@ -15,14 +14,14 @@ STEPS, GUIDANCE = 25, 7.5  # unless others are asked for
 class Undistilled:
     """A pipeline with its stock sampler: DDIM at trailing timesteps, or Euler where it is a flow's."""
 
-    def __init__(self, directory: Path, guidance: float | None = None) -> None:
-        """Load a pipeline's directory; `guidance` is the scale, 1 for none. UserError where it is no such pipeline."""
-        self.pipeline = load_pipeline(directory).to(torch.device("cpu"))
+    def __init__(self, pipeline: Pipeline, guidance: float | None = None) -> None:
+        """Take a loaded pipeline; `guidance` is the scale, 1 for none."""
+        self.pipeline = pipeline
         self._network = guided_network(self.pipeline, GUIDANCE if guidance is None else guidance)
 
     def draw(self, captions: Sequence[str], steps: int | None = None, seed: int = 0) -> Tensor:
         """Pictures of captions, uint8, shape (batch, height, width, channels), from the starts of `Adapter.draw`."""
         shape = (len(captions), *self.pipeline.latent_shape)
-        normal = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        normal = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.pipeline.unet.device)
         condition = self.pipeline.condition(list(captions))
         return self.pipeline.decode(draw(self._network, self.pipeline.scheduler, normal, condition, steps or STEPS))

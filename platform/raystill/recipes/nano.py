@@ -79,7 +79,7 @@ def teacher() -> Pretraining:
                 precision=faster_precision(),
                 log_every=50,
                 checkpoint_every=250,
-                picture_every=0,
+                picture_every=500,
             ),
         ),
         denoiser=DenoiserTask(
@@ -94,7 +94,7 @@ def teacher() -> Pretraining:
                 precision=faster_precision(),
                 log_every=50,
                 checkpoint_every=250,
-                picture_every=0,
+                picture_every=500,
                 average_decay=0.9995,
             ),
         ),

@@ -26,6 +26,7 @@ from raystill.models.text import train_tokenizer
 from raystill.run.checkpoints import train_at
 from raystill.run.settings import Pretraining
 from raystill.tracking.tracking import Tracking, check_experiment, tracked
+from raystill.training.pretraining import DenoiserTask, first_rows
 from raystill.training.task import Task, averages_after, final_averages, read_averages
 
 
@@ -49,7 +50,8 @@ def pretrain(run: Pretraining, launcher: Launcher, tracking: Tracking) -> Path:
         stage="latents", autoencoder=run.autoencoder, trained=trained, shape=run.denoiser.shape,
     )  # fmt: skip
     index = launcher.derive(latents)
-    _train_denoiser(run, launcher, _recorder(run, tracking, run.denoiser), latents.store, index, work, output, tokens)
+    denoiser, recorder = _denoiser(run, tokens, pictures.store), _recorder(run, tracking, run.denoiser)
+    _train_denoiser(denoiser, launcher, recorder, latents.store, index, work, output)
     seconds["all"] = time.monotonic() - started
     (output / "training.json").write_text(json.dumps({"recipe": canonical(run), "seconds": seconds}, indent=1) + "\n")
     return output
@@ -81,7 +83,7 @@ def _train_autoencoder(
     """Train the autoencoder and write it with the scale that gives its latents unit variance; return the entity tag of
     its weights, which changes with them.
     """
-    checkpoints = train_at(work, run.autoencoder, pictures, index, launcher, recorder)
+    checkpoints = train_at(work, replace(run.autoencoder, shown=pictures.uri), pictures, index, launcher, recorder)
     key = averages_after(checkpoints, run.autoencoder.training.steps)
     assert key is not None
     averages = read_averages(checkpoints, key)
@@ -94,20 +96,26 @@ def _train_autoencoder(
     return checkpoints.list(key)[0].etag
 
 
+def _denoiser(run: Pretraining, tokens: Tokens, pictures: Store) -> DenoiserTask:
+    """The task of UNet and text encoder with what the stages before give it."""
+    shape = run.autoencoder.shape
+    captions = run.captions or tuple(row["caption"] for row in first_rows(pictures))
+    return replace(
+        run.denoiser, tokens=tokens, latent_channels=shape.latent_channels,
+        latent_size=run.reading.picture_size // shape.factor, directory=run.output, shown=captions,
+    )  # fmt: skip
+
+
 def _train_denoiser(
-    run: Pretraining,
+    task: DenoiserTask,
     launcher: Launcher,
     recorder: MakeRecorder,
     latents: Store,
     index: Index,
     work: Store,
     output: Path,
-    tokens: Tokens,
 ) -> None:
     """Train UNet and text encoder and write the whole pipeline in half precision."""
-    shape = run.autoencoder.shape
-    size = run.reading.picture_size // shape.factor
-    task = replace(run.denoiser, tokens=tokens, latent_channels=shape.latent_channels, latent_size=size)
     checkpoints = train_at(work, task, latents, index, launcher, recorder)
     averages = final_averages(checkpoints, task.training.steps)
     assert averages is not None

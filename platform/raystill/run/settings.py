@@ -127,6 +127,7 @@ class Pretraining:
     reading: Reading = introduced_group(Reading)
     autoencoder: AutoencoderTask
     denoiser: DenoiserTask  # its tokens and latent sizes are filled in by the stages before it
+    captions: Knob[tuple[str, ...]] = ()  # what the denoiser draws during its training; () takes the data's first ones
     # MLflow experiment; not that of distillations, whose files may lie on an embedded store
     experiment: Knob[str] = "pretraining"
     cluster: Cluster = introduced_group(Cluster)

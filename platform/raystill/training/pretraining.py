@@ -1,19 +1,40 @@
 """The two trainings of a pipeline from scratch: its autoencoder, then its UNet together with its text encoder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from PIL.Image import Image
 
 from raystill.config.fingerprint import Knob, introduced, introduced_group
+from raystill.data.records import Row, unpack_row
+from raystill.data.shards import list_shards, unpack
+from raystill.data.store import Store, open_store
 from raystill.engine.protocol import Optimizer
+from raystill.evaluation.pictures import grid
 from raystill.flow.predictions import Kind
-from raystill.methods.autoencoder import Autoencoder, AutoencoderPass
+from raystill.methods.autoencoder import Autoencoder, AutoencoderPass, to_pictures
 from raystill.methods.denoising import Denoising, TextToImage
-from raystill.models.fresh import AutoencoderShape, DenoiserShape, Tokens, fresh_scheduler
-from raystill.models.stock import schedule_of
+from raystill.models.averaging import Average
+from raystill.models.fresh import (
+    AutoencoderShape,
+    DenoiserShape,
+    Tokens,
+    fresh_scheduler,
+    load_autoencoder,
+    load_tokenizer,
+)
+from raystill.models.pipeline import Pipeline, to_bytes
+from raystill.models.stock import schedule_of, stock_sampler
+from raystill.models.undistilled import Undistilled
 from raystill.training.loop import Training
 from raystill.training.task import Assembly
+
+SHOWN = 6  # pictures that are drawn during a training
+SHOWN_STEPS, SHOWN_GUIDANCE = (8, 25), 3.0  # numbers of steps, and guidance scale, at which a denoiser draws
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +46,34 @@ class AutoencoderTask:
     optimizer: Optimizer = introduced_group(Optimizer)
     training: Training = introduced_group(Training)
     name: Knob[str] = "autoencoder"
+    shown: Knob[str | None] = (
+        None  # uri of the stored pictures, filled in by the stage before; the first ones are drawn
+    )
 
     def build(self, device: torch.device) -> Assembly:
         """Build the autoencoder behind one forward pass; `run_task` has set the seed of its weights."""
         autoencoder = self.shape.build()
         if self.training.checkpointing:
             autoencoder.enable_gradient_checkpointing()
-        return Assembly(self.method, {"autoencoder": AutoencoderPass(autoencoder).to(device)})
+        built = Assembly(self.method, {"autoencoder": AutoencoderPass(autoencoder).to(device)})
+        if self.shown is not None:
+            built.pictures["samples/reconstructions"] = self._picture
+        return built
+
+    @torch.inference_mode()
+    def _picture(self, averages: Mapping[str, Average], _step: int) -> Image:
+        """Pictures of the data beside what the averaged autoencoder makes of them."""
+        assert self.shown is not None
+        values = averages["autoencoder"].values
+        with torch.random.fork_rng(devices=[]):  # random weights are drawn first: no other number may change by it
+            vae = self.shape.build().eval()
+        vae.load_state_dict({name.removeprefix("vae."): tensor for name, tensor in values.items()})
+        vae.to(device := next(iter(values.values())).device)
+        rows = first_rows(open_store(self.shown))
+        real = np.stack([row["image"] for row in rows])
+        decoded = vae.decode(vae.encode(to_pictures(torch.from_numpy(real).to(device))).latent_dist.mean).sample
+        pairs = zip(real, to_bytes(decoded).numpy(), strict=True)
+        return grid([list(pair) for pair in pairs], [row["caption"] for row in rows], ["data", "reconstruction"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +89,9 @@ class DenoiserTask:
     optimizer: Optimizer = introduced_group(Optimizer)
     training: Training = introduced_group(Training)
     name: Knob[str] = "denoiser"
+    # filled in by the stages before: the directory of autoencoder and tokenizer, and the captions that are drawn
+    directory: Knob[str | None] = None
+    shown: Knob[tuple[str, ...]] = ()
 
     revision: ClassVar[int] = 2  # raised whenever its numbers change; 2: random numbers of 128-bit keys
 
@@ -65,4 +110,30 @@ class DenoiserTask:
         unet: Any = networks.unet  # mypy takes what diffusers' models have for tensors
         if self.training.checkpointing:
             unet.enable_gradient_checkpointing()
-        return Assembly(method, {"denoiser": networks.to(device)})
+        built = Assembly(method, {"denoiser": networks.to(device)})
+        if self.shown and self.directory is not None:
+            built.pictures["samples/denoiser"] = self._picture
+        return built
+
+    def _picture(self, averages: Mapping[str, Average], _step: int) -> Image:
+        """Pictures that the whole pipeline draws with the averaged networks."""
+        assert self.directory is not None
+        values, place = averages["denoiser"].values, Path(self.directory)
+        with torch.random.fork_rng(devices=[]):
+            networks = self.networks()
+        networks.load_state_dict(values, strict=False)
+        scheduler = stock_sampler(fresh_scheduler(self.kind))
+        vae, tokenizer = load_autoencoder(place / "vae"), load_tokenizer(place / "tokenizer")
+        pipeline = Pipeline(vae, networks.text_encoder, tokenizer, networks.unet, scheduler, revision="")
+        pipeline.to(next(iter(values.values())).device)
+        drawing, captions = Undistilled(pipeline, SHOWN_GUIDANCE), list(self.shown)
+        columns = [drawing.draw(captions, steps).numpy() for steps in SHOWN_STEPS]
+        rows = [[column[i] for column in columns] for i in range(len(captions))]
+        return grid(rows, captions, [f"{steps} steps" for steps in SHOWN_STEPS])
+
+
+def first_rows(pictures: Store) -> list[Row]:
+    """The first stored rows of pictures that are drawn during a training, one for each caption."""
+    first = list_shards(pictures)[0].key
+    rows = {row["caption"]: row for row in map(unpack_row, unpack(pictures.read(first), first))}
+    return list(rows.values())[:SHOWN]
