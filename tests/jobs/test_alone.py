@@ -1,5 +1,6 @@
 """Scripts of `jobs/` at a small size in one process, without Ray; what is shipped."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from mlflow import MlflowClient
 from PIL import Image
-from tests.workplace import Typed, command, run, script
+from tests.workplace import Typed, cli, command, run, script
 
 from raystill.config.errors import UserError
 from raystill.config.shipped import located
@@ -115,6 +116,28 @@ def test_a_bench_compares_the_loop_with_bare_steps(workplace: Path, alone: subpr
     number = r"[\d.]+"
     median = rf"{number} median, {number} to {number}"
     assert re.fullmatch(rf"targets +{number} images/s, {number} of bare forwards; {median}", targets)
+
+
+def test_what_a_run_left_belongs_to_it(workplace: Path, alone: subprocess.CompletedProcess[str], typed: Typed) -> None:
+    listed = json.loads(typed(cli("prune", PLAIN["work"], "--json"), workplace).stdout)
+    rows = {row["place"]: row for row in listed if not row["place"].startswith("bench/")}
+    assert {place.partition("/")[0] for place in rows} == {
+        "targets", "checkpoints", "teacher-samples", "student-samples",
+    }  # fmt: skip
+    assert not [row for row in rows.values() if row["unneeded"]]
+    (training,) = (row for place, row in rows.items() if place.startswith("checkpoints/"))
+    assert training["runs"] == ["nano"]
+    assert [rows[place]["runs"] for place in training["made_from"]] == [["nano"]]
+    for drawn in (row for place, row in rows.items() if place.startswith("student-samples/")):
+        by_teacher, by_student = sorted(drawn["made_from"], key=lambda place: place == training["place"])
+        assert by_student == training["place"]
+        assert drawn["runs"] == rows[by_teacher]["runs"] == ["nano"]
+    copy = workplace / "copy"
+    shutil.copytree(workplace / PLAIN["work"], copy)
+    shutil.rmtree(copy / "checkpoints")
+    done = typed(cli("prune", "copy", "--delete"), workplace)
+    assert done.returncode == 0, done.stderr
+    assert LocalStore(uri=str(copy)).folders() == ["targets", "teacher-samples"]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from typing import NoReturn
 
-from raystill.cli import adapters, jobs, migrate, services, shards
+from raystill.cli import adapters, jobs, services, shards, work
 from raystill.launch.command import KEPT, guarded
 
 TEXT = "Distil text-to-image diffusion models into few-step students, and use the adapters that come out."
@@ -38,6 +38,6 @@ def parser() -> argparse.ArgumentParser:
     found = _Parser(prog="raystill", description=TEXT)
     found.set_defaults(stopped=KEPT)
     commands = found.add_subparsers(required=True, metavar="COMMAND")
-    for group in (jobs, shards, adapters, migrate, services):
+    for group in (jobs, shards, adapters, work, services):
         group.add(commands)
     return found

@@ -69,9 +69,12 @@ class LocalStore:
         return sorted(entries, key=lambda entry: entry.key)
 
     def folders(self) -> builtins.list[str]:
-        """List the names of the folders directly below the uri, sorted; none where the uri's folder does not exist."""
+        """List the names of the folders directly below the uri with a file in them, sorted; none where the uri's folder
+        does not exist.
+        """
         with translated(self.root):
-            return sorted(path.name for path in self.root.iterdir() if path.is_dir()) if self.root.is_dir() else []
+            below = [path for path in self.root.iterdir() if path.is_dir()] if self.root.is_dir() else []
+            return sorted(path.name for path in below if any(inner.is_file() for inner in path.rglob("*")))
 
     def read(self, key: str) -> bytes:
         """Read one file whole."""

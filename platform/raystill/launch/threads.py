@@ -29,7 +29,8 @@ def choose_threads() -> int:
     threads = max(1, min(allowed, round(allowed - busy_cores())))
     torch.set_num_threads(threads)
     busy = f", of which others use {allowed - threads}" if threads < allowed else ""
-    log.info("%d threads on %d cores%s; another number: %s=N before the command", threads, allowed, busy, VARIABLE)
+    count = f"{threads} thread{'s' * (threads > 1)}"
+    log.info("%s on %d cores%s; another number: %s=N before the command", count, allowed, busy, VARIABLE)
     return threads
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import identity
@@ -18,6 +19,7 @@ from raystill.training.task import Task, averages_after, last_step
 log = logging.getLogger(__name__)
 STAGE = "checkpoints"
 IDENTITY = "identity.json"  # file in a folder of checkpoints: what they depend on
+RUNS = "runs"  # folder in it: an empty file for each run that has trained there
 MOST = 200  # folders, at most, that are looked through for trainings of another length
 STEPS = "training.steps"
 
@@ -42,11 +44,13 @@ def train_at(
     launcher: Launcher,
     recorder: MakeRecorder | None,
     *,
+    name: str = "",
     until: int | None = None,
     **inputs: Any,
 ) -> Store:
-    """Train a task to its end, or until a step, from where an earlier run stopped; return the store of its checkpoints.
-    Logs where a training of another length is there from which this one cannot go on.
+    """Train a task to its end, or until a step, from where an earlier run stopped; return the store of its checkpoints,
+    in which the name of the run is noted. Logs where a training of another length is there from which this one cannot
+    go on.
     """
     rest = _depends_on(task, data, inputs)
     known = _located(work, task, rest)
@@ -56,6 +60,8 @@ def train_at(
             _say(other, task)
         checkpoints = adopted_checkpoints(work, checkpoints, Source.of(data), task)
         checkpoints.write(IDENTITY, json.dumps({"task": task.name, "identity": known}, indent=1).encode())
+    if name:
+        checkpoints.write(f"{RUNS}/{quote(name, safe=' ')}", b"")
     launcher.train(task, data, index, checkpoints, recorder, until=until)
     return checkpoints
 

@@ -149,7 +149,7 @@ def train_student(
 ) -> Store:
     """Train a run's student to the end, or until a step, from where an earlier run stopped; returns its checkpoints."""
     return train_at(
-        open_store(run.work), run.task, targets, index, launcher, recorder, until=until,
+        open_store(run.work), run.task, targets, index, launcher, recorder, name=run.name, until=until,
         teacher=revision(located(run.teacher)),
     )  # fmt: skip
 

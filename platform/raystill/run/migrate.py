@@ -26,7 +26,7 @@ from raystill.training.task import last_step
 TARGETS = "targets"
 STAGES = (TARGETS, "pictures", "latents", "teacher-samples", "student-samples", "probes", "overlap", "gradients")
 KINDS = {kind.__name__: kind for kind in (Reading, Targets, *get_args(get_type_hints(Targets)["estimator"]))}
-AS_IS = "found as it is"
+AS_IS, EMPTY = "found as it is", "no checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def _checkpoints(folder: Store) -> tuple[str, str]:
     if folder.exists(ADOPTED):
         return "note", f"leads to {json.loads(folder.read(ADOPTED))['at']}"
     if reached == 0:
-        return "no checkpoint", f"left alone; to be rid of it: {removal(folder.uri)}"
+        return EMPTY, f"left alone; to be rid of it: {removal(folder.uri)}"
     return (
         f"training by an earlier version, step {reached}",
         "a run of the same settings goes on with it where none of its parts was revised, and else names it",

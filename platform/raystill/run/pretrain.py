@@ -51,7 +51,7 @@ def pretrain(run: Pretraining, launcher: Launcher, tracking: Tracking) -> Path:
     )  # fmt: skip
     index = launcher.derive(latents)
     denoiser, recorder = _denoiser(run, tokens, pictures.store), _recorder(run, tracking, run.denoiser)
-    _train_denoiser(denoiser, launcher, recorder, latents.store, index, work, output)
+    _train_denoiser(denoiser, launcher, recorder, latents.store, index, work, output, run.name)
     seconds["all"] = time.monotonic() - started
     (output / "training.json").write_text(json.dumps({"recipe": canonical(run), "seconds": seconds}, indent=1) + "\n")
     return output
@@ -83,7 +83,9 @@ def _train_autoencoder(
     """Train the autoencoder and write it with the scale that gives its latents unit variance; return the entity tag of
     its weights, which changes with them.
     """
-    checkpoints = train_at(work, replace(run.autoencoder, shown=pictures.uri), pictures, index, launcher, recorder)
+    checkpoints = train_at(
+        work, replace(run.autoencoder, shown=pictures.uri), pictures, index, launcher, recorder, name=run.name
+    )
     key = averages_after(checkpoints, run.autoencoder.training.steps)
     assert key is not None
     averages = read_averages(checkpoints, key)
@@ -114,9 +116,10 @@ def _train_denoiser(
     index: Index,
     work: Store,
     output: Path,
+    name: str,
 ) -> None:
     """Train UNet and text encoder and write the whole pipeline in half precision."""
-    checkpoints = train_at(work, task, latents, index, launcher, recorder)
+    checkpoints = train_at(work, task, latents, index, launcher, recorder, name=name)
     averages = final_averages(checkpoints, task.training.steps)
     assert averages is not None
     networks = task.networks()

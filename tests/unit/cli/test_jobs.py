@@ -28,6 +28,7 @@ merge model --onto=None --out=None
 migrate work --adapters=None --dry-run=False --json=False
 models name --json=False
 pretrain --recipe=nano:teacher --set=[] --local=False --profile=False --show=False
+prune work --delete=False --json=False
 pull model --to=None
 runs --most=20 --json=False
 sample caption --model=models:/nano-rayflow@champion --steps=None --guidance=None --force=False --count=4 \

@@ -1,7 +1,8 @@
-"""The command that lists what earlier versions left."""
+"""The commands on what a work prefix holds: what earlier versions left, and what nobody needs."""
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ found as it is, used by which runs, gone on with, computed anew, or not understo
 Nothing is deleted or moved, and no file is unpickled. Runs find old targets of the very same settings by themselves.
 """
 
+PRUNE = """
+List the folders of a work prefix: what each holds and takes, what it was made from, what was made from it, and which of
+them nobody needs: what earlier versions left and no run of this one finds, samples of weights that are gone, folders of
+benches, trainings without a checkpoint. Adapters in the registry need no folder.
+
+  raystill prune s3://raystill/work            the demo's, in the embedded store
+  raystill prune s3://raystill/work --delete   the same, and deletes what nobody needs
+
+Everything else is found again by a run of the same settings. To be rid of it, too, delete its folder by hand.
+"""
+
 
 def add(commands: Any) -> None:
     """Add the command to those of `raystill`."""
@@ -32,6 +44,32 @@ def add(commands: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list only; without it, old targets are noted, too")
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.set_defaults(run=_migrate)
+
+    parser = commands.add_parser(
+        "prune",
+        help="list what a work prefix holds and for whom, and delete what nobody needs",
+        description=PRUNE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("work", help="a recipe's `work`: s3://BUCKET/PREFIX or a folder")
+    parser.add_argument("--delete", action="store_true", help="delete what nobody needs; without it, list only")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.set_defaults(run=_prune)
+
+
+def _prune(arguments: argparse.Namespace) -> None:
+    from raystill.data.store import open_store
+    from raystill.launch.services import DIRECTORY
+    from raystill.run.prune import as_json, folders, remove, size, table
+
+    with stored(DIRECTORY):
+        work = open_store(arguments.work)
+        work.check()
+        rows = folders(work)
+        print(as_json(rows) if arguments.json else table(rows) if rows else f"there is nothing at {arguments.work}")
+        if arguments.delete:
+            freed = remove(work, [row for row in rows if row.unneeded])
+            print(f"deleted {size(freed)}", file=sys.stderr)
 
 
 def _migrate(arguments: argparse.Namespace) -> None:
