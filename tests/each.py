@@ -7,9 +7,9 @@ from raystill.methods.dmd2 import DMD2
 from raystill.methods.lcm import LCM
 from raystill.methods.lightning import Lightning
 from raystill.methods.perflow import PeRFlow
-from raystill.methods.phased import PhasedRectified
+from raystill.methods.phased import PhasedRectifiedDiffusion
 from raystill.methods.rayflow import RayFlow
-from raystill.methods.rectified import Rectified
+from raystill.methods.rectified import RectifiedDiffusion
 from raystill.methods.reflow import Reflow
 from raystill.methods.scott import SCott
 from raystill.methods.table import Distilling
@@ -20,8 +20,8 @@ EACH: list[Distilling] = [
     RayFlow(),
     PeRFlow(substeps=2),
     Reflow(one_step_from=2),
-    Rectified(consistency_from=2, premetric=SMOOTH),
-    PhasedRectified(substeps=2),
+    RectifiedDiffusion(consistency_from=2, premetric=SMOOTH),
+    PhasedRectifiedDiffusion(substeps=2),
     LCM(target_decay=0.5, premetric=SMOOTH),
     TCD(intervals=16, segments=(8, 2), stage_steps=2, premetric=SMOOTH),
     CTM(most=2, target_decay=0.5, premetric=SMOOTH),

@@ -21,7 +21,7 @@ SMALL = {
     "training.lane_size": "8",
     "training.picture_every": "3",
     "training.checkpoint_every": "3",
-    "targets.estimator.steps": "2",
+    "targets.estimator.solver_steps": "2",
     "evaluation.shards": "1",
     "evaluation.teacher_steps": "[1,2]",
     "evaluation.reference_steps": "2",

@@ -233,7 +233,7 @@ def _tuning(comparison: Comparison, results: Mapping[str, Any]) -> str:
     for entrant in comparison.entrants:
         if entrant.label not in results["tuned"]:  # of a comparison of some of them
             continue
-        found, steps = results["tuned"][entrant.label], comparison.search(entrant).steps
+        found, steps = results["tuned"][entrant.label], comparison.search(entrant).student_steps
         searched = ", ".join(f"{_short(domain.path)} {_domain(domain)}" for domain in entrant.space)
         if "failed" in found:
             rows.append([entrant.label, searched, "-", "all failed", "-", "-"])

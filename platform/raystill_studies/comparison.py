@@ -131,7 +131,7 @@ class Comparison:
             name=f"{self.name}-{_word(entrant.label)}", base=replace(run, name=self.name, evaluation=evaluation),
             space=entrant.space, trials=self.trials, first=tuple({**own, **change} for change in self.first),
             random=max(1, len(self.first) - 1),  # those that have ended when the next one is proposed
-            rungs=(), steps=tuple(n for n in searched if n in run.evaluation.student_steps),
+            rungs=(), student_steps=tuple(n for n in searched if n in run.evaluation.student_steps),
         )  # fmt: skip
 
     def study(self, tuned: Mapping[str, Mapping[str, Any]], steps: Mapping[str, int]) -> Study:
@@ -187,7 +187,7 @@ class Comparison:
 
     def _check(self, entrant: Entrant) -> None:
         search = self.search(entrant)
-        if not search.steps:
+        if not search.student_steps:
             asked, own = entrant.searched or self.searched, list(search.base.evaluation.student_steps)
             where = "its `searched`" if entrant.searched else f"--set 'searched={own}'"
             raise UserError(f"none of the steps that are searched, {list(asked)}, is among its own, {own}: {where}")

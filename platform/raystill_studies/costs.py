@@ -18,7 +18,7 @@ from raystill.data.shards import unpack
 from raystill.engine.local import LocalEngine
 from raystill.launch.command import quiet_libraries
 from raystill.launch.launcher import LocalLauncher
-from raystill.methods.method import Batch, Composed, Method, generator
+from raystill.methods.method import Batch, Composition, Method, generator
 from raystill.models.averaging import Average
 from raystill.models.pipeline import load_pipeline
 from raystill.run.distill import target_maker, training_source
@@ -41,7 +41,7 @@ class Cost:
 
 def reordered(method: Method, steps: Sequence[int]) -> Method:
     """The method with only some of its steps, in the order given."""
-    return Composed(
+    return Composition(
         method.learners, method.needs, lambda step: method.turn(steps[step]),
         lambda networks, batch, rng, step: method.losses(networks, batch, rng, steps[step]),
     )  # fmt: skip

@@ -19,8 +19,8 @@ from raystill.evaluation.features import extract, feature_network
 from raystill.flow.predictions import Latent
 from raystill.models.pipeline import Pipeline
 
-Draw = Callable[[Latent, Tensor, int], Latent]  # (start, condition, steps) -> clean latents
-MakeDraw = Callable[[], tuple[Pipeline, Draw]]  # picklable: it is called where the stage runs
+SampleLatents = Callable[[Latent, Tensor, int], Latent]  # (start, condition, steps) -> clean latents
+MakeSampler = Callable[[], tuple[Pipeline, SampleLatents]]  # picklable: it is called where the stage runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,9 @@ class Probe:
 class ProbeTransform:
     """The transform of captions to Lipschitz estimates and diversities of a sampler at each step count."""
 
-    def __init__(self, make: MakeDraw, steps: tuple[int, ...], probe: Probe, reading: Reading, features: str) -> None:
+    def __init__(
+        self, make: MakeSampler, steps: tuple[int, ...], probe: Probe, reading: Reading, features: str
+    ) -> None:
         self.pipeline, self.draw = make()
         self.steps, self.probe, self.reading = steps, probe, reading
         self.features = feature_network(features)

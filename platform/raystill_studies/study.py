@@ -31,9 +31,9 @@ from raystill.run.checkpoints import open_ended
 from raystill.run.distill import compute_targets, inputs_of, train_student, trained_student, untold
 from raystill.run.evaluate import draw_teacher, evaluate, floor_of, read_rows
 from raystill.run.jobs import surroundings
-from raystill.run.samples import Drawn, teacher_draw
+from raystill.run.samples import Sampler, teacher_draw
 from raystill.run.settings import Evaluation, Run
-from raystill.run.trained import Trained
+from raystill.run.trained import TrainedStudent
 from raystill.run.validate import validate
 from raystill.tracking.commit import code_commit
 from raystill.tracking.tracking import Tracking, check_experiment, history, tracked, tracking_uri
@@ -68,7 +68,7 @@ class Question:
     variants: tuple[Variant, ...]
 
 
-class Planned(NamedTuple):
+class PlannedRun(NamedTuple):
     """One run of a study, and what is measured of it beside its pictures."""
 
     run: Run
@@ -95,14 +95,14 @@ class Study:
         """The file of the measurements; what is there is not measured again."""
         return Path(self.output) / f"{self.name}.json"
 
-    def runs(self) -> dict[str, Planned]:
+    def runs(self) -> dict[str, PlannedRun]:
         """Every run by its key in the results: the first seed of all variants before the second one of any."""
-        planned: dict[str, Planned] = {}
+        planned: dict[str, PlannedRun] = {}
         for seed, question in product(self.seeds, self.questions):
             for variant in question.variants:
                 key, run = self.run_of(variant, seed)
-                before = planned.get(key, Planned(run, False, False))
-                planned[key] = Planned(run, question.probes or before.probes, question.gradients or before.gradients)
+                before = planned.get(key, PlannedRun(run, False, False))
+                planned[key] = PlannedRun(run, question.probes or before.probes, question.gradients or before.gradients)
         return planned
 
     @property
@@ -148,7 +148,7 @@ def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -
     return len(missing)
 
 
-def missing_of(study: Study, results: Mapping[str, Any]) -> dict[str, Planned]:
+def missing_of(study: Study, results: Mapping[str, Any]) -> dict[str, PlannedRun]:
     """The runs that have not been measured yet, by key; UserError where a run's settings do not fit together."""
     planned, teacher = study.runs(), teacher_facts(located(study.base.teacher))
     for one in planned.values():
@@ -167,9 +167,9 @@ def _has_teacher(study: Study, results: Mapping[str, Any]) -> bool:
     return found.get("of") == study.teacher_key and "floor" in found and EARLIER not in found
 
 
-def by_training(planned: Mapping[str, Planned]) -> dict[str, dict[str, Planned]]:
+def by_training(planned: Mapping[str, PlannedRun]) -> dict[str, dict[str, PlannedRun]]:
     """Runs in groups that share a training, or a part of it: two processes must not train it at once."""
-    groups: dict[str, dict[str, Planned]] = {}
+    groups: dict[str, dict[str, PlannedRun]] = {}
     for key, one in planned.items():
         groups.setdefault(_training(one.run), {})[key] = one
     return groups
@@ -231,13 +231,13 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
     partial_file.replace(path)
 
 
-def _measure_all(study: Study, planned: Mapping[str, Planned]) -> dict[str, dict[str, Any]]:
+def _measure_all(study: Study, planned: Mapping[str, PlannedRun]) -> dict[str, dict[str, Any]]:
     """Measure runs one after the other in this process, shorter trainings first: longer ones may go on from them."""
     ordered = sorted(planned.items(), key=lambda item: item[1].run.training.steps)
     return {key: _measure(study, one) for key, one in ordered}
 
 
-def _measure(study: Study, planned: Planned) -> dict[str, Any]:
+def _measure(study: Study, planned: PlannedRun) -> dict[str, Any]:
     """Train, evaluate and probe one run in this process; a training that stops before a bad update is a result too."""
     run, launcher = planned.run, LocalLauncher()
     targets, index = compute_targets(run, launcher)
@@ -265,7 +265,7 @@ def _measure(study: Study, planned: Planned) -> dict[str, Any]:
     }
 
 
-def _probes(study: Study, run: Run, trained: Trained, targets: Store, launcher: Launcher) -> dict[str, Any]:
+def _probes(study: Study, run: Run, trained: TrainedStudent, targets: Store, launcher: Launcher) -> dict[str, Any]:
     """Stability and diversity of a trained student, and for RayFlow its error of x_0 along the path."""
     make, identity = partial(trained.draw, launcher.stage_device), {"probe": study.probe, **trained.identity()}
     probes = {"probes": _steady(run, _probe(run, study.probe, launcher, make, run.evaluation.student_steps, identity))}
@@ -280,7 +280,7 @@ def _steady(run: Run, probes: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in probes.items() if not (noisy and name.startswith("lipschitz"))}
 
 
-def _gradients(study: Study, trained: Trained, targets: Store, launcher: Launcher) -> dict[str, Any]:
+def _gradients(study: Study, trained: TrainedStudent, targets: Store, launcher: Launcher) -> dict[str, Any]:
     """How well the law of times served a student, over some of its targets (`gradients.efficiency`)."""
     source = Source.of(targets, study.gradients.shards)
     make = partial(GradientTransform, trained.assembly, trained.task, study.gradients, launcher.stage_device)
@@ -319,7 +319,7 @@ def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
     }
 
 
-def diversity(run: Run, probe: Probe, drawn: Drawn, launcher: Launcher) -> dict[str, float]:
+def diversity(run: Run, probe: Probe, drawn: Sampler, launcher: Launcher) -> dict[str, float]:
     """The diversity of pictures of one caption, by the number of steps."""
     make, steps = partial(drawn.draw, launcher.stage_device), run.evaluation.student_steps
     found = _probe(run, probe, launcher, make, steps, {"probe": probe, **drawn.identity()})

@@ -41,12 +41,12 @@ def targets(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     from raystill.data.local import LocalStore
     from raystill.data.records import Reading
     from raystill.data.shards import Sample, pack
-    from raystill.targets.targets import Generated, TargetTransform
+    from raystill.targets.targets import Generation, TargetTransform
 
     place = tmp_path_factory.mktemp("data")
     source, target = (LocalStore(uri=str(place / part)) for part in ("source", "targets"))
     for i in range(5):
         captions = {f"s{i}{j}": ("red heart", "cat face")[j % 2] for j in range(2 + i % 3)}
         source.write(f"{i:06d}.tar", pack(Sample(key=k, members={"txt": c.encode()}) for k, c in captions.items()))
-    make = partial(TargetTransform, str(tiny_pipeline), Generated(steps=2), Reading(), 0, 8, "float32")
+    make = partial(TargetTransform, str(tiny_pipeline), Generation(solver_steps=2), Reading(), 0, 8, "float32")
     return target, derive(Stage(Source.of(source), target, {}, make))

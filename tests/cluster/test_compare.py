@@ -15,7 +15,7 @@ RECIPE = """
 from dataclasses import replace
 
 from raystill.data.records import Reading
-from raystill.targets.targets import Encoded, Generated
+from raystill.targets.targets import Encoding, Generation
 from raystill.methods.dmd2 import DMD2
 from raystill.methods.rayflow import RayFlow
 from raystill.models.weights import Lora
@@ -38,9 +38,9 @@ def small():
         training=replace(whole.base.training, lane_size=4, log_every=2),
         evaluation=Evaluation(shards=1, pictures=8, teacher_steps=(1, 2), reference_steps=2, captions=CAPTIONS),
     )
-    online = Targets(estimator=Encoded())
+    online = Targets(estimator=Encoding())
     entrants = (
-        Entrant(label="RayFlow", method=RayFlow(), targets=Targets(estimator=Generated(steps=2)), space=SPACE),
+        Entrant(label="RayFlow", method=RayFlow(), targets=Targets(estimator=Generation(solver_steps=2)), space=SPACE),
         Entrant(label="DMD2", method=DMD2(ratio=2, adversarial=0.0), targets=online, space=SPACE),
     )
     return replace(

@@ -31,9 +31,9 @@ from raystill.methods.lcm import LCM
 from raystill.methods.lightning import Lightning
 from raystill.methods.method import STUDENT, TARGET, TEACHER, TIME_SAMPLER, Distillation, Given, Loss, Method, generator
 from raystill.methods.perflow import PeRFlow
-from raystill.methods.phased import PhasedRectified
+from raystill.methods.phased import PhasedRectifiedDiffusion
 from raystill.methods.rayflow import RayFlow
-from raystill.methods.rectified import Rectified
+from raystill.methods.rectified import RectifiedDiffusion
 from raystill.methods.reflow import Reflow
 from raystill.methods.scott import SCott
 from raystill.methods.tcd import TCD
@@ -150,9 +150,9 @@ CASES = {
     "rayflow-logit-normal": ray(times=LogitNormalTimes(importance=0.1)),
     "rayflow-u-shaped": ray(times=UShapedTimes()),
     "rayflow-second-moment": taught(SecondMomentTimes()),
-    "rayflow-grid": taught(GridTimes(base=SamplingTimes(steps=4))),
+    "rayflow-grid": taught(GridTimes(base=SamplingTimes(student_steps=4))),
     "rayflow-stein": taught(SteinTimes(), path=RayPath(sigma=0.3)),
-    "rayflow-paired": ray("epsilon", path=PairedDiffusionPath(), times=SamplingTimes(steps=4)),
+    "rayflow-paired": ray("epsilon", path=PairedDiffusionPath(), times=SamplingTimes(student_steps=4)),
     "rayflow-sample": ray("sample", objective=Objective(target="data")),
     "rayflow-flow": ray("flow_prediction", FlowSchedule(shift=3.0)),
     "lcm": consistent(LCM()),
@@ -169,8 +169,8 @@ CASES = {
     "perflow": consistent(PeRFlow(caption_dropout=0.3), "epsilon"),
     "perflow-chain": consistent(PeRFlow(target="diff_eps", synchronised=True, windows=2, substeps=3)),
     "perflow-flow": consistent(PeRFlow(target="velocity"), "flow_prediction", FlowSchedule(shift=3.0)),
-    "phased": consistent(PhasedRectified()),
-    "phased-sample": consistent(PhasedRectified(windows=1), "sample"),
+    "phased": consistent(PhasedRectifiedDiffusion()),
+    "phased-sample": consistent(PhasedRectifiedDiffusion(windows=1), "sample"),
     "reflow": consistent(Reflow()),
     "reflow-epsilon": consistent(Reflow(), "epsilon"),
     "reflow-one-epsilon": replace(consistent(Reflow(one_step_from=0), "epsilon"), draws=False),
@@ -180,10 +180,10 @@ CASES = {
     "ctm-guided": consistent(CTM(most=2, guidance=Guidance(low=4.0, high=4.0)), "epsilon", descends=False),
     "reflow-rf++": consistent(Reflow(times=UShapedTimes(), premetric=VectorHuber())),
     "reflow-one": replace(consistent(Reflow(one_step_from=0), "flow_prediction", FlowSchedule()), draws=False),
-    "rectified": consistent(Rectified(times=LogitNormalTimes(importance=0.2)), "epsilon"),
-    "rectified-consistent": consistent(Rectified(consistency_from=0)),
+    "rectified": consistent(RectifiedDiffusion(times=LogitNormalTimes(importance=0.2)), "epsilon"),
+    "rectified-consistent": consistent(RectifiedDiffusion(consistency_from=0)),
     "dmd2": consistent(DMD2(), descends=False),
-    "dmd2-flow": consistent(DMD2(steps=2, adversarial=0.0), "flow_prediction", FlowSchedule(), descends=False),
+    "dmd2-flow": consistent(DMD2(student_steps=2, adversarial=0.0), "flow_prediction", FlowSchedule(), descends=False),
     "add": consistent(ADD(features=("down_blocks.0", "mid_block")), descends=False),
     "lightning": consistent(Lightning(stages=(8, 4), first=16, stage_steps=6)),
     "lightning-later": replace(

@@ -28,10 +28,10 @@ from raystill.models.merging import merge_adapter
 from raystill.models.pipeline import load_pipeline
 from raystill.recipes import nano_methods
 from raystill.recipes.resolve import resolve
-from raystill.run.distill import Distilled
+from raystill.run.distill import DistillationResult
 from raystill.run.jobs import launch_distillation
 from raystill.run.settings import Run
-from raystill.targets.targets import Generated
+from raystill.targets.targets import Generation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 RECIPES = sorted(name for name in vars(nano_methods) if name.endswith("_nano"))
@@ -42,8 +42,8 @@ FULL_FIRST = {RayFlow, CTM, DMD2}  # one role, a student that is told more, two 
 def small(recipe: str, **changes: Any) -> Run:
     run: Run = resolve(recipe)
     settings = parse_assignments(f"{path}={value}" for path, value in SMALL.items())
-    if not isinstance(run.targets.estimator, Generated):
-        del settings["targets.estimator.steps"]
+    if not isinstance(run.targets.estimator, Generation):
+        del settings["targets.estimator.solver_steps"]
     if "weights" in changes:
         settings = {path: value for path, value in settings.items() if not path.startswith("weights.")}
     else:
@@ -67,7 +67,7 @@ def test_every_method_has_a_recipe() -> None:
         resolve(name).check()
 
 
-def measured_is_shipped(run: Run, distilled: Distilled) -> None:
+def measured_is_shipped(run: Run, distilled: DistillationResult) -> None:
     """The pictures that were measured are those that the registered adapter draws from the same starts."""
     adapter = Adapter(distilled.adapter)
     place = max((Path(run.work) / "student-samples").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
@@ -142,7 +142,7 @@ def test_a_merged_student_is_the_teacher_of_a_second_reflow(here: Path) -> None:
             {"method.features": ("mid_block", "attic")},
             r"names attic, and the teacher's UNet has down_blocks.0",
         ),
-        ("reflow_nano", {"targets.estimator": "Encoded"}, "Reflow needs target_mean, which Encoded does not make"),
+        ("reflow_nano", {"targets.estimator": "Encoding"}, "Reflow needs target_mean, which Encoding does not make"),
         ("perflow_nano", {"evaluation.student_steps": (2, 4)}, r"has \[2\], and PeRFlow takes a step in each of its 4"),
         (
             "phased_nano",
@@ -166,7 +166,7 @@ def test_a_merged_student_is_the_teacher_of_a_second_reflow(here: Path) -> None:
         ("lcm_nano", {"method.intervals": 24}, "does not divide the teacher's 1000 times.*--set method.intervals=25$"),
         ("scott_nano", {"method.intervals": 4}, r"has \[8\], and the student is asked at 4 times .*intervals=8$"),
         ("ctm_nano", {"method.intervals": 5000}, "method.intervals is 5000, and the teacher knows 1000 times"),
-        ("dmd2_nano", {"method.steps": 5000}, "method.steps is 5000, and the teacher knows 1000 times"),
+        ("dmd2_nano", {"method.student_steps": 5000}, "method.student_steps is 5000, and the teacher knows 1000 times"),
         ("add_nano", {"method.features": ("attic",)}, r"names attic, and the teacher's UNet has down_blocks.0"),
         ("lightning_nano", {"method.features": ("attic",)}, r"names attic, and the teacher's UNet has down_blocks.0"),
         ("lightning_nano", {"method.stages": (32, 4)}, r"has \[1, 2\], and a student of method.stages ending in 4"),

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 Typed = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = {
     "store": "environment", "sample": "null", "artifacts": "null", "shards": "shipped://samples/noto", "work": "work",
-    "targets.shards": "1", "targets.estimator.steps": "1", "training.steps": "2", "training.lanes": "1",
+    "targets.shards": "1", "targets.estimator.solver_steps": "1", "training.steps": "2", "training.lanes": "1",
     "training.lane_size": "4", "training.log_every": "1", "training.picture_every": "2", "evaluation.shards": "1",
     "evaluation.pictures": "4", "evaluation.teacher_steps": "[1]", "evaluation.reference_steps": "1",
     "evaluation.student_steps": "[4]", "evaluation.captions": "[\"sun\"]",

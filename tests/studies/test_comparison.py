@@ -51,13 +51,16 @@ def test_adversaries_rates_are_searched_too() -> None:
 
 
 def test_a_student_for_some_steps_is_chosen_at_these() -> None:
-    steps = {label: SHIPPED.search(by_label(label)).steps for label in ("Lightning to 1 step", "Lightning to 4 steps")}
+    steps = {
+        label: SHIPPED.search(by_label(label)).student_steps
+        for label in ("Lightning to 1 step", "Lightning to 4 steps")
+    }
     assert steps == {"Lightning to 1 step": (1,), "Lightning to 4 steps": (4,)}
     four = SHIPPED.run_of(by_label("Lightning to 4 steps"), 100, {})
     assert isinstance(four.method, Lightning)
     assert four.method.stages[-1] == 4
     assert four.evaluation.student_steps == (4, 8)
-    assert SHIPPED.search(by_label("PeRFlow")).steps == (4,)
+    assert SHIPPED.search(by_label("PeRFlow")).student_steps == (4,)
 
 
 def test_all_students_have_equally_many_updates() -> None:

@@ -24,7 +24,7 @@ from raystill.models.sampling import Sampling
 from raystill.models.weights import Lora
 from raystill.run.settings import Evaluation, Run, Targets
 from raystill.run.validate import validate
-from raystill.targets.targets import Encoded, Generated
+from raystill.targets.targets import Encoding, Generation
 from raystill.training.loop import Training
 from raystill_studies.gradients import GradientProbe
 from raystill_studies.probes import Probe
@@ -82,7 +82,7 @@ def small(folder: Path, teacher: Path) -> Study:
         name="small", shards=str(folder / "shards"), work=str(folder / "work"), teacher=str(teacher), model="small",
         reading=Reading(picture_size=16), method=RayFlow(times=SamplingTimes()),
         weights=Lora(rank=2, alpha=2.0, targets=("to_q", "conv1")),
-        targets=Targets(estimator=Generated(steps=2)),
+        targets=Targets(estimator=Generation(solver_steps=2)),
         training=Training(steps=4, lane_size=4, log_every=2, checkpoint_every=4, picture_every=0),
         evaluation=Evaluation(shards=1, teacher_steps=(1, 2), reference_steps=2),
     )  # fmt: skip
@@ -191,7 +191,7 @@ def test_every_variant_of_the_shipped_studies_is_a_run_that_passes_its_checks() 
 def test_a_variant_that_the_teacher_does_not_allow_is_refused_before_anything_starts(
     measured: Measured, tmp_path: Path
 ) -> None:
-    finer = Variant(label="finer", changes={"method": LCM(intervals=24), "targets": Targets(estimator=Encoded())})
+    finer = Variant(label="finer", changes={"method": LCM(intervals=24), "targets": Targets(estimator=Encoding())})
     question = Question(title="a grid", variants=(finer,))
     study = replace(measured.study, output=str(tmp_path), questions=(question,))
     with pytest.raises(UserError, match="does not divide the teacher's 1000 times"):

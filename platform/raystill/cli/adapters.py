@@ -66,7 +66,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     from raystill.evaluation.pictures import grid
     from raystill.models.adapter import Adapter
     from raystill.models.pipeline import load_pipeline
-    from raystill.models.undistilled import Undistilled
+    from raystill.models.stock_pipeline import StockPipeline
 
     if arguments.count < 1:
         raise UserError(f"--count is {arguments.count}; write 1 or more pictures per caption, such as --count 4")
@@ -76,7 +76,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     if (located(arguments.model) / "model_index.json").is_file():
         if arguments.force or arguments.base is not None:
             raise UserError(f"--force and --base are for adapters; {arguments.model} is a pipeline")
-        plain = Undistilled(load_pipeline(arguments.model), arguments.guidance)
+        plain = StockPipeline(load_pipeline(arguments.model), arguments.guidance)
         pictures = plain.draw(captions, arguments.steps, arguments.seed).numpy()
     elif arguments.guidance is not None:
         raise UserError(f"--guidance is for pipelines; {arguments.model} is an adapter, which has its own")

@@ -38,7 +38,7 @@ JOBS = {
     ),
     "targets": Job(
         "Compute a run's targets with the frozen teacher, and nothing else. A later distillation finds them.",
-        "--recipe nano --set targets.estimator.steps=20",
+        "--recipe nano --set targets.estimator.solver_steps=20",
         "nano", "Run", "raystill.run.jobs:launch_targets",
     ),
     "evaluate": Job(
@@ -48,7 +48,7 @@ JOBS = {
     ),
     "search": Job(
         "Search settings of a run with Ray Tune, and register the best trial's adapter. Run it again to go on.",
-        "--recipe nano_sweep --set trials=16 --set 'steps=[4]'",
+        "--recipe nano_sweep --set trials=16 --set 'student_steps=[4]'",
         "nano_sweep", "Search", "raystill.search.launch:launch_search", local=False, tracked=True,
     ),
     "pretrain": Job(

@@ -4,6 +4,7 @@ refused.
 
 import dataclasses
 import inspect
+import logging
 import math
 import types
 from collections.abc import Callable, Mapping
@@ -14,7 +15,9 @@ from typing import Any, Literal, Protocol, Union, get_args, get_origin
 
 from raystill.config.errors import UserError
 from raystill.config.files import load_class
-from raystill.config.fingerprint import is_group
+from raystill.config.fingerprint import former_name, is_group
+
+log = logging.getLogger(__name__)
 
 
 class MisfitError(Exception):
@@ -27,8 +30,8 @@ def fit(value: Any, hint: Any) -> Any:
         return value
     if is_group(value):
         return _fit_group(value, hint)
-    if isinstance(value, str) and value in group_names(hint):
-        return _groups(hint)[value]()
+    if isinstance(value, str) and (chosen := _chosen(value, hint)) is not None:
+        return chosen()
     if isinstance(value, str) and _bases(hint) and (kind := load_class(value)) is not None:
         return _fit_group(_made(kind, _bases(hint)), hint)
     origin = get_origin(hint)
@@ -42,6 +45,17 @@ def group_names(hint: Any) -> list[str]:
     one.
     """
     return [name for name, group in _groups(hint).items() if not _required(group)]
+
+
+def _chosen(name: str, hint: Any) -> type | None:
+    """The settings class that a text chooses, also by the name that it had before; None where there is none."""
+    known = _groups(hint)
+    if name in group_names(hint):
+        return known[name]
+    now = next((kind for kind in known.values() if former_name(kind) == name), None)
+    if now is not None:
+        log.warning("%s is called %s now; the old name works for one more release", name, now.__name__)
+    return now
 
 
 def _groups(hint: Any) -> dict[str, type]:

@@ -6,6 +6,7 @@ Each field with a default declares, in its own line, how it counts in addresses:
     end: str = introduced("signal", now="teacher")     # default changed: runs that rely on it have new addresses
     path: RayPath = introduced_group(RayPath)          # left out where it is what RayPath() was when this was written
     log_every: Knob[int] = 10                          # speed or reports only: never counts
+    lanes: int = introduced(2, former="batches")       # renamed: counts by its first name, which can still be typed
 
 So a new field changes no address, and a changed default changes those of the runs that rely on it. A class whose
 results change while its settings stay raises its `revision`: a ClassVar[int], 1 where there is none, or a field. A
@@ -25,6 +26,7 @@ FORMAT = 2  # of addresses; those of format 1 are digests of all settings (`conf
 KNOB = object()
 Knob: TypeAlias = Annotated[T, KNOB]  # marks a setting that changes only speed, reports, names or locations
 INTRODUCED = "introduced"  # key of a field's metadata: the function that gives the introduced identity
+FORMER = "former"  # key of a field's metadata, and attribute of a class: the name that it was introduced with
 SOURCE = "source_digest"  # attribute of classes of users' files: a digest of the text, by which they are told apart
 _SAME: Any = object()
 
@@ -34,12 +36,13 @@ def is_group(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def introduced(value: T, *, now: T = _SAME) -> T:
+def introduced(value: T, *, now: T = _SAME, former: str = "") -> T:
     """Declare a field by the value that it had when it was introduced, which is never edited; `now` is the field's
-    default where the default has been changed since.
+    default where the default has been changed since, and `former` its first name where it has been renamed since.
     """
+    named = {FORMER: former} if former else {}
     declared: T = dataclasses.field(
-        default=value if now is _SAME else now, metadata={INTRODUCED: partial(identity, value)}
+        default=value if now is _SAME else now, metadata={INTRODUCED: partial(identity, value), **named}
     )
     return declared
 
@@ -100,6 +103,13 @@ def revision_of(kind: type) -> int:
     return int(getattr(kind, "revision", 1))
 
 
+def former_name(declared: "type | dataclasses.Field[Any]") -> str:
+    """The name that a class or a field of settings was introduced with, by which it counts in addresses."""
+    if isinstance(declared, type):
+        return str(vars(declared).get(FORMER, declared.__name__))
+    return str(declared.metadata.get(FORMER, declared.name))
+
+
 def as_introduced(field: "dataclasses.Field[Any]", found: Any) -> bool:
     """Whether an identity is the one that a field was introduced with."""
     return INTRODUCED in field.metadata and bool(found == introduced_value(field))
@@ -136,14 +146,14 @@ def _given(value: Any) -> Any:
 
 
 def _group(kind: type, values: Mapping[str, Any], revision: int, without: Collection[str] = ()) -> dict[str, Any]:
-    known: dict[str, Any] = {"kind": kind.__name__} if revision == 1 else {"kind": kind.__name__, "revision": revision}
+    known: dict[str, Any] = {"kind": former_name(kind), **({} if revision == 1 else {"revision": revision})}
     if hasattr(kind, SOURCE):
         known[SOURCE] = getattr(kind, SOURCE)
     for field in dataclasses.fields(kind):
         if field.name in values and field.name not in knobs(kind):
             found = identity(values[field.name], _below(without, field.name))
             if not as_introduced(field, found):
-                known[field.name] = found
+                known[former_name(field)] = found
     return known
 
 

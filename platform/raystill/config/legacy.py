@@ -12,7 +12,15 @@ from typing import Any, get_type_hints
 
 from raystill.config.annotations import MisfitError, fit
 from raystill.config.digest import canonical
-from raystill.config.fingerprint import as_introduced, identity, introduced_value, is_group, knobs, revision_of
+from raystill.config.fingerprint import (
+    as_introduced,
+    former_name,
+    identity,
+    introduced_value,
+    is_group,
+    knobs,
+    revision_of,
+)
 from raystill.config.shipped import SCHEME
 
 # Every class of settings that addresses depended on, with its fields in that format.
@@ -117,16 +125,17 @@ def _form(value: Any, path: str, found: Earlier) -> Any:
 
 def _group(value: Any, path: str, found: Earlier) -> dict[str, Any]:
     kind: type = type(value)
-    if kind.__name__ not in FIELDS:
+    name_then = former_name(kind)
+    if name_then not in FIELDS:
         found.raised.append(f"{kind.__name__} (new)")
     elif (revision := revision_of(kind)) != 1:
         found.raised.append(f"{kind.__name__} (revision {revision})")
-    known = FIELDS.get(kind.__name__, ())
-    form = {"kind": kind.__name__, **{name: default for (of, name), default in GONE.items() if of == kind.__name__}}
-    former = {now: then for (of, then), now in RENAMED.items() if of == kind.__name__}
+    known = FIELDS.get(name_then, ())
+    form = {"kind": name_then, **{name: default for (of, name), default in GONE.items() if of == name_then}}
+    former = {now: then for (of, then), now in RENAMED.items() if of == name_then}
     for declared in dataclasses.fields(value):
         inner = getattr(value, declared.name)
-        name = former.get(declared.name, declared.name)
+        name = former.get(declared.name, former_name(declared))
         if name in known:
             form[name] = _form(inner, f"{path}{name}.", found)
         elif name not in knobs(kind) and not as_introduced(declared, identity(inner)):
@@ -135,17 +144,18 @@ def _group(value: Any, path: str, found: Earlier) -> dict[str, Any]:
 
 
 def revived(form: Any, kinds: Mapping[str, type]) -> Any:
-    """Settings rebuilt from canonical JSON of format 1 with the classes in `kinds`, by name; fields that came later
+    """Settings rebuilt from canonical JSON of format 1 with the classes in `kinds`, by first names; later fields
     have the values that they were introduced with. MisfitError for JSON of other classes or fields.
     """
     if not isinstance(form, Mapping) or "kind" not in form:
         return form
     kind = kinds.get(str(form["kind"]))
-    if kind is None or set(form) - {"kind"} != set(FIELDS.get(kind.__name__, ())):
+    if kind is None or set(form) - {"kind"} != set(FIELDS.get(former_name(kind), ())):
         raise MisfitError
-    of = kind.__name__
+    of = former_name(kind)
+    renamed = {former_name(field): field.name for field in dataclasses.fields(kind)}
     known: dict[str, Any] = {
-        RENAMED.get((of, str(name)), str(name)): revived(value, kinds)
+        RENAMED.get((of, str(name)), renamed.get(str(name), str(name))): revived(value, kinds)
         for name, value in form.items()
         if name != "kind" and (of, name) not in GONE
     }

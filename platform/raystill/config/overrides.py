@@ -7,14 +7,16 @@ import ast
 import dataclasses
 import difflib
 import json
+import logging
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 from raystill.config.annotations import MisfitError, described, example, fit, group_names
 from raystill.config.errors import UserError
-from raystill.config.fingerprint import is_group
+from raystill.config.fingerprint import former_name, is_group
 
+log = logging.getLogger(__name__)
 Settings = TypeVar("Settings")
 
 
@@ -26,6 +28,7 @@ def override(run: Settings, changes: Mapping[str, Any]) -> Settings:
     (`__post_init__`) sees the final values.
     """
     known = dict(_nodes(run))
+    changes = _renamed(run, known, changes)
     chosen = {path: value for path, value in changes.items() if isinstance(value, str) and is_group(known.get(path))}
     outer = {path: value for path, value in chosen.items() if not any(path.startswith(f"{other}.") for other in chosen)}
     if outer and len(outer) < len(changes):
@@ -64,6 +67,30 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"{path} is set twice, to {_found(changes[path])} and to {text!r}; keep one of them")
         changes[path] = _parsed(text)
     return changes
+
+
+def _renamed(run: Any, known: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes by the present paths of settings; those that are typed by a former name are told of."""
+    if all(path in known for path in changes):
+        return dict(changes)
+    now, found = dict(_former(run)), {}
+    for path, value in changes.items():
+        new = now.get(path, path) if path not in known else path
+        if new != path:
+            log.warning("%s is called %s now; the old name works for one more release", path, new)
+        if new in found:
+            raise UserError(f"{new} is set twice, once by its former name {path}; keep one of them")
+        found[new] = value
+    return found
+
+
+def _former(group: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Former and present path of every setting below a group that has been renamed."""
+    for field in dataclasses.fields(group):
+        if (old := former_name(field)) != field.name:
+            yield prefix + old, prefix + field.name
+        if field.init and is_group(value := getattr(group, field.name)):
+            yield from _former(value, f"{prefix}{field.name}.")
 
 
 def _nodes(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

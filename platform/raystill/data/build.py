@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from raystill.config.errors import UserError
-from raystill.data.emoji import LABELS_PACKAGE, SETS, Drawing, attribution, draw, find_drawings, read_labels
+from raystill.data.emoji import LABELS_PACKAGE, SETS, Glyph, attribution, draw, find_drawings, read_labels
 from raystill.data.packages import fetch_package
 from raystill.data.pictures import UnreadablePictureError, encode_webp, read_picture, shrink
 from raystill.data.shards import Sample, write_shards
@@ -188,7 +188,7 @@ def emoji_source(build: EmojiBuild) -> Source:
     if unknown or not build.sets:
         raise UserError(f"emoji sets {unknown or 'none'} are not known; expected some of: {', '.join(SETS)}.")
     labels = read_labels(_package(build, LABELS_PACKAGE))
-    drawings: list[Drawing] = []
+    drawings: list[Glyph] = []
     for name in dict.fromkeys(build.sets):
         drawings += find_drawings(SETS[name], _package(build, SETS[name].package), labels)
     random.Random(build.seed).shuffle(drawings)

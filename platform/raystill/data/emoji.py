@@ -135,7 +135,7 @@ def read_labels(package: Path) -> dict[str, Label]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Drawing:
+class Glyph:
     """One file of a set with its label; `codepoints` is empty where its name in words is none of Unicode's."""
 
     item: EmojiSet
@@ -144,7 +144,7 @@ class Drawing:
     label: Label
 
 
-def find_drawings(item: EmojiSet, package: Path, labels: dict[str, Label]) -> list[Drawing]:
+def find_drawings(item: EmojiSet, package: Path, labels: dict[str, Label]) -> list[Glyph]:
     """List the labelled drawings of an unpacked package, sorted by file name; UserError if none is found."""
     paths = sorted(package.glob(item.pattern))
     if not paths:
@@ -156,13 +156,13 @@ def find_drawings(item: EmojiSet, package: Path, labels: dict[str, Label]) -> li
         return [_by_words(item, path, labels, codepoints) for path in paths]
     found = ((path, plain_codepoints(path.stem)) for path in paths)
     return [
-        Drawing(item=item, path=path, codepoints=points, label=labels[points])
+        Glyph(item=item, path=path, codepoints=points, label=labels[points])
         for path, points in found
         if points in labels
     ]
 
 
-def _by_words(item: EmojiSet, path: Path, labels: dict[str, Label], codepoints: dict[str, str]) -> Drawing:
+def _by_words(item: EmojiSet, path: Path, labels: dict[str, Label], codepoints: dict[str, str]) -> Glyph:
     """Label a file such as `woman-surfing-dark.svg`, whose `-default` twin shows that a skin tone is meant."""
     caption = plain_caption(path.stem)
     toned = _TONED.fullmatch(path.stem)
@@ -171,10 +171,10 @@ def _by_words(item: EmojiSet, path: Path, labels: dict[str, Label], codepoints: 
         caption = base if toned[2] == "default" else f"{base} {plain_caption(toned[2])} skin tone"
     points = codepoints.get(caption, "")
     label = labels[points] if points else Label(caption=caption, category="none", subcategory="none")
-    return Drawing(item=item, path=path, codepoints=points, label=label)
+    return Glyph(item=item, path=path, codepoints=points, label=label)
 
 
-def draw(drawing: Drawing, size: int, with_style: bool) -> Sample:
+def draw(drawing: Glyph, size: int, with_style: bool) -> Sample:
     """Make a drawing's sample: `size` x `size` on white as lossless WebP, the caption, its place in Unicode as JSON."""
     label, item = drawing.label, drawing.item
     about = {"category": label.category, "subcategory": label.subcategory, "codepoints": drawing.codepoints}

@@ -3,7 +3,7 @@ settings.
 """
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,8 +15,10 @@ from raystill.flow.predictions import Latent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Squared:
+class SquaredError:
     """Mean square of the numbers of a latent's error."""
+
+    former: ClassVar[str] = "Squared"
 
     def per_sample(self, error: Latent) -> Float[Tensor, " batch"]:
         """Distance of each sample's error from 0."""
@@ -56,7 +58,7 @@ class VectorHuber:
         return square / ((square + level**2).sqrt() + level) / count
 
 
-Premetric: TypeAlias = Squared | PseudoHuber | VectorHuber
+Premetric: TypeAlias = SquaredError | PseudoHuber | VectorHuber
 
 
 def _check(c: float) -> None:

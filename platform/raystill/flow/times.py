@@ -173,26 +173,28 @@ class SamplingTimes(FixedTimes):
     is the one-step variant, whose student learns nothing but the jump from the start to data.
     """
 
-    steps: int = introduced(8)  # steps of the sampler
+    student_steps: int = introduced(8, former="steps")  # steps of the student's sampler
     # share of draws at the start of sampling, the only point that a one-step sample depends on
     start_share: float = introduced(0.3)
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 <= self.start_share <= 1:
+        if self.student_steps < 1 or not 0 <= self.start_share <= 1:
             raise UserError(
-                f"sampling times have {self.steps} steps and start_share {self.start_share}; write 1 step or more and "
-                "a share in [0, 1], for example --set method.times.steps=8 --set method.times.start_share=0.3"
+                f"method.times has student_steps {self.student_steps} and start_share {self.start_share}; write 1 "
+                "or more and a share in [0, 1]: --set method.times.student_steps=8 --set method.times.start_share=0.3"
             )
 
     def quantile(self, v: Times, path: Path, schedule: Schedule) -> Times:
         """The sampler's time whose interval of [0, 1] holds v; times increase with v, and an interval is as long as its
         time's share of the draws.
         """
-        shares = torch.full((self.steps,), (1 - self.start_share) / max(self.steps - 1, 1), dtype=torch.float64)
-        shares[-1] = self.start_share if self.steps > 1 else 1.0
+        shares = torch.full(
+            (self.student_steps,), (1 - self.start_share) / max(self.student_steps - 1, 1), dtype=torch.float64
+        )
+        shares[-1] = self.start_share if self.student_steps > 1 else 1.0
         ends = shares.cumsum(0)[:-1].to(v.device, non_blocking=True)
         # mypy does not see that implementations of a protocol can be hashed; these are frozen values.
-        times = _asked(self.steps, path, schedule).to(v.device, non_blocking=True)  # type: ignore[arg-type]
+        times = _asked(self.student_steps, path, schedule).to(v.device, non_blocking=True)  # type: ignore[arg-type]
         return times[torch.searchsorted(ends, v, right=True)]
 
 

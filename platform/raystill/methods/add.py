@@ -45,7 +45,9 @@ from raystill.models.stock import StockSampler
 class ADD(Distillation):
     """Settings of ADD, adversarial diffusion distillation."""
 
-    steps: int = introduced(4)  # N: the student learns at the times of the stock sampler in N steps
+    student_steps: int = introduced(
+        4, former="steps"
+    )  # N: the student learns at the times of the stock sampler in N steps
     guidance: Guidance = introduced_group(Guidance)  # guidance of the teacher's estimate
     distillation: float = introduced(2.5)  # lambda, weight of the distance to the teacher's estimate
     adversarial: float = introduced(1.0)  # weight of the adversary in the student's gradient
@@ -71,16 +73,16 @@ class ADD(Distillation):
         """Refuse, with UserError, a teacher of fewer times than `steps`, or without the UNet blocks that the adversary
         reads.
         """
-        check_times(teacher.schedule, "method.steps", self.steps)
+        check_times(teacher.schedule, "method.student_steps", self.student_steps)
         check_features(self.features, teacher.features)
 
     def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, a student without steps, and negative weights."""
         super(ADD, self).check(sampling, lane_size, steps)
-        if self.steps < 1 or min(self.distillation, self.adversarial, self.penalty) < 0:
+        if self.student_steps < 1 or min(self.distillation, self.adversarial, self.penalty) < 0:
             raise UserError(
-                f"method.steps is {self.steps}, distillation {self.distillation}, adversarial {self.adversarial}, "
-                f"penalty {self.penalty}; write at least 1 step, and weights of 0 or more"
+                f"method.student_steps is {self.student_steps}, distillation {self.distillation}, "
+                f"adversarial {self.adversarial}, penalty {self.penalty}; write 1 step or more, weights of 0 or more"
             )
 
     def calls(self, steps: int) -> float:
@@ -94,7 +96,7 @@ class ADD(Distillation):
         (equation 4), where x_psi is the teacher's estimate from the sample noised to t, and c(t) = s_t.
         """
         x_0, condition, schedule = batch["x_0"], batch["condition"], given.schedule
-        t = schedule.sampling_times(self.steps)[rng.integers(0, self.steps, len(x_0))]
+        t = schedule.sampling_times(self.student_steps)[rng.integers(0, self.student_steps, len(x_0))]
         noise = noise_for(x_0, rng, immiscible=self.immiscible)
         start = begun(schedule, t, x_0, noise)
         sample = Denoiser(networks[STUDENT], schedule, given.kind)(start, t, condition).data

@@ -22,7 +22,7 @@ Lead = Callable[[Latent, Times, Times], Latent]  # (x, t, t') -> the point at t'
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class TimePair:
     """Random times of a batch on a grid of N intervals of [0, 1]: the student's, the end of the teacher's step, and the
     landing.
     """
@@ -78,7 +78,7 @@ def drawn(
     count: int,
     *,
     any_landing: bool,
-) -> Draw:
+) -> TimePair:
     """Random times of a batch: t uniform over the grid's N points above 0 and t' the next point below; r is `bottom` of
     t's index, or uniform over the points from there to t'.
     """
@@ -87,7 +87,7 @@ def drawn(
     share = rng.uniform(count)
     r = lowest + (share * (j - lowest)).long().clamp(max=j - 1 - lowest) if any_landing else lowest
     t, led, landing = (grid[index] for index in (j, j - 1, r))
-    return Draw(t, led, landing)
+    return TimePair(t, led, landing)
 
 
 def jumped(prediction: Prediction, schedule: Schedule, t: Times, r: Times) -> Latent:
@@ -97,7 +97,7 @@ def jumped(prediction: Prediction, schedule: Schedule, t: Times, r: Times) -> La
 
 
 def consistency_loss(
-    networks: Networks, given: Given, batch: Batch, draw: Draw, lead: Lead, eps: Latent, premetric: Premetric
+    networks: Networks, given: Given, batch: Batch, draw: TimePair, lead: Lead, eps: Latent, premetric: Premetric
 ) -> Loss:
     """Mean distance of G(x_t, t -> r) from the target network's G(x', t' -> r), which gets no gradient."""
     x_0, condition, schedule = batch["x_0"], batch["condition"], given.schedule

@@ -26,7 +26,7 @@ from raystill.flow.schedules import Schedule, Times
 from raystill.flow.solvers import ddim_between
 from raystill.flow.starts import StartLaw
 from raystill.methods.adversary import input_gradient
-from raystill.methods.consistency import Draw, grid_of, jumped
+from raystill.methods.consistency import TimePair, grid_of, jumped
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import (
     EVERY_LANE,
@@ -139,7 +139,7 @@ class CTM(Distillation):
         weights = torch.arange(1.0, self.most + 1)
         return 1 + int(generator(given.seed, EVERY_LANE, step).weighted(weights, 1))
 
-    def _drawn(self, schedule: Schedule, led: int, count: int, rng: RandomStream) -> Draw:
+    def _drawn(self, schedule: Schedule, led: int, count: int, rng: RandomStream) -> TimePair:
         """Random times of a batch: t uniform over the grid's points m and more above data, u the point m below t, s
         uniform over the points from u down to data.
         """
@@ -148,7 +148,7 @@ class CTM(Distillation):
         landing = (share * (j - led + 1)).long()
         grid = grid_of(schedule, self.intervals)
         t, u, s = (grid[index] for index in (j, j - led, landing))
-        return Draw(t, u, s)
+        return TimePair(t, u, s)
 
     def _denoised(
         self, given: Given, student: nn.Module, batch: Batch, teaching: Teaching, rng: RandomStream
@@ -177,7 +177,7 @@ class CTM(Distillation):
         return ctm_scheduler(stock)
 
 
-def _pulled(answer: Prediction, gradient: Latent, schedule: Schedule, draw: Draw) -> Latent:
+def _pulled(answer: Prediction, gradient: Latent, schedule: Schedule, draw: TimePair) -> Latent:
     """The gradient in the network's output of a loss whose gradient in the jump's end is given; nothing passes through
     the network, whose engine takes one backward a lane.
     """

@@ -57,7 +57,7 @@ FAKE = "fake_score"  # name of the role
 class DMD2(Distillation):
     """Settings of DMD2."""
 
-    steps: int = introduced(4)  # N, sampling steps of the student
+    student_steps: int = introduced(4, former="steps")  # N, sampling steps of the student
     ratio: int = introduced(5)  # R: the student is updated every R steps, the other roles at each step
     guidance: float = introduced(3.0)  # guidance scale w of the teacher, the real score
     lowest: float = introduced(0.02)  # lowest time at which scores are compared; the highest is 1 less this
@@ -89,17 +89,17 @@ class DMD2(Distillation):
         """Refuse, with UserError, a teacher of fewer times than `steps`, or without the UNet blocks that the adversary
         reads.
         """
-        check_times(teacher.schedule, "method.steps", self.steps)
+        check_times(teacher.schedule, "method.student_steps", self.student_steps)
         if self.adversarial:
             check_features(self.features, teacher.features)
 
     def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, steps or a ratio below 1, a negative weight, and a lowest time outside [0, 0.5)."""
         super(DMD2, self).check(sampling, lane_size, steps)
-        if self.steps < 1 or self.ratio < 1 or self.adversarial < 0 or not 0 <= self.lowest < 0.5:
+        if self.student_steps < 1 or self.ratio < 1 or self.adversarial < 0 or not 0 <= self.lowest < 0.5:
             raise UserError(
-                f"method.steps is {self.steps}, ratio {self.ratio}, adversarial {self.adversarial} and lowest "
-                f"{self.lowest}; write at least 1, 1, 0 and a time below 0.5"
+                f"method.student_steps is {self.student_steps}, ratio {self.ratio}, adversarial {self.adversarial} "
+                f"and lowest {self.lowest}; write at least 1, 1, 0 and a time below 0.5"
             )
 
     def calls(self, steps: int) -> float:
@@ -136,10 +136,10 @@ class DMD2(Distillation):
         whole step on all ranks.
         """
         student, schedule = Denoiser(networks[STUDENT], given.schedule, given.kind), given.schedule
-        last = int(generator(given.seed, EVERY_LANE, step).integers(0, self.steps, 1))
+        last = int(generator(given.seed, EVERY_LANE, step).integers(0, self.student_steps, 1))
         x_0: Latent = batch["x_0"]
         x = fresh(x_0, rng)
-        times = schedule.sampling_times(self.steps)
+        times = schedule.sampling_times(self.student_steps)
         for i in range(last + 1):
             t, following = times[i].expand(len(x)), times[i + 1].expand(len(x))
             with torch.set_grad_enabled(learn and i == last):

@@ -17,7 +17,7 @@ import torch
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.predictions import Latent, point
-from raystill.flow.premetrics import Premetric, Squared
+from raystill.flow.premetrics import Premetric, SquaredError
 from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Times
 from raystill.methods.adversary import (
@@ -64,7 +64,7 @@ class Lightning(Distillation):
     guidance: Guidance = introduced_group(Guidance)  # of the teacher in the first stage; later students have learned it
     features: tuple[str, ...] = introduced(("mid_block",))  # blocks of the teacher's UNet that the adversary reads
     learning_rate: float = introduced(1e-4)  # learning rate of the adversary
-    premetric: Premetric = introduced_group(Squared)  # distance in the first stage's loss
+    premetric: Premetric = introduced_group(SquaredError)  # distance in the first stage's loss
     immiscible: bool = introduced(False)  # whether noise is assigned within a batch to latents near it (2406.12303)
 
     name: ClassVar[str] = "lightning"

@@ -72,7 +72,7 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Composed:
+class Composition:
     """A method put together from its parts: settings bound to a teacher, or another method with one part changed."""
 
     learners: tuple[str, ...]
@@ -173,7 +173,7 @@ class Distillation(ABC):
 
     def bind(self, given: Given) -> Method:
         """The method bound to a teacher that `check_teacher` takes."""
-        return Composed(self.learners, self.needs, self.turn, partial(self.losses, given))
+        return Composition(self.learners, self.needs, self.turn, partial(self.losses, given))
 
     def heads(self, given: Given) -> dict[str, Head]:
         """The method's own small networks, by role."""

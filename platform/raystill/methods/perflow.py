@@ -15,7 +15,7 @@ from raystill.config.errors import UserError
 from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import VANISHING, point
-from raystill.flow.premetrics import Premetric, Squared
+from raystill.flow.premetrics import Premetric, SquaredError
 from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import FlowSchedule
 from raystill.flow.solvers import ddim_between
@@ -42,7 +42,7 @@ class PeRFlow(Distillation):
     # whether the teacher is unguided and loses the same captions as the student, which is then guided in sampling
     synchronised: bool = introduced(False)
     times: AnyTimes = introduced_group(UniformTimes)
-    premetric: Premetric = introduced_group(Squared)
+    premetric: Premetric = introduced_group(SquaredError)
     immiscible: bool = introduced(False)  # whether noise is assigned within a batch to latents near it (2406.12303)
     caption_dropout: float = introduced(0.1)  # share of samples whose student sees no caption
 

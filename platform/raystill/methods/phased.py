@@ -39,8 +39,10 @@ from raystill.models.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PhasedRectified(Distillation):
+class PhasedRectifiedDiffusion(Distillation):
     """Settings of phased Rectified Diffusion."""
+
+    former: ClassVar[str] = "PhasedRectified"
 
     windows: int = introduced(4)  # K, number of phases
     substeps: int = introduced(8)  # K', DDIM steps of the teacher in a phase
@@ -56,7 +58,7 @@ class PhasedRectified(Distillation):
         """Refuse, with UserError, phases without a step of the teacher, and samplers whose jumps cross an edge of a
         phase.
         """
-        super(PhasedRectified, self).check(sampling, lane_size, steps)
+        super(PhasedRectifiedDiffusion, self).check(sampling, lane_size, steps)
         if self.windows < 1 or self.substeps < 1:
             raise UserError(f"method.windows is {self.windows} and method.substeps {self.substeps}; write 1 or more")
         check_jumps(steps, self.windows, "method.windows")

@@ -25,13 +25,15 @@ from raystill.models.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rectified(Distillation):
+class RectifiedDiffusion(Distillation):
     """Settings of Rectified Diffusion. The paper writes a squared error of the noise, its code the pseudo-Huber
     distance of x_0 that is taken here; the code's other beta schedule is left to the teacher.
 
     Of the consistency stage there is neither code nor an equation: here f(x_t) is to be f(x_t') of the next point below
     on the pair's own path.
     """
+
+    former: ClassVar[str] = "Rectified"
 
     times: AnyTimes = introduced_group(UniformTimes)
     premetric: Premetric = introduced_group(PseudoHuber)
@@ -57,7 +59,7 @@ class Rectified(Distillation):
 
     def check(self, sampling: Sampling, lane_size: int, steps: tuple[int, ...]) -> None:
         """Refuse, with UserError, a stage that begins before the training, and a path without intervals."""
-        super(Rectified, self).check(sampling, lane_size, steps)
+        super(RectifiedDiffusion, self).check(sampling, lane_size, steps)
         if (self.consistency_from is not None and self.consistency_from < 0) or self.intervals < 1:
             raise UserError(
                 f"method.consistency_from is {self.consistency_from} and method.intervals {self.intervals}; write a "

@@ -18,7 +18,7 @@ import torch
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import introduced, introduced_group
 from raystill.flow.paths import StraightPath, interpolate
-from raystill.flow.premetrics import Premetric, Squared
+from raystill.flow.premetrics import Premetric, SquaredError
 from raystill.flow.randomness import RandomStream
 from raystill.flow.times import AnyTimes, UniformTimes
 from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
@@ -34,7 +34,7 @@ class Reflow(Distillation):
     """
 
     times: AnyTimes = introduced_group(UniformTimes)
-    premetric: Premetric = introduced_group(Squared)
+    premetric: Premetric = introduced_group(SquaredError)
 
     # step of training from which one step is distilled: InstaFlow's last stage
     one_step_from: int | None = introduced(None)

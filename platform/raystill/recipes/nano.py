@@ -8,7 +8,7 @@ from raystill.engine.protocol import Optimizer
 from raystill.launch.settings import Cluster
 from raystill.models.fresh import Tokens
 from raystill.run.settings import Evaluation, Pretraining, Run, Targets
-from raystill.targets.targets import Generated, Independent
+from raystill.targets.targets import Generation, IndependentMeans
 from raystill.training.loop import Training
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask
 
@@ -32,7 +32,7 @@ def run() -> Run:
         artifacts="s3://raystill/mlflow",
         teacher="shipped://teachers/nano",
         model="nano-rayflow",
-        targets=Targets(estimator=Generated(steps=8)),
+        targets=Targets(estimator=Generation(solver_steps=8)),
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, final_fraction=0.02),
         training=Training(
             steps=100, lanes=2, lane_size=64, average_decay=0.97, log_every=10, checkpoint_every=50, picture_every=50
@@ -50,7 +50,7 @@ def open_ended() -> Run:
         name="nano-open",
         model="nano-open-rayflow",
         reading=Reading(drop_captions=1.0),
-        targets=Targets(estimator=Generated(steps=16, guidance=1.0)),
+        targets=Targets(estimator=Generation(solver_steps=16, guidance=1.0)),
         training=replace(demo.training, steps=250, average_decay=0.98, checkpoint_every=125, picture_every=125),
         evaluation=replace(demo.evaluation, guidance=1.0, shards=4),
     )
@@ -59,7 +59,7 @@ def open_ended() -> Run:
 def control() -> Run:
     """`open_ended` with target means that are independent of the teacher: a control, which must be clearly worse."""
     return replace(
-        open_ended(), name="nano-control", model="nano-control-rayflow", targets=Targets(estimator=Independent())
+        open_ended(), name="nano-control", model="nano-control-rayflow", targets=Targets(estimator=IndependentMeans())
     )
 
 

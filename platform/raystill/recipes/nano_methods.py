@@ -10,22 +10,22 @@ from raystill.methods.dmd2 import DMD2
 from raystill.methods.lcm import LCM
 from raystill.methods.lightning import Lightning
 from raystill.methods.perflow import PeRFlow
-from raystill.methods.phased import PhasedRectified
+from raystill.methods.phased import PhasedRectifiedDiffusion
 from raystill.methods.rayflow import RayFlow
-from raystill.methods.rectified import Rectified
+from raystill.methods.rectified import RectifiedDiffusion
 from raystill.methods.reflow import Reflow
 from raystill.methods.scott import SCott
 from raystill.methods.table import Distilling
 from raystill.methods.tcd import TCD
 from raystill.recipes import nano
 from raystill.run.settings import Run, Targets
-from raystill.targets.targets import Encoded
+from raystill.targets.targets import Encoding
 
 
 def _run(method: Distilling, name: str | None = None) -> Run:
     """The demo with another method, whose targets are real latents where it needs no pairs."""
     demo, name = nano.run(), name or method.name
-    targets = demo.targets if "target_mean" in method.needs else Targets(estimator=Encoded())
+    targets = demo.targets if "target_mean" in method.needs else Targets(estimator=Encoding())
     return replace(demo, name=f"{name}-nano", model=f"nano-{name}", method=method, targets=targets)
 
 
@@ -62,12 +62,12 @@ def rfpp_nano() -> Run:
 
 def rectified_nano() -> Run:
     """Rectified Diffusion, whose last third is its consistency stage."""
-    return _run(Rectified(consistency_from=67))
+    return _run(RectifiedDiffusion(consistency_from=67))
 
 
 def phased_nano() -> Run:
     """Phased Rectified Diffusion: four phases, hence four sampling steps or a multiple."""
-    run = _run(PhasedRectified())
+    run = _run(PhasedRectifiedDiffusion())
     return replace(run, evaluation=replace(run.evaluation, student_steps=(4, 8)))
 
 

@@ -22,7 +22,7 @@ from raystill.evaluation.timing import seconds
 from raystill.flow.randomness import RandomStream
 from raystill.launch.launcher import Launcher, LocalLauncher
 from raystill.launch.services import DIRECTORY
-from raystill.methods.method import Batch, Composed, Loss, Method, Networks, generator
+from raystill.methods.method import Batch, Composition, Loss, Method, Networks, generator
 from raystill.run.distill import compute_targets, target_maker, training_source
 from raystill.run.jobs import surroundings
 from raystill.run.settings import Run
@@ -92,7 +92,7 @@ class BenchTask:
         """Build the distillation's networks, and a second set of them for the bare steps."""
         built = self.inner.build(device)
         method, timer = built.method, Timer(built.method, self.inner.build(device).modules)
-        timed = Composed(method.learners, method.needs, method.turn, timer.losses)
+        timed = Composition(method.learners, method.needs, method.turn, timer.losses)
         return Assembly(timed, built.modules, optimizers=built.optimizers, small=built.small)
 
 

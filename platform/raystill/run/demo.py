@@ -9,11 +9,11 @@ from typing import Any
 
 from raystill.launch.command import shown
 from raystill.launch.services import DIRECTORY
-from raystill.run.distill import Distilled, Seconds
+from raystill.run.distill import DistillationResult, Seconds
 from raystill.run.evaluate import table
 from raystill.run.jobs import launch_distillation
 from raystill.run.settings import Run
-from raystill.tracking.registry import Registered
+from raystill.tracking.registry import Registration
 
 REPORT = DIRECTORY / "demo" / "report.json"
 
@@ -39,7 +39,9 @@ def _cli(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "raystill.cli", *arguments], check=True)
 
 
-def report(run: Run, done: Distilled, registered: Registered, picture: Path, seconds: Seconds) -> dict[str, Any]:
+def report(
+    run: Run, done: DistillationResult, registered: Registration, picture: Path, seconds: Seconds
+) -> dict[str, Any]:
     """The demo's report, for programs to read: figures, files, seconds and the adapter's place in the registry."""
     return {
         "teacher": done.evaluated.teacher,
@@ -55,7 +57,9 @@ def report(run: Run, done: Distilled, registered: Registered, picture: Path, sec
     }
 
 
-def summary(run: Run, done: Distilled, registered: Registered, picture: Path, drawn: Path, seconds: Seconds) -> str:
+def summary(
+    run: Run, done: DistillationResult, registered: Registration, picture: Path, drawn: Path, seconds: Seconds
+) -> str:
     """The demo's summary as text: the figures, where everything is, and what to try next."""
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.stages.items())
     raystill = shown(Path(sys.executable).with_name("raystill"))

@@ -23,16 +23,16 @@ from raystill.models.sampling import NORMAL
 from raystill.models.stock import read_scheduler, schedule_of
 from raystill.run.adoption import adopted
 from raystill.run.checkpoints import checkpoints_at, left_out, train_at
-from raystill.run.evaluate import Evaluated, as_card, evaluate, table
+from raystill.run.evaluate import EvaluationResult, as_card, evaluate, table
 from raystill.run.settings import Run
-from raystill.run.trained import Trained
+from raystill.run.trained import TrainedStudent
 from raystill.targets.targets import TargetTransform, check_identity, start_law_of
 from raystill.tracking.files import FileRun
 from raystill.tracking.tracking import Tracking, check_experiment, tracked, tracking_uri
 from raystill.training.task import averages_after
 
 if TYPE_CHECKING:  # MLflow is an extra
-    from raystill.tracking.registry import Registered
+    from raystill.tracking.registry import Registration
     from raystill.tracking.runs import TrackedRun
 
 log = logging.getLogger(__name__)
@@ -56,11 +56,11 @@ class Seconds:
 
 
 @dataclass(slots=True)
-class Distilled:
+class DistillationResult:
     """The outcome of the main job."""
 
-    registered: "Registered | None"  # None where MLflow, and so a registry, is not installed
-    evaluated: Evaluated
+    registered: "Registration | None"  # None where MLflow, and so a registry, is not installed
+    evaluated: EvaluationResult
     adapter: Path
     picture: Path
     left_out: str  # rejected samples with reasons, as lines of text; empty where there are none
@@ -83,7 +83,7 @@ def check_inputs(run: Run) -> None:
     Source.of(open_store(run.shards))
 
 
-def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> Distilled:
+def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> DistillationResult:
     """Run every stage that an earlier, stopped run of the same settings has not finished; `directory` is local, for
     small outputs.
     """
@@ -112,10 +112,10 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
         record.picture("evaluation/grid", evaluated.picture, run.training.steps)
         registered = _registered(uri, run.model, adapter, record)
     left_out = "\n".join(filter(None, [index.left_out, evaluated.left_out]))
-    return Distilled(registered, evaluated, adapter, adapter / artifact.PICTURE_NAME, left_out)
+    return DistillationResult(registered, evaluated, adapter, adapter / artifact.PICTURE_NAME, left_out)
 
 
-def _registered(uri: str | None, name: str, adapter: Path, record: "TrackedRun | FileRun") -> "Registered | None":
+def _registered(uri: str | None, name: str, adapter: Path, record: "TrackedRun | FileRun") -> "Registration | None":
     """Register a run's adapter; None where there is no registry."""
     if uri is None or isinstance(record, FileRun):
         return None
@@ -226,7 +226,9 @@ def _log_targets(store: Store, index: Index, calls: int, computed: int, seconds:
         log.info("computed %d of them at %.1f images/s, %.0f teacher calls/s", computed, rate, rate * calls)
 
 
-def trained_student(run: Run, checkpoints: Store, targets: Store, index: Index, steps: int | None = None) -> Trained:
+def trained_student(
+    run: Run, checkpoints: Store, targets: Store, index: Index, steps: int | None = None
+) -> TrainedStudent:
     """The run's student after all of its training steps, or so many, with the start law of its targets where its method
     needs target means; else it starts from N(0, I).
     """
@@ -236,4 +238,4 @@ def trained_student(run: Run, checkpoints: Store, targets: Store, index: Index, 
     if "target_mean" in run.method.needs:
         schedule = schedule_of(read_scheduler(located(run.teacher)))
         start = start_law_of(run.targets.estimator, schedule, targets, index)
-    return Trained(run.task, checkpoints, run.sampling, start, averages)
+    return TrainedStudent(run.task, checkpoints, run.sampling, start, averages)

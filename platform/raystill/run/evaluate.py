@@ -21,7 +21,7 @@ from raystill.evaluation.metrics import METRICS, Pictures, figures
 from raystill.evaluation.pictures import grid
 from raystill.launch.launcher import Launcher
 from raystill.models.revision import revision
-from raystill.run.samples import Drawn, StudentSamples, TeacherSamples
+from raystill.run.samples import Sampler, StudentSamples, TeacherSamples
 from raystill.run.settings import Run
 
 FOR_CAPTION, MOST = 2, 16  # rows of the picture: at most so many of one caption, and in all
@@ -29,7 +29,7 @@ Figures = dict[str, dict[str, float]]  # step count -> name -> value
 
 
 @dataclass(slots=True)
-class Evaluated:
+class EvaluationResult:
     """The outcome of one evaluation."""
 
     digest: str  # fingerprint of everything that the figures depend on except the student
@@ -41,7 +41,7 @@ class Evaluated:
     captions: tuple[str, ...] = ()  # of the picture's rows
 
 
-def evaluate(run: Run, launcher: Launcher, drawn: Drawn) -> Evaluated:
+def evaluate(run: Run, launcher: Launcher, drawn: Sampler) -> EvaluationResult:
     """Draw with teacher and student from the same captions and starts, and measure; what an earlier run drew is found,
     not drawn again.
     """
@@ -50,7 +50,7 @@ def evaluate(run: Run, launcher: Launcher, drawn: Drawn) -> Evaluated:
     return _measure(run, fingerprint(teacher.identity), *rows, teacher.left_out)
 
 
-def draw_student(run: Run, launcher: Launcher, drawn: Drawn) -> list[Row]:
+def draw_student(run: Run, launcher: Launcher, drawn: Sampler) -> list[Row]:
     """The student's pictures of the evaluation's captions, with features and LPIPS to the teacher's; drawn or found."""
     settings, source = run.evaluation, Source.of(draw_teacher(run, launcher)[0])
     make = partial(StudentSamples, drawn, settings, launcher.stage_device)
@@ -79,14 +79,14 @@ def read_rows(store: Store, index: Index) -> list[Row]:
     return sorted(rows, key=lambda row: str(row["key"]))
 
 
-def _measure(run: Run, identity: str, teacher: list[Row], student: list[Row], left_out: str) -> Evaluated:
+def _measure(run: Run, identity: str, teacher: list[Row], student: list[Row], left_out: str) -> EvaluationResult:
     settings = run.evaluation
     real = _stack(teacher, "features_real")
     reference = _features(teacher, settings.reference_steps)
     of_teacher = {str(n): figures(_pictures(teacher, n, real, reference)) for n in settings.teacher_steps}
     of_student = {str(n): figures(_pictures(student, n, real, reference)) for n in settings.student_steps}
     shown = rows_of_picture(settings.captions, [str(row["caption"]) for row in teacher])
-    return Evaluated(
+    return EvaluationResult(
         identity, settings.features, of_teacher, of_student, _picture(run, teacher, student, shown), left_out,
         captions=tuple(str(teacher[i]["caption"]) for i in shown),
     )  # fmt: skip
@@ -141,7 +141,7 @@ def floor_of(run: Run, launcher: Launcher) -> float:
     return frechet(ours, theirs, allow_few=True)
 
 
-def table(evaluated: Evaluated) -> str:
+def table(evaluated: EvaluationResult) -> str:
     """The figures as text: a line per network and step count."""
     widths = [int(metric.digits.partition(".")[0]) for metric in METRICS]
     heads = [f"{metric.heading:>{width}}" for metric, width in zip(METRICS, widths, strict=True)]
@@ -157,7 +157,7 @@ def table(evaluated: Evaluated) -> str:
     return "\n".join(lines)
 
 
-def spread(evaluated: list[Evaluated]) -> str:
+def spread(evaluated: list[EvaluationResult]) -> str:
     """Mean and relative range of the Frechet distance over evaluations of the same models with other starts."""
     lines = []
     for who in ("teacher", "student"):
@@ -170,7 +170,7 @@ def spread(evaluated: list[Evaluated]) -> str:
     return "\n".join(lines)
 
 
-def as_card(evaluated: Evaluated) -> dict[str, Any]:
+def as_card(evaluated: EvaluationResult) -> dict[str, Any]:
     """The part of an adapter's card that an evaluation fills."""
     frechet_by_steps = {steps: f["frechet"] for steps, f in evaluated.student.items()}
     every = canonical({"teacher": evaluated.teacher, "student": evaluated.student})

@@ -12,7 +12,7 @@ from raystill.launch.launcher import Launcher, LocalLauncher
 from raystill.launch.services import DIRECTORY, HOME, object_store, upload_sample
 from raystill.launch.settings import Cluster
 from raystill.run.distill import (
-    Distilled,
+    DistillationResult,
     Seconds,
     check_inputs,
     checkpoints_of,
@@ -46,7 +46,7 @@ def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = Non
         yield launcher
 
 
-def launch_distillation(run: Run, *, local: bool = False, seconds: Seconds | None = None) -> Distilled:
+def launch_distillation(run: Run, *, local: bool = False, seconds: Seconds | None = None) -> DistillationResult:
     """Distil a teacher: targets, training, evaluation, registration; `local` does all in this process, without Ray."""
     seconds = seconds or Seconds()
     with surroundings(run, local=local, seconds=seconds) as launcher:

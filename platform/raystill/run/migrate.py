@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 from raystill.config.annotations import MisfitError
 from raystill.config.digest import canonical_json, digest
 from raystill.config.errors import UserError
-from raystill.config.fingerprint import fingerprint, identity
+from raystill.config.fingerprint import fingerprint, former_name, identity
 from raystill.config.legacy import earlier, revived
 from raystill.config.overrides import paths
 from raystill.config.shipped import located
@@ -25,7 +25,7 @@ from raystill.training.task import last_step
 
 TARGETS = "targets"
 STAGES = (TARGETS, "pictures", "latents", "teacher-samples", "student-samples", "probes", "overlap", "gradients")
-KINDS = {kind.__name__: kind for kind in (Reading, Targets, *get_args(get_type_hints(Targets)["estimator"]))}
+KINDS = {former_name(kind): kind for kind in (Reading, Targets, *get_args(get_type_hints(Targets)["estimator"]))}
 AS_IS, EMPTY = "found as it is", "no checkpoint"
 
 

@@ -27,15 +27,15 @@ from raystill.models.revision import revision
 from raystill.models.sampling import NORMAL, ODE, draw, guided_network, ray_scheduler, solver
 from raystill.run.settings import Evaluation
 
-Draw = Callable[[Latent, Tensor, int], Latent]  # (start, condition, steps) -> clean latents
+SampleLatents = Callable[[Latent, Tensor, int], Latent]  # (start, condition, steps) -> clean latents
 
 
 @dataclass(slots=True)
-class Drawing:
+class PictureColumns:
     """Draws pictures of a shard's captions at several step counts, and times each count."""
 
     pipeline: Pipeline
-    draw: Draw
+    draw: SampleLatents
     settings: Evaluation
     features: FeatureNetwork
 
@@ -64,7 +64,7 @@ class Drawing:
         return columns
 
 
-def teacher_draw(teacher: str, guidance: float, device: str) -> tuple[Pipeline, Draw]:
+def teacher_draw(teacher: str, guidance: float, device: str) -> tuple[Pipeline, SampleLatents]:
     """A teacher's pipeline, and its guided DDIM sampling at the stock timesteps."""
     pipeline = load_pipeline(teacher).to(torch.device(device))
     schedule = pipeline.schedule
@@ -73,10 +73,10 @@ def teacher_draw(teacher: str, guidance: float, device: str) -> tuple[Pipeline, 
 
 
 @runtime_checkable  # so that tests can check annotations
-class Drawn(Protocol):
+class Sampler(Protocol):
     """A teacher or student with its sampler: what an evaluation draws with."""
 
-    def draw(self, device: str) -> tuple[Pipeline, Draw]:
+    def draw(self, device: str) -> tuple[Pipeline, SampleLatents]:
         """Load the networks on a device; return the pipeline and a function that samples."""
 
     def identity(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Solver:
     scheduler: str | None  # class of diffusers, made with the teacher's schedule; None takes a student's scheduler
     guidance: float
 
-    def draw(self, device: str) -> tuple[Pipeline, Draw]:
+    def draw(self, device: str) -> tuple[Pipeline, SampleLatents]:
         """Load the teacher on a device; return its pipeline and a function that samples."""
         pipeline = load_pipeline(self.teacher).to(torch.device(device))
         network = guided_network(pipeline, self.guidance)
@@ -112,7 +112,7 @@ class TeacherSamples:
     def __init__(self, teacher: str, settings: Evaluation, reading: Reading, device: str) -> None:
         self.reading, self.settings = reading, settings
         features = feature_network(settings.features)
-        self.drawing = Drawing(*teacher_draw(teacher, settings.guidance, device), settings, features)
+        self.drawing = PictureColumns(*teacher_draw(teacher, settings.guidance, device), settings, features)
 
     def read(self, sample: Sample) -> Row:
         """Read a sample's caption and real picture."""
@@ -137,10 +137,10 @@ class StudentSamples:
     to the teacher's pictures at the reference steps.
     """
 
-    def __init__(self, drawn: Drawn, settings: Evaluation, device: str) -> None:
+    def __init__(self, drawn: Sampler, settings: Evaluation, device: str) -> None:
         self.settings = settings
         features = feature_network(settings.features)
-        self.drawing = Drawing(*drawn.draw(device), settings, features)
+        self.drawing = PictureColumns(*drawn.draw(device), settings, features)
         self.lpips = Lpips(alexnet=load_alexnet())
 
     def read(self, sample: Sample) -> Row:

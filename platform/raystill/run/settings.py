@@ -17,7 +17,7 @@ from raystill.methods.rayflow import RayFlow
 from raystill.methods.table import Distilling
 from raystill.models.sampling import Sampling
 from raystill.models.weights import Full, Lora
-from raystill.targets.targets import Assigned, Encoded, Expectation, Generated, Independent, Inverted
+from raystill.targets.targets import Assignment, Encoding, Expectation, Generation, IndependentMeans, Inversion
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
 from raystill.training.pretraining import AutoencoderTask, DenoiserTask
@@ -29,7 +29,9 @@ STOCK_MULTIPLE = 8  # of which the height and width of pictures are multiples in
 class Targets:
     """Settings of the targets that the frozen teacher computes."""
 
-    estimator: Generated | Inverted | Expectation | Independent | Assigned | Encoded = introduced_group(Generated)
+    estimator: Generation | Inversion | Expectation | IndependentMeans | Assignment | Encoding = introduced_group(
+        Generation
+    )
     shards: int | None = introduced(None)  # source shards that are used, after those that are evaluated; None takes all
     seed: int = introduced(0)  # seed of the samples' starts
     batch_size: Knob[int] = 64  # samples per call of the teacher
@@ -182,7 +184,7 @@ def _check_fields(method: Distilling, targets: Targets) -> None:
     if missing:
         raise UserError(
             f"{type(method).__name__} needs {', '.join(missing)}, which {type(targets.estimator).__name__} does not "
-            "make: --set targets.estimator=Generated"
+            "make: --set targets.estimator=Generation"
         )
 
 

@@ -25,7 +25,7 @@ from raystill.models.ctm import WEIGHT
 from raystill.models.pipeline import Pipeline, licence_of, load_pipeline
 from raystill.models.sampling import Sampling
 from raystill.models.weights import Full, Lora, delta, load_trained, lora_state, peft_config, prepare
-from raystill.run.samples import Draw
+from raystill.run.samples import SampleLatents
 from raystill.run.settings import Run
 from raystill.tracking.commit import code_commit
 from raystill.training.distillation import DistillTask
@@ -33,7 +33,7 @@ from raystill.training.task import Assembly, read_averages
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainedStudent:
     """A trained student in its checkpoint store, and how it is sampled."""
 
     task: DistillTask
@@ -42,7 +42,7 @@ class Trained:
     start: StartLaw
     averages: str  # key of the student's averaged weights in the checkpoint store
 
-    def draw(self, device: str) -> tuple[Pipeline, Draw]:
+    def draw(self, device: str) -> tuple[Pipeline, SampleLatents]:
         """Load the adapter on a device, as whoever pulls it does; return its pipeline and a function that samples."""
         with TemporaryDirectory() as scratch:
             directory = Path(scratch) / "adapter"

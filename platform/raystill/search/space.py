@@ -93,7 +93,7 @@ Space = tuple[Choice | Range, ...]
 
 
 @dataclass(slots=True)
-class Draw:
+class ConditionalSpace:
     """The function that draws the settings of one trial for Optuna, in the order of the space. Settings whose training
     was drawn before get another seed than the run's: their trial is a measurement of its own, with checkpoints of its
     own.

@@ -151,7 +151,7 @@ def _sigma(search: Search, trials: Sequence[Trial]) -> Image.Image:
         some = [t for t in trials if SIGMA in t.config and t.steps and (t.steps >= whole) == finished]
         x, y = [float(t.config[SIGMA]) for t in some], [math.exp(t.quality) for t in some]
         axes.scatter(x, y, marker=marker, label="trained to the end" if finished else "stopped early")
-    axes.set(xlabel="sigma", ylabel=f"Frechet distance at {', '.join(map(str, search.steps))} steps")
+    axes.set(xlabel="sigma", ylabel=f"Frechet distance at {', '.join(map(str, search.student_steps))} steps")
     axes.grid(alpha=0.3)
     axes.legend()
     return rendered(figure)
@@ -179,7 +179,7 @@ def _parallel(search: Search, trials: Sequence[Trial]) -> Image.Image:
                 text = value if isinstance(value, str) else f"{value:.3g}"
                 axes.annotate(text, (i, height), fontsize=7, xytext=(3, 2), textcoords="offset points")
     figure.colorbar(
-        colours, ax=axes, label=f"Frechet distance at {_listed(search.steps)} steps (dotted: stopped early)"
+        colours, ax=axes, label=f"Frechet distance at {_listed(search.student_steps)} steps (dotted: stopped early)"
     )
     axes.set_xticks(range(len(paths)), [path.removeprefix("method.") for path in paths], rotation=20, fontsize=7)
     axes.set_yticks([])
@@ -239,7 +239,7 @@ def sweep_report(search: Search, trials: Sequence[Trial], samples: int, uri: str
         f"`jobs/search.py`: {len(trials)} trials, {counts}, found by Optuna's TPE ({search.random} drawn at random "
         f"first) and ASHA, which lets one of {search.keep} go on at {_listed(search.rungs) or 'no'} steps of training; "
         f"{whole} steps of {base.training.step_size} samples at most. Quality is the mean log Frechet distance at "
-        f"{_listed(search.steps)} sampling steps, on {_pictures(base)} of held-out captions. Targets: "
+        f"{_listed(search.student_steps)} sampling steps, on {_pictures(base)} of held-out captions. Targets: "
         f"{len(read)} set of {samples} samples, {calls(base, samples, trials)} teacher calls for all {len(trials)} "
         f"trials ({sum(one.computed for one in trials)} samples were computed by a trial itself). "
         f"The best trial's adapter is `{uri}`. Python {platform.python_version()}, {versions}."

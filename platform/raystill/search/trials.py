@@ -34,7 +34,7 @@ from raystill.run.distill import (
 )
 from raystill.run.evaluate import evaluate
 from raystill.search.settings import Search
-from raystill.search.space import Draw
+from raystill.search.space import ConditionalSpace
 from raystill.tracking.runs import TrackedRun
 from raystill.tracking.tracking import Tracking
 from raystill.training.task import last_step
@@ -71,7 +71,7 @@ def trial(config: dict[str, Any], settings: TrialSettings) -> None:
             train_student(run, targets, index, launcher, lambda: nullcontext(recorder), until=rung)
             trained = trained_student(run, checkpoints, targets, index, rung)
             figures = evaluate(run, launcher, trained).student
-            quality = statistics.fmean(math.log(figures[str(n)]["frechet"]) for n in search.steps)
+            quality = statistics.fmean(math.log(figures[str(n)]["frechet"]) for n in search.student_steps)
             distances = {f"evaluation/frechet_{n}": f["frechet"] for n, f in figures.items()}
             recorder.metrics(rung, {**distances, f"sweep/{METRIC}": quality})
             found = {METRIC: quality, "step": rung, "figures": figures}
@@ -149,7 +149,7 @@ def tuned(search: Search, tracking: Tracking, concurrent: int) -> tune.ResultGri
         seed=search.seed, n_startup_trials=search.random, multivariate=True, group=True
     )
     algorithm = OptunaSearch(
-        space=Draw(search.space, search.base), metric=METRIC, mode="min", sampler=sampler,
+        space=ConditionalSpace(search.space, search.base), metric=METRIC, mode="min", sampler=sampler,
         points_to_evaluate=[dict(point) for point in search.first],
     )  # fmt: skip
     return tune.Tuner(

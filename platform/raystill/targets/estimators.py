@@ -79,8 +79,10 @@ class Estimator(ABC):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded(Estimator):
+class Encoding(Estimator):
     """x_0 is the real latent, and there is no mu: for methods that noise data themselves."""
+
+    former: ClassVar[str] = "Encoded"
 
     reads_picture: ClassVar[bool] = True
     makes: ClassVar[tuple[str, ...]] = ("x_0", "condition")
@@ -93,11 +95,13 @@ class Encoded(Estimator):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Independent(Estimator):
+class IndependentMeans(Estimator):
     """The control: x_0 is the real latent and mu a N(0, I) draw that knows nothing of it.
 
     Targets are stored, so a sample keeps its one draw; new ones every time a sample is seen would need no store.
     """
+
+    former: ClassVar[str] = "Independent"
 
     revision: int = introduced(1, now=2)  # of the random starts; 1 is torch's generator, of 32-bit seeds
 
@@ -114,7 +118,7 @@ class Independent(Estimator):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assigned(Estimator):
+class Assignment(Estimator):
     """x_0 is the real latent, and mu the N(0, I) draw that a linear assignment gives it: over a group of samples, the
     sum of squared distances |x_0 - mu|^2 is least (Immiscible Diffusion 2406.12303).
 
@@ -122,6 +126,8 @@ class Assigned(Estimator):
     shard: its samples in the order of their keys, cut evenly into groups of at most `group`. So targets depend on which
     samples share a shard, but not on their order in it, on the teacher's batch size or on the number of workers.
     """
+
+    former: ClassVar[str] = "Assigned"
 
     group: int = introduced(256)  # samples of one assignment, whose computing time grows with their cube
     revision: int = introduced(1, now=2)  # of the random starts; 1 is torch's generator, of 32-bit seeds
@@ -131,7 +137,9 @@ class Assigned(Estimator):
     def __post_init__(self) -> None:
         check_revision(self)
         if self.group < 2:
-            raise UserError(f"Assigned has groups of {self.group}; write 2 or more: --set targets.estimator.group=256")
+            raise UserError(
+                f"Assignment has groups of {self.group}; write 2 or more: --set targets.estimator.group=256"
+            )
 
     def targets(
         self, teacher: Teacher, start: Latent, condition: Condition, picture: Pictures | None

@@ -23,10 +23,10 @@ SOLVERS: dict[SolverName, Solver] = {"ddim": ddim, "euler": euler, "heun": heun,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Solved(Estimator):
+class SolverEstimator(Estimator):
     """Base of the estimators that solve the teacher's ODE."""
 
-    steps: int = introduced(12)  # steps of the solver
+    solver_steps: int = introduced(12, former="steps")
     guidance: float = introduced(1.0)  # scale w of the teacher's guidance; 1 is none
     solver: SolverName = introduced("dpm_solver_2m")
     # rho: the solver's angles are u^rho, u evenly spaced; None: the stock sampler's times
@@ -45,8 +45,8 @@ class Solved(Estimator):
                 f"{name}'s rho is {self.rho}; write a number above 0 and up to 10, or null for the stock sampler's "
                 f"times: {at}.rho=2"
             )
-        if self.steps < 1:
-            raise UserError(f"{name} has {self.steps} steps; write 1 or more: {at}.steps=12")
+        if self.solver_steps < 1:
+            raise UserError(f"{name} has {self.solver_steps} steps; write 1 or more: {at}.solver_steps=12")
         if not 0 <= self.guidance < float("inf"):
             raise UserError(
                 f"{name}'s guidance is {self.guidance}; write a number from 0 on, where 1 is none: {at}.guidance=1"
@@ -55,7 +55,7 @@ class Solved(Estimator):
     @property
     def calls(self) -> int:
         """Evaluations of the teacher's network per sample: the solver's calls, doubled under guidance."""
-        times = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
+        times = torch.linspace(0, 1, self.solver_steps + 1, dtype=torch.float64)
         per_branch = calls(SOLVERS[self.solver], times if self.rising else times.flip(0))
         return per_branch * (1 if self.guidance == 1 else 2)
 
@@ -64,30 +64,36 @@ class Solved(Estimator):
         predicts data and so says nothing about the noise at t = 0.
         """
         name, most = type(self).__name__, schedule.steps
-        if self.steps > most:
+        if self.solver_steps > most:
             raise UserError(
-                f"{name} has {self.steps} steps and the teacher's schedule {most}; write no more than those: "
-                "--set targets.estimator.steps=12"
+                f"{name} has {self.solver_steps} steps and the teacher's schedule {most}; write no more than those: "
+                "--set targets.estimator.solver_steps=12"
             )
         if self.rising and kind == "sample":
             raise UserError(
                 f"{name} inverts real latents, and a teacher that predicts data (prediction_type 'sample') says "
-                "nothing about their noise at t = 0; write --set targets.estimator=Generated"
+                "nothing about their noise at t = 0; write --set targets.estimator=Generation"
             )
 
     def times(self, schedule: Schedule) -> Grid:
         """Times of the solver from 1 to 0; an inversion takes them in reverse."""
-        return schedule.sampling_times(self.steps) if self.rho is None else angle_times(schedule, self.steps, self.rho)
+        return (
+            schedule.sampling_times(self.solver_steps)
+            if self.rho is None
+            else angle_times(schedule, self.solver_steps, self.rho)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Generated(Solved):
+class Generation(SolverEstimator):
     """x_0 is the teacher's guided sample from z, and mu = (z - s_1 x_0) / n_1.
 
     mu is the one constant noise whose single DDIM step from z lands on x_0: the mean of the teacher's noise predictions
     over kappa along its own trajectory. At inference mu's law is that of z up to the small s_1 x_0, so sampling starts
     from N(0, I).
     """
+
+    former: ClassVar[str] = "Generated"
 
     guidance: float = introduced(3.0)  # scale w of the teacher's guidance; 1 is none
     rho: float | None = introduced(None)
@@ -97,7 +103,7 @@ class Generated(Solved):
     rising: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        Solved.__post_init__(self)
+        SolverEstimator.__post_init__(self)
         check_revision(self)
 
     def targets(
@@ -110,7 +116,7 @@ class Generated(Solved):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inverted(Solved):
+class Inversion(SolverEstimator):
     """x_0 is the real latent, and mu = (z - s_1 x_0) / n_1 with z the inversion of x_0 by the teacher's ODE upwards
     from t = 0.
 
@@ -118,6 +124,8 @@ class Inverted(Solved):
     deviation is 0.9 for the shipped teacher). Guidance bends the trajectory away from the one that led to the latent,
     so its scale is 1 unless asked for.
     """
+
+    former: ClassVar[str] = "Inverted"
 
     reads_picture: ClassVar[bool] = True
     rising: ClassVar[bool] = True
@@ -133,7 +141,7 @@ class Inverted(Solved):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expectation(Solved):
+class Expectation(SolverEstimator):
     """x_0 is the real latent, and mu the mean over uniform t of the teacher's noise predictions along its inversion.
 
     This is RayFlow's own wording, mu* = E_t[eps_t] (2503.07699, by a published summary). Nothing makes such a mean

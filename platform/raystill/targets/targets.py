@@ -16,11 +16,11 @@ from raystill.data.store import Store
 from raystill.flow.schedules import Schedule
 from raystill.flow.starts import StartLaw
 from raystill.models.pipeline import load_pipeline
-from raystill.targets.estimators import Assigned, Encoded, Estimator, Independent, Teacher
-from raystill.targets.solved import Expectation, Generated, Inverted
+from raystill.targets.estimators import Assignment, Encoding, Estimator, IndependentMeans, Teacher
+from raystill.targets.solved import Expectation, Generation, Inversion
 
 __all__ = [
-    "Assigned", "Encoded", "Expectation", "Generated", "Independent", "Inverted", "TargetTransform",
+    "Assignment", "Encoding", "Expectation", "Generation", "IndependentMeans", "Inversion", "TargetTransform",
     "check_identity", "fit_start", "start_law_of",
 ]  # fmt: skip
 

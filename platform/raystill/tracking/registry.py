@@ -46,7 +46,7 @@ class Promotion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Registered:
+class Registration:
     """A registered version of a model, and the outcome of comparing it with the champion."""
 
     uri: str  # models:/NAME/VERSION
@@ -54,7 +54,7 @@ class Registered:
     promotion: Promotion
 
 
-def register(tracking_uri: str, name: str, directory: Path, run_id: str) -> Registered:
+def register(tracking_uri: str, name: str, directory: Path, run_id: str) -> Registration:
     """Log an adapter directory as a model of a run, register it and set the aliases; no version without all its files.
 
     The same directory registered again (a restarted job) gives the version that exists."""
@@ -64,7 +64,7 @@ def register(tracking_uri: str, name: str, directory: Path, run_id: str) -> Regi
         digest = artifact.sha256(directory / CARD_NAME)
         version = _existing(client, name, digest) or _create(client, name, directory, run_id, tags(card, digest))
         client.set_registered_model_alias(name, CANDIDATE, version)
-        return Registered(
+        return Registration(
             uri=f"models:/{name}/{version}", version=int(version), promotion=promote(client, name, version)
         )
     except AWAY as error:

@@ -29,7 +29,7 @@ from raystill.models.fresh import (
 )
 from raystill.models.pipeline import Pipeline, to_bytes
 from raystill.models.stock import schedule_of, stock_sampler
-from raystill.models.undistilled import Undistilled
+from raystill.models.stock_pipeline import StockPipeline
 from raystill.training.loop import Training
 from raystill.training.task import Assembly
 
@@ -126,7 +126,7 @@ class DenoiserTask:
         vae, tokenizer = load_autoencoder(place / "vae"), load_tokenizer(place / "tokenizer")
         pipeline = Pipeline(vae, networks.text_encoder, tokenizer, networks.unet, scheduler, revision="")
         pipeline.to(next(iter(values.values())).device)
-        drawing, captions = Undistilled(pipeline, SHOWN_GUIDANCE), list(self.shown)
+        drawing, captions = StockPipeline(pipeline, SHOWN_GUIDANCE), list(self.shown)
         columns = [drawing.draw(captions, steps).numpy() for steps in SHOWN_STEPS]
         rows = [[column[i] for column in columns] for i in range(len(captions))]
         return grid(rows, captions, [f"{steps} steps" for steps in SHOWN_STEPS])

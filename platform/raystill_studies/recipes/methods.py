@@ -51,7 +51,7 @@ def run() -> Comparison:
 def entrants() -> tuple[Entrant, ...]:
     """As they are in their own recipes, each with what its trials search beside the learning rate."""
     sigma = Range(path="method.path.sigma", low=0.0, high=0.2)
-    loss = _choice("method.premetric", "Squared", "PseudoHuber")
+    loss = _choice("method.premetric", "SquaredError", "PseudoHuber")
     decay = _choice("optimizer.decay", "cosine", "constant")
     return (
         _entrant("RayFlow", nano_methods.rayflow_nano(), sigma, shares={"times.warmup_steps": 0.2}),

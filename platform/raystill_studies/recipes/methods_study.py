@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from raystill.flow.paths import PairedDiffusionPath
-from raystill.flow.premetrics import Squared
+from raystill.flow.premetrics import SquaredError
 from raystill.methods.rayflow import RayFlow
 from raystill_studies.comparison import Comparison, Entrant
 from raystill_studies.recipes import methods
@@ -15,7 +15,7 @@ SHARDS = 12  # of the sample: 3072 pictures in place of 768
 TUNED: Mapping[str, Mapping[str, Any]] = {  # what the comparison's trials took
     "RayFlow": {"method.path.sigma": 0.0, "optimizer.learning_rate": 3e-3},
     "RayFlow, paired path": {"optimizer.decay": "cosine", "optimizer.learning_rate": 3e-3},
-    "Rectified Diffusion": {"method.premetric": "Squared", "optimizer.learning_rate": 0.0010107464386504275},
+    "Rectified Diffusion": {"method.premetric": "SquaredError", "optimizer.learning_rate": 0.0010107464386504275},
     "TCD": {"method.intervals": 24, "optimizer.learning_rate": 0.0010107464386504275},
     "TSCD": {"optimizer.decay": "constant", "optimizer.learning_rate": 0.0005173672937096506},
     "LCM": {"method.intervals": 50, "optimizer.learning_rate": 2e-4},
@@ -93,7 +93,7 @@ def bootstrapping() -> Question:
             _trained("LCM", "242 updates", LONG["LCM"], {}),
             _trained("LCM", "242 updates, target's average 0.95", LONG["LCM"], {"method.target_decay": 0.95}),
             _trained("LCM", "100 updates, learning rate 8e-4", 100, fast),
-            _trained("LCM", "the same, squared distance", 100, {**fast, "method.premetric": Squared()}),
+            _trained("LCM", "the same, squared distance", 100, {**fast, "method.premetric": SquaredError()}),
         ),
     )
 

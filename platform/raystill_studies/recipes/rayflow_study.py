@@ -14,7 +14,7 @@ from raystill.methods.rayflow import RayFlow
 from raystill.models.sampling import Sampling
 from raystill.recipes import nano
 from raystill.run.settings import Run, Targets
-from raystill.targets.targets import Assigned, Expectation, Generated, Independent, Inverted
+from raystill.targets.targets import Assignment, Expectation, Generation, IndependentMeans, Inversion
 from raystill_studies.gradients import GradientProbe
 from raystill_studies.probes import Probe
 from raystill_studies.study import Question, Study, Variant
@@ -23,7 +23,7 @@ HUBER = Objective(target="data", distance="pseudo_huber")
 SIGMAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 SOLVER_STEPS = 16  # of every estimator that asks the teacher, so that a target costs as many teacher steps with each
 PLAIN = Objective(target="velocity", distance="squared")
-GENERATED = Generated(steps=SOLVER_STEPS, guidance=1.0)
+GENERATED = Generation(solver_steps=SOLVER_STEPS, guidance=1.0)
 
 
 def base() -> Run:
@@ -71,10 +71,10 @@ def estimators() -> Question:
     """The paper's table 3: with and without the instance's own target."""
     kinds: dict[str, Any] = {
         "generated": GENERATED,
-        "inverted": Inverted(steps=SOLVER_STEPS),
-        "expectation": Expectation(steps=SOLVER_STEPS),
-        "independent (no instance target)": Independent(),
-        "assigned": Assigned(),
+        "inverted": Inversion(solver_steps=SOLVER_STEPS),
+        "expectation": Expectation(solver_steps=SOLVER_STEPS),
+        "independent (no instance target)": IndependentMeans(),
+        "assigned": Assignment(),
     }
     return Question(
         title="target means",
@@ -111,7 +111,7 @@ def laws_as_objectives() -> Question:
         "logit-normal": LogitNormalTimes(),
         "U-shaped": UShapedTimes(),
         "the sampler's own": SamplingTimes(),
-        "the one-step variant": SamplingTimes(steps=1),
+        "the one-step variant": SamplingTimes(student_steps=1),
     }
     return Question(
         title="laws of times without weights",
@@ -122,7 +122,7 @@ def laws_as_objectives() -> Question:
 
 def ablation() -> Question:
     """The paper's table 3: neither, one or both of its two parts."""
-    means: dict[str, Any] = {"independent": Independent(), "generated": GENERATED}
+    means: dict[str, Any] = {"independent": IndependentMeans(), "generated": GENERATED}
     laws: dict[str, Any] = {"uniform times": UniformTimes(), "Stein times": SteinTimes()}
     return Question(
         title="instance targets and the Time Sampler",

@@ -1,13 +1,14 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import identity, introduced, introduced_group
 from raystill.config.overrides import override, parse_assignments, paths, setting
 
 
@@ -320,3 +321,31 @@ def test_a_field_never_holds_another_type(value: Any) -> None:
             continue
         assert isinstance(stored, kind)
         assert type(stored) is not bool or kind is bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ray:
+    former: ClassVar[str] = "Path"
+
+    spread: float = introduced(0.0, former="sigma")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anew:
+    ray: Ray = introduced_group(Ray)
+    other: Ray | Method = introduced_group(Ray)
+
+
+def test_former_names_work_and_say_the_new_ones(caplog: pytest.LogCaptureFixture) -> None:
+    changed = override(Anew(), {"ray.sigma": 0.5, "other": "Path", "other.sigma": 0.25})
+    assert changed == Anew(ray=Ray(spread=0.5), other=Ray(spread=0.25))
+    assert set(caplog.messages) == {
+        f"{old} is called {new} now; the old name works for one more release"
+        for old, new in (("ray.sigma", "ray.spread"), ("Path", "Ray"), ("other.sigma", "other.spread"))
+    }
+    with pytest.raises(UserError, match=r"ray\.spread is set twice, once by its former name ray\.sigma"):
+        override(Anew(), {"ray.spread": 0.1, "ray.sigma": 0.2})
+
+
+def test_renamed_settings_keep_their_address() -> None:
+    assert identity(Anew(ray=Ray(spread=0.5))) == {"kind": "Anew", "ray": {"kind": "Path", "sigma": 0.5}}

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from raystill.evaluation.metrics import METRICS, Metric, Pictures, figures
-from raystill.run.evaluate import Evaluated, table
+from raystill.run.evaluate import EvaluationResult, table
 
 
 def found(**changes: torch.Tensor) -> Pictures:
@@ -37,7 +37,7 @@ def test_a_metric_that_is_listed_is_measured_and_printed(monkeypatch: pytest.Mon
     monkeypatch.setattr("raystill.run.evaluate.METRICS", every)
     picture = Image.new("RGB", (1, 1))
     head, _, teacher, student = table(
-        Evaluated("x", "alexnet", {"25": own}, {"1": {**own, "lpips_teacher": 0.125}}, picture, "")
+        EvaluationResult("x", "alexnet", {"25": own}, {"1": {**own, "lpips_teacher": 0.125}}, picture, "")
     ).splitlines()
     assert head.split() == ["steps", "frechet", "to", "teacher", "kernel", "lpips", "images/s", "spread"]
     assert teacher.split()[-1] == student.split()[-1] == f"{own['spread']:.2f}"

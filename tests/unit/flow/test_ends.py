@@ -30,7 +30,7 @@ from raystill.models.pipeline import load_pipeline
 from raystill.models.scheduler import RayFlowScheduler
 from raystill.models.stock import schedule_of
 from raystill.targets.estimators import Teacher
-from raystill.targets.solved import Generated
+from raystill.targets.solved import Generation
 
 ALPHAS = stable_diffusion_scheduler("epsilon").alphas_cumprod.double()
 SD = DiffusionSchedule.from_alphas(ALPHAS)
@@ -61,7 +61,7 @@ def test_without_noise_a_ray_ends_at_the_start_that_its_targets_were_made_from(t
     start = torch.randn(3, *teacher.pipeline.latent_shape, generator=torch.Generator().manual_seed(0))
     condition = teacher.pipeline.condition(["red heart", "cat face", ""])
     with torch.inference_mode():
-        x_0, mu = Generated(steps=4, guidance=3.0).targets(teacher, start, condition, None)
+        x_0, mu = Generation(solver_steps=4, guidance=3.0).targets(teacher, start, condition, None)
     c = RayPath().coefficients(teacher.denoiser.schedule, ONE.expand(3))
     torch.testing.assert_close(interpolate(c, x_0, mu, torch.zeros_like(mu)), start, rtol=0, atol=1e-6)
 

@@ -26,7 +26,7 @@ LEARNED: list[LearnedTimes] = [
     GridTimes(), GridTimes(instance=False, knots=4),
     SteinTimes(), SteinTimes(instance=False, components=3),
 ]  # fmt: skip
-BASES = [UniformTimes(), LogitNormalTimes(), UShapedTimes(), SamplingTimes(steps=4)]
+BASES = [UniformTimes(), LogitNormalTimes(), UShapedTimes(), SamplingTimes(student_steps=4)]
 
 
 def rng(seed: int = 0) -> RandomStream:
@@ -223,7 +223,7 @@ def test_laws_of_instances_beat_the_oracle_of_time_alone(times: LearnedTimes) ->
 
 
 def test_a_discrete_objective_is_reweighted_too() -> None:
-    times = GridTimes(base=SamplingTimes(steps=4), instance=False)
+    times = GridTimes(base=SamplingTimes(student_steps=4), instance=False)
 
     def rare(t: Tensor, x_0: Tensor) -> Tensor:
         return torch.where(t > 0.9, 9.0, 1.0).double()

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from raystill.config.errors import UserError
-from raystill.flow.premetrics import Premetric, PseudoHuber, Squared, VectorHuber
+from raystill.flow.premetrics import Premetric, PseudoHuber, SquaredError, VectorHuber
 
-EVERY: list[Premetric] = [Squared(), PseudoHuber(), VectorHuber()]
+EVERY: list[Premetric] = [SquaredError(), PseudoHuber(), VectorHuber()]
 
 
 def error(scale: float = 1.0) -> torch.Tensor:
@@ -26,7 +26,7 @@ def test_small_errors_are_squared_and_large_ones_are_not() -> None:
     c = 1e-3
     for premetric, of_one in ((PseudoHuber(c=c), 1), (VectorHuber(c=c), 30)):
         near = premetric.per_sample(error(1e-7))
-        torch.testing.assert_close(near, Squared().per_sample(error(1e-7)) / (2 * c * of_one), rtol=1e-4, atol=0)
+        torch.testing.assert_close(near, SquaredError().per_sample(error(1e-7)) / (2 * c * of_one), rtol=1e-4, atol=0)
     torch.testing.assert_close(PseudoHuber(c=1e-9).per_sample(error()), error().abs().flatten(1).mean(1))
     torch.testing.assert_close(VectorHuber(c=1e-9).per_sample(error()), error().flatten(1).norm(dim=1) / 30)
 

@@ -32,7 +32,8 @@ IMPORTANCE: list[DensityTimes] = [
     UShapedTimes(importance=0.05),
 ]  # fmt: skip
 FIXED: list[FixedTimes] = [
-    UniformTimes(), SamplingTimes(), SamplingTimes(steps=1), SamplingTimes(steps=4), *DENSITIES, *IMPORTANCE,
+    UniformTimes(), SamplingTimes(), SamplingTimes(student_steps=1), SamplingTimes(student_steps=4),
+    *DENSITIES, *IMPORTANCE,
 ]  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def test_draws_are_a_function_of_the_generator(sampler: TimeSampler) -> None:
     before = torch.get_rng_state()
     first, again, other = (sampler.draw(64, RayPath(), SCHEDULE, rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(first.t, again.t)
-    assert sampler == SamplingTimes(steps=1) or not torch.equal(first.t, other.t)
+    assert sampler == SamplingTimes(student_steps=1) or not torch.equal(first.t, other.t)
     assert first.t.shape == first.weight.shape == first.quantile.shape == (64,)
     assert first.t.dtype == first.weight.dtype == first.quantile.dtype == torch.float64
     assert bool(((first.t >= 0) & (first.t <= 1)).all())
@@ -140,7 +141,7 @@ def test_the_defensive_mixture_of_any_law_bounds_weights(delta: float, power: fl
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_sampling_times_have_only_the_stock_signal_to_noise_ratios(path: Path, steps: int) -> None:
-    draw = SamplingTimes(steps=steps).draw(2000, path, SCHEDULE, rng())
+    draw = SamplingTimes(student_steps=steps).draw(2000, path, SCHEDULE, rng())
     angles = path.coefficients(SCHEDULE, draw.t.unique()).angle
     stock = SCHEDULE.angle(SCHEDULE.sampling_times(steps)[:-1]).flip(0)
     end = path.coefficients(SCHEDULE, torch.ones(1, dtype=torch.float64)).angle
@@ -150,14 +151,14 @@ def test_sampling_times_have_only_the_stock_signal_to_noise_ratios(path: Path, s
 
 
 def test_sampling_times_of_eight_steps_hold_those_of_fewer() -> None:
-    of = {n: set(SamplingTimes(steps=n).draw(500, RayPath(), SCHEDULE, rng()).t.tolist()) for n in (1, 2, 4, 8)}
+    of = {n: set(SamplingTimes(student_steps=n).draw(500, RayPath(), SCHEDULE, rng()).t.tolist()) for n in (1, 2, 4, 8)}
     assert of[1] < of[2] < of[4] < of[8]
     assert len(of[8]) == 8
 
 
 @pytest.mark.parametrize(("steps", "share"), [(1, 1.0), (4, 0.3), (8, 0.3), (4, 0.9), (4, 1.0), (4, 0.0)])
 def test_the_start_gets_its_share(steps: int, share: float) -> None:
-    sampler = SamplingTimes(steps=steps, start_share=0.3 if steps == 1 else share)
+    sampler = SamplingTimes(student_steps=steps, start_share=0.3 if steps == 1 else share)
     t = sampler.draw(40_000, PairedDiffusionPath(), SCHEDULE, rng()).t
     assert float((t > 1 - 1e-9).double().mean()) == pytest.approx(share, abs=0.01)
     times, counts = t.unique(return_counts=True)
@@ -181,7 +182,7 @@ def test_quantiles_rise_from_end_to_end(law: FixedTimes, schedule: Schedule) -> 
         (lambda: LogitNormalTimes(importance=0.0), "importance is 0.0, the share of draws"),
         (lambda: UShapedTimes(importance=1.0), "method.times.importance=0.1"),
         (lambda: UShapedTimes(steepness=-1.0), "steepness of U-shaped times is -1"),
-        (lambda: SamplingTimes(steps=0), "have 0 steps"),
+        (lambda: SamplingTimes(student_steps=0), "have 0 steps"),
         (lambda: SamplingTimes(start_share=1.5), "a share in"),
     ],
 )

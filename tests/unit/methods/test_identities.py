@@ -18,15 +18,15 @@ from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule, scaled_linear_alphas
 from raystill.flow.times import TimeDraw, UniformTimes
 from raystill.flow.windows import window_of
-from raystill.methods.consistency import Draw, consistency_loss, drawn, grid_of
+from raystill.methods.consistency import TimePair, consistency_loss, drawn, grid_of
 from raystill.methods.ctm import CTM
 from raystill.methods.dmd2 import DMD2, FAKE
 from raystill.methods.lcm import LCM
 from raystill.methods.lightning import Lightning
 from raystill.methods.method import STUDENT, TARGET, TEACHER, Distillation, generator
 from raystill.methods.perflow import PeRFlow
-from raystill.methods.phased import PhasedRectified
-from raystill.methods.rectified import Rectified
+from raystill.methods.phased import PhasedRectifiedDiffusion
+from raystill.methods.rectified import RectifiedDiffusion
 from raystill.methods.reflow import Reflow
 from raystill.methods.scott import SCott
 from raystill.methods.tcd import TCD
@@ -74,8 +74,8 @@ def batch(schedule: Schedule) -> dict[str, Any]:
 
 
 PERFECT: dict[str, tuple[Distillation, Kind, Schedule]] = {
-    "phased": (PhasedRectified(guidance=NONE), "v_prediction", SD),
-    "phased-flow": (PhasedRectified(guidance=NONE), "flow_prediction", FLOW),
+    "phased": (PhasedRectifiedDiffusion(guidance=NONE), "v_prediction", SD),
+    "phased-flow": (PhasedRectifiedDiffusion(guidance=NONE), "flow_prediction", FLOW),
     "lcm": (LCM(guidance=NONE), "v_prediction", SD),
     "tcd": (TCD(guidance=NONE), "epsilon", SD),
     "tscd": (TCD(guidance=NONE, segments=(8, 4, 2, 1)), "v_prediction", SD),
@@ -87,8 +87,8 @@ PERFECT: dict[str, tuple[Distillation, Kind, Schedule]] = {
     "scott-reverse-sde": (SCott(guidance=NONE, eta=1.0), "epsilon", SD),
     "lightning": (Lightning(guidance=NONE, stage_steps=1000), "v_prediction", SD),
     "lightning-flow": (Lightning(guidance=NONE, stage_steps=1000), "flow_prediction", FlowSchedule(shift=3.0)),
-    "rectified": (Rectified(), "v_prediction", SD),
-    "rectified-consistent": (Rectified(consistency_from=0), "v_prediction", SD),
+    "rectified": (RectifiedDiffusion(), "v_prediction", SD),
+    "rectified-consistent": (RectifiedDiffusion(consistency_from=0), "v_prediction", SD),
     "reflow": (Reflow(), "flow_prediction", FLOW),
     "reflow-one": (Reflow(one_step_from=0), "flow_prediction", FLOW),
     "velocity": (PeRFlow(target="velocity", guidance=1.0, caption_dropout=0.0), "flow_prediction", FLOW),
@@ -116,7 +116,7 @@ def test_lcm_s_target_is_the_published_one_and_tcd_s_at_landing_0() -> None:
     draw = drawn(grid_of(SD, 50), torch.zeros_like, again, SHAPE[0], any_landing=False)
     teaching = Teaching.of(roles, told, fields, lcm.guidance, again)
     eps = again.normal(SHAPE).double()
-    to_zero = Draw(draw.t, draw.led, torch.zeros_like(draw.t))
+    to_zero = TimePair(draw.t, draw.led, torch.zeros_like(draw.t))
     tcd = consistency_loss(roles, told, fields, to_zero, teaching.step, eps, PseudoHuber()).value
     assert float(tcd) == float(found)
     x = point(fields["x_0"], eps, SD.angle(draw.t))
@@ -268,12 +268,12 @@ class Leaps(Mixed):
     [
         (TCD(guidance=NONE, intervals=8, segments=(8,)), Mixed()),  # every landing is where the teacher's one step is
         (PeRFlow(guidance=1.0, caption_dropout=0.0, substeps=3), Leaps()),
-        (PhasedRectified(guidance=NONE, substeps=3), Leaps()),
+        (PhasedRectifiedDiffusion(guidance=NONE, substeps=3), Leaps()),
     ],
     ids=lambda value: getattr(value, "name", type(value).__name__),
 )
 def test_a_perfect_student_of_a_mixture_s_pieces_has_no_loss(method: Distillation, student: Mixed) -> None:
-    method = replace(method, times=AtEdges()) if isinstance(method, PeRFlow | PhasedRectified) else method
+    method = replace(method, times=AtEdges()) if isinstance(method, PeRFlow | PhasedRectifiedDiffusion) else method
     fields, told = {**batch(SD), "x_0": DRAWN}, given(SD, "v_prediction")
     for network, perfect in ((student, True), (Random(1), False)):
         roles = {STUDENT: network, TARGET: network, TEACHER: Mixed()}
@@ -368,11 +368,13 @@ class AtEdges(UniformTimes):
         return TimeDraw(t, torch.ones_like(t), t)
 
 
-ONE_STEP = (PeRFlow(substeps=1, guidance=1.0, caption_dropout=0.0), PhasedRectified(substeps=1, guidance=NONE))
+ONE_STEP = (PeRFlow(substeps=1, guidance=1.0, caption_dropout=0.0), PhasedRectifiedDiffusion(substeps=1, guidance=NONE))
 
 
 @pytest.mark.parametrize("method", ONE_STEP, ids=lambda one: one.name)
-def test_one_unguided_step_a_window_asks_for_the_teacher_s_own_prediction(method: PeRFlow | PhasedRectified) -> None:
+def test_one_unguided_step_a_window_asks_for_the_teacher_s_own_prediction(
+    method: PeRFlow | PhasedRectifiedDiffusion,
+) -> None:
     """K' = 1 at the windows' starts: the teacher is the perfect student, and another network is not."""
     at_starts, told = replace(method, times=AtEdges()), given(SD, "epsilon")
     for student, perfect in ((Random(1), True), (Random(2), False)):
@@ -404,7 +406,7 @@ def test_phased_rectified_diffusion_is_perflow_s_ddim_eps_at_the_ends_of_windows
 
 def test_phases_begin_at_the_times_of_a_shifted_teacher_s_sampler() -> None:
     schedule, teacher = FlowSchedule(shift=3.0), Seen(1)
-    method = PhasedRectified(substeps=1, guidance=NONE)
+    method = PhasedRectifiedDiffusion(substeps=1, guidance=NONE)
     told, fields = given(schedule, "flow_prediction"), batch(schedule)
     for step in range(8):
         method.losses(told, {STUDENT: Random(2), TEACHER: teacher}, fields, rng(step), 0)
@@ -424,9 +426,9 @@ def test_landings_do_not_cross_a_segment_s_lower_edge(segments: int) -> None:
 
 
 def test_tscd_s_stages_land_within_fewer_and_fewer_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    draws: list[Draw] = []
+    draws: list[TimePair] = []
 
-    def spied(*args: Any, **kwargs: Any) -> Draw:
+    def spied(*args: Any, **kwargs: Any) -> TimePair:
         draws.append(drawn(*args, **kwargs))
         return draws[-1]
 

@@ -25,7 +25,7 @@ from raystill.models.fresh import stable_diffusion_scheduler
 SCHEDULE = DiffusionSchedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
 PATHS = [RayPath(), RayPath(sigma=0.3), PairedDiffusionPath()]
 LOSSES: list[tuple[Target, UniformTimes | SamplingTimes]] = [
-    ("data", UniformTimes()), ("velocity", SamplingTimes(steps=4)),
+    ("data", UniformTimes()), ("velocity", SamplingTimes(student_steps=4)),
 ]  # fmt: skip
 SHAPES = [(3, 2, 5, 7), (4, 4, 4, 4)]
 Learned = SecondMomentTimes | GridTimes | SteinTimes

@@ -42,9 +42,9 @@ def test_another_method_in_a_recipe_is_told_what_its_own_recipe_has() -> None:
     run = resolve("nano")
     assert advice(run, override(run, {"method": "LCM"}), ["method"]) == (
         "LCM has a recipe of its own, --recipe lcm_nano; this run differs from it, which has --set "
-        "optimizer.learning_rate=0.0002 --set targets.estimator=Encoded"
+        "optimizer.learning_rate=0.0002 --set targets.estimator=Encoding"
     )
-    for method in ("LCM", "Lightning", "Rectified", "CTM", "DMD2"):
+    for method in ("LCM", "Lightning", "RectifiedDiffusion", "CTM", "DMD2"):
         said = advice(run, override(run, {"method": method}), ["method"])
         told = {"method": method, **parse_assignments(shlex.split(said)[i] for i in words_after_set(said))}
         assert advice(run, override(run, told), ["method"]) == ""

@@ -25,10 +25,10 @@ from raystill.models.weights import Lora
 from raystill.run.checkpoints import checkpoints_at
 from raystill.run.distill import checkpoints_of, compute_targets, train_student, untold
 from raystill.run.settings import Evaluation, Run, Targets
-from raystill.targets.targets import Generated
+from raystill.targets.targets import Generation
 from raystill.training.loop import Training
 from raystill.training.task import averages_after, final_averages, final_key, last_step
-from raystill_studies.study import Planned, by_training
+from raystill_studies.study import PlannedRun, by_training
 
 CPU = LocalLauncher(device=torch.device("cpu"))
 CONSTANT = {"optimizer.decay": "constant"}
@@ -43,7 +43,7 @@ def run(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         source.write(name, pack(Sample(key=key, members={"txt": b"red heart"}) for key in keys))
     return Run(
         name="tiny", shards=source.uri, work=str(place / "work"), teacher=str(tiny_pipeline), model="tiny",
-        reading=Reading(picture_size=16), targets=Targets(estimator=Generated(steps=2)),
+        reading=Reading(picture_size=16), targets=Targets(estimator=Generation(solver_steps=2)),
         weights=Lora(rank=2, alpha=2.0, targets=("to_q",)), optimizer=Optimizer(learning_rate=1e-2, warmup_steps=1),
         training=Training(steps=4, lane_size=2, average_decay=0.5), evaluation=Evaluation(shards=1),
     )  # fmt: skip
@@ -182,7 +182,7 @@ def test_processes_of_a_study_do_not_train_in_one_place_at_once(
 ) -> None:
     four = override(fresh, changes)
     runs = {"a": four, "b": override(four, {"training.steps": 2})}
-    planned = {key: Planned(run, probes=False, gradients=False) for key, run in runs.items()}
+    planned = {key: PlannedRun(run, probes=False, gradients=False) for key, run in runs.items()}
     assert [len(group) for group in by_training(planned).values()] == groups
 
 

@@ -84,7 +84,7 @@ def test_everything_is_listed_with_what_becomes_of_it(work: LocalStore) -> None:
     assert (listed[at].holds, listed[at].becomes) == ("5 samples", AS_IS)
     old = listed["targets/7e750feeb72ed45e"]
     assert old.holds == "7 samples by an earlier version"
-    assert old.becomes == "used by runs with targets.estimator=Encoded"
+    assert old.becomes == "used by runs with targets.estimator=Encoding"
     samples = listed[f"teacher-samples/{digest({'stage': 'teacher samples'})}"]
     assert samples.becomes.startswith("computed anew; to be rid of it: rm -r ")
     assert listed["targets/1111111111111111"].holds == "unfinished"

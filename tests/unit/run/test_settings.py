@@ -37,7 +37,7 @@ from raystill.run.validate import check_teacher
         ("training.checkpoint_every", 0, "--set training.checkpoint_every=1"),
         ("training.picture_every", -1, "--set training.picture_every=0"),
         ("optimizer.decay", "linear", "--set optimizer.decay=cosine"),
-        ("targets.estimator.steps", 0, "--set targets.estimator.steps="),
+        ("targets.estimator.solver_steps", 0, "--set targets.estimator.solver_steps="),
         ("targets.shards", 0, "--set targets.shards=1"),
         ("targets.batch_size", 0, "--set targets.batch_size=1"),
         ("evaluation.shards", 0, "--set evaluation.shards=1"),

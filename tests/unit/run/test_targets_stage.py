@@ -27,10 +27,10 @@ from raystill.recipes.resolve import resolve
 from raystill.run.distill import compute_targets, training_source
 from raystill.run.settings import Evaluation, Run, Targets
 from raystill.run.validate import validate
-from raystill.targets.targets import Assigned, Expectation, Generated, Inverted, start_law_of
+from raystill.targets.targets import Assignment, Expectation, Generation, Inversion, start_law_of
 
 # At the revision that targets of version 57a9588 are of, where the estimator has others.
-FIRST: dict[str, Any] = {field.name: 1 for field in fields(Generated) if field.name == "revision"}
+FIRST: dict[str, Any] = {field.name: 1 for field in fields(Generation) if field.name == "revision"}
 CPU = LocalLauncher(device=torch.device("cpu"))
 
 
@@ -48,7 +48,7 @@ def run(tiny_pipeline: Path, tmp_path: Path) -> Run:
         model="tiny",
         reading=Reading(picture_size=16),
         evaluation=Evaluation(shards=1),
-        targets=Targets(estimator=Generated(steps=2, guidance=2.0, **FIRST)),
+        targets=Targets(estimator=Generation(solver_steps=2, guidance=2.0, **FIRST)),
     )
 
 
@@ -162,7 +162,7 @@ def test_stray_files_beside_the_teacher_s_orphan_no_targets(run: Run, tmp_path: 
 
 
 def test_settings_that_the_teacher_cannot_follow_are_refused_on_the_driver(run: Run, tmp_path: Path) -> None:
-    asking = replace(run, targets=Targets(estimator=Inverted(steps=1001)))
+    asking = replace(run, targets=Targets(estimator=Inversion(solver_steps=1001)))
     with pytest.raises(UserError, match="1001 steps and the teacher's schedule 1000"):
         validate(asking)
     assert not (tmp_path / "work").exists()
@@ -171,16 +171,18 @@ def test_settings_that_the_teacher_cannot_follow_are_refused_on_the_driver(run: 
 def test_a_fitted_start_is_had_from_the_stage_s_result(run: Run, tmp_path: Path) -> None:
     schedule = load_pipeline(run.teacher).schedule
     assert start_law_of(run.targets.estimator, schedule, *compute_targets(run, CPU)).law == "normal"
-    blind = replace(run, targets=Targets(estimator=Expectation(steps=2)))
+    blind = replace(run, targets=Targets(estimator=Expectation(solver_steps=2)))
     with pytest.raises(UserError, match="no picture"):
         compute_targets(blind, CPU)
 
 
 def test_an_estimator_is_chosen_by_name_on_the_command_line() -> None:
-    chosen: Run = override(resolve("nano"), {"targets.estimator": "Expectation", "targets.estimator.steps": 5})
-    assert chosen.targets.estimator == Expectation(steps=5)
-    assert override(resolve("nano"), {"targets.estimator": "Assigned"}).targets.estimator == Assigned()
-    assert override(resolve("nano"), {"targets.estimator.rho": 1.5}).targets.estimator == Generated(steps=8, rho=1.5)
+    chosen: Run = override(resolve("nano"), {"targets.estimator": "Expectation", "targets.estimator.solver_steps": 5})
+    assert chosen.targets.estimator == Expectation(solver_steps=5)
+    assert override(resolve("nano"), {"targets.estimator": "Assignment"}).targets.estimator == Assignment()
+    assert override(resolve("nano"), {"targets.estimator.rho": 1.5}).targets.estimator == Generation(
+        solver_steps=8, rho=1.5
+    )
     with pytest.raises(UserError, match="dpm_solver_2m"):
         override(resolve("nano"), {"targets.estimator.solver": "rk4"})
 

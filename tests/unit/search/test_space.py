@@ -12,7 +12,7 @@ from raystill.flow.stein import SteinTimes
 from raystill.methods.rayflow import RayFlow
 from raystill.recipes import nano, nano_sweep
 from raystill.recipes.resolve import resolve
-from raystill.search.space import Choice, Draw, Range, Space, check_space
+from raystill.search.space import Choice, ConditionalSpace, Range, Space, check_space
 
 TIMES = "method.times"
 CONDITIONAL: Space = (
@@ -26,7 +26,7 @@ def sampled(space: Space, count: int = 60) -> list[dict[str, Any]]:
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
     drawn: list[dict[str, Any]] = []
 
-    settings = Draw(space, nano.open_ended())
+    settings = ConditionalSpace(space, nano.open_ended())
 
     def measured(trial: optuna.Trial) -> float:
         drawn.append(settings(trial))
@@ -87,7 +87,10 @@ def test_the_shipped_space_has_every_kind_and_makes_runs_that_pass_their_checks(
         ((Range(path="method.path.sigma", low=0.0, high=1.5),), r"sigma is 1\.5"),
         ((Choice(path=TIMES, values=("UniformTimes", "SpiralTimes")),), "method.times: found 'SpiralTimes'"),
         ((CONDITIONAL[0], Range(path=f"{TIMES}.delta", low=0.1, high=0.5)), "no setting 'method.times.delta'"),
-        ((Choice(path="targets.estimator.steps", values=(8, 16)),), "targets.estimator.steps, which all trials share"),
+        (
+            (Choice(path="targets.estimator.solver_steps", values=(8, 16)),),
+            "targets.estimator.solver_steps, which all trials share",
+        ),
         ((Range(path="training.steps", low=50, high=100),), "training.steps, which all trials share"),
         ((Choice(path="cluster.worker.cpus", values=(1.0, 2.0)),), "cluster.worker.cpus, which all trials share"),
         ((CONDITIONAL[0], CONDITIONAL[0]), "method.times twice"),

@@ -31,14 +31,14 @@ from raystill.models.denoiser import Denoiser
 from raystill.models.fresh import stable_diffusion_scheduler
 from raystill.models.pipeline import load_pipeline
 from raystill.targets.estimators import Estimator, Teacher, assignment
-from raystill.targets.solved import SOLVERS, Solved, SolverName
+from raystill.targets.solved import SOLVERS, SolverEstimator, SolverName
 from raystill.targets.targets import (
-    Assigned,
-    Encoded,
+    Assignment,
+    Encoding,
     Expectation,
-    Generated,
-    Independent,
-    Inverted,
+    Generation,
+    IndependentMeans,
+    Inversion,
     TargetTransform,
     check_identity,
     fit_start,
@@ -94,23 +94,23 @@ def test_starts_of_revision_1_are_the_former_ones_to_the_bit() -> None:
 
 
 def test_estimators_that_use_starts_have_them_at_both_revisions(tiny_pipeline: Path) -> None:
-    for estimator in (Generated(steps=1), Independent(), Assigned()):
+    for estimator in (Generation(solver_steps=1), IndependentMeans(), Assignment()):
         assert estimator.revision == 2
         for revision in (1, 2):
             row = targets(tiny_pipeline, [sample(1)], replace(estimator, revision=revision))[0]
             start = start_of("s1", 0, (4, 8, 8), revision).numpy()
-            if isinstance(estimator, Generated):
+            if isinstance(estimator, Generation):
                 schedule, one = load_pipeline(tiny_pipeline).schedule, torch.ones(1, dtype=torch.float64)
                 start = (start - float(schedule.signal(one)) * row["x_0"]) / float(schedule.noise(one))
             np.testing.assert_allclose(row["target_mean"], start, atol=1e-5)
         with pytest.raises(UserError, match=r"has revision 3; write 2, or 1 .* --set targets\.estimator\.revision=2"):
             replace(estimator, revision=3)
-    assert {Inverted().revision, Expectation().revision, Encoded().revision} == {1}
+    assert {Inversion().revision, Expectation().revision, Encoding().revision} == {1}
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_generated_targets_lie_on_one_ddim_step_from_the_start(tiny_pipeline: Path, guidance: float) -> None:
-    estimator = Generated(steps=3, guidance=guidance)
+    estimator = Generation(solver_steps=3, guidance=guidance)
     teacher = load_pipeline(tiny_pipeline)
     one = torch.ones(1, dtype=torch.float64)
     signal, noise = float(teacher.schedule.signal(one)), float(teacher.schedule.noise(one))
@@ -127,7 +127,7 @@ def test_generated_targets_lie_on_one_ddim_step_from_the_start(tiny_pipeline: Pa
 
 def test_generated_data_is_the_teachers_own_sample(tiny_pipeline: Path) -> None:
     teacher = load_pipeline(tiny_pipeline)
-    rows = targets(tiny_pipeline, [sample(0), sample(2)], Generated(steps=4, guidance=1.0), seed=7)
+    rows = targets(tiny_pipeline, [sample(0), sample(2)], Generation(solver_steps=4, guidance=1.0), seed=7)
     start = torch.stack([start_of(key, 7, (4, 8, 8)) for key in ("s0", "s2")])
     condition = teacher.condition(["red heart", "blue car"])
     denoiser = Denoiser(teacher.unet, teacher.schedule, teacher.kind)
@@ -141,7 +141,7 @@ def test_generated_data_is_the_teachers_own_sample(tiny_pipeline: Path) -> None:
 
 def test_guidance_and_caption_matter(tiny_pipeline: Path) -> None:
     plain, guided, other = (
-        targets(tiny_pipeline, [made], Generated(steps=2, guidance=w))[0]["x_0"]
+        targets(tiny_pipeline, [made], Generation(solver_steps=2, guidance=w))[0]["x_0"]
         for made, w in (
             (sample(0), 1.0),
             (sample(0), 5.0),
@@ -153,17 +153,17 @@ def test_guidance_and_caption_matter(tiny_pipeline: Path) -> None:
 
 
 def test_calls_are_counted() -> None:
-    assert Generated(steps=12, guidance=3.0).calls == 24
-    assert Generated(steps=12, guidance=1.0).calls == 12
-    assert Independent().calls == Assigned().calls == 0
+    assert Generation(solver_steps=12, guidance=3.0).calls == 24
+    assert Generation(solver_steps=12, guidance=1.0).calls == 12
+    assert IndependentMeans().calls == Assignment().calls == 0
 
 
 @pytest.mark.parametrize("rho", [None, 2.0])
 @pytest.mark.parametrize("guidance", [1.0, 0.0, 2.5])
 @pytest.mark.parametrize("solver", list(SOLVERS))
-@pytest.mark.parametrize("kind", [Generated, Inverted, Expectation])
+@pytest.mark.parametrize("kind", [Generation, Inversion, Expectation])
 def test_calls_are_those_that_the_network_gets(
-    tiny_pipeline: Path, kind: Callable[..., Solved], solver: SolverName, guidance: float, rho: float | None
+    tiny_pipeline: Path, kind: Callable[..., SolverEstimator], solver: SolverName, guidance: float, rho: float | None
 ) -> None:
     teacher = Teacher.of(load_pipeline(tiny_pipeline))
     rows = []
@@ -178,7 +178,12 @@ def test_calls_are_those_that_the_network_gets(
 
 @pytest.mark.parametrize(
     ("estimator", "atol"),  # near data an inversion magnifies the rounding of batches of other sizes
-    [(Generated(steps=2), 1e-5), (Independent(), 1e-5), (Inverted(steps=2), 1e-4), (Expectation(steps=2), 1e-4)],
+    [
+        (Generation(solver_steps=2), 1e-5),
+        (IndependentMeans(), 1e-5),
+        (Inversion(solver_steps=2), 1e-4),
+        (Expectation(solver_steps=2), 1e-4),
+    ],
 )
 def test_targets_do_not_depend_on_how_shards_are_cut(
     tiny_pipeline: Path, tmp_path: Path, estimator: Estimator, atol: float
@@ -201,13 +206,13 @@ def test_targets_do_not_depend_on_how_shards_are_cut(
 
 
 def test_another_seed_gives_other_targets(tiny_pipeline: Path) -> None:
-    one, two = (targets(tiny_pipeline, [sample(0)], Generated(steps=2), seed=seed)[0] for seed in (0, 1))
+    one, two = (targets(tiny_pipeline, [sample(0)], Generation(solver_steps=2), seed=seed)[0] for seed in (0, 1))
     assert np.abs(one["target_mean"] - two["target_mean"]).mean() > 0.5
 
 
 def test_the_control_pairs_the_real_latent_with_an_independent_mean(tiny_pipeline: Path) -> None:
     teacher = load_pipeline(tiny_pipeline).to(torch.device("cpu"))
-    rows = targets(tiny_pipeline, [sample(i) for i in range(5)], Independent(), seed=2)
+    rows = targets(tiny_pipeline, [sample(i) for i in range(5)], IndependentMeans(), seed=2)
     for i, row in enumerate(rows):
         np.testing.assert_array_equal(row["target_mean"], start_of(f"s{i}", 2, (4, 8, 8)).numpy())
         colour = torch.tensor([40.0 * i, 90.0, 200.0 - 30 * i]).view(1, 3, 1, 1).expand(1, 3, 16, 16) / 127.5 - 1
@@ -216,8 +221,8 @@ def test_the_control_pairs_the_real_latent_with_an_independent_mean(tiny_pipelin
 
 def test_only_what_starts_from_real_latents_needs_the_picture(tiny_pipeline: Path) -> None:
     blind = Sample(key="s0", members={"txt": b"red heart"})
-    assert len(targets(tiny_pipeline, [blind], Generated(steps=1))) == 1
-    for estimator in (Independent(), Assigned(), Inverted(steps=1), Expectation(steps=1)):
+    assert len(targets(tiny_pipeline, [blind], Generation(solver_steps=1))) == 1
+    for estimator in (IndependentMeans(), Assignment(), Inversion(solver_steps=1), Expectation(solver_steps=1)):
         with pytest.raises(RejectedSampleError, match="s0: no picture"):
             targets(tiny_pipeline, [blind], estimator)
 
@@ -232,7 +237,7 @@ def latents_of(pipeline: Path, numbers: list[int]) -> tuple[Teacher, torch.Tenso
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_an_inverted_target_leads_from_the_real_latent_up_and_back(tiny_pipeline: Path, guidance: float) -> None:
-    estimator = Inverted(steps=32, guidance=guidance, solver="heun", rho=1.0)
+    estimator = Inversion(solver_steps=32, guidance=guidance, solver="heun", rho=1.0)
     row = targets(tiny_pipeline, [sample(1)], estimator)[0]
     teacher, x_0, condition = latents_of(tiny_pipeline, [1])
     np.testing.assert_allclose(row["x_0"], x_0[0].numpy(), atol=2e-2)  # but for the picture's compression
@@ -246,7 +251,7 @@ def test_an_inverted_target_leads_from_the_real_latent_up_and_back(tiny_pipeline
 
 def test_an_expectation_is_the_mean_over_time_along_the_same_inversion(tiny_pipeline: Path) -> None:
     # Written out for DDIM at even times, where it is a sum of trapezoids and the last prediction's half step.
-    row = targets(tiny_pipeline, [sample(2)], Expectation(steps=4, solver="ddim", rho=None))[0]
+    row = targets(tiny_pipeline, [sample(2)], Expectation(solver_steps=4, solver="ddim", rho=None))[0]
     teacher, _, condition = latents_of(tiny_pipeline, [2])
     said: list[torch.Tensor] = []
 
@@ -265,7 +270,7 @@ def test_an_expectation_is_the_mean_over_time_along_the_same_inversion(tiny_pipe
 @pytest.mark.parametrize("rho", [None, 2.0])
 def test_generated_targets_take_any_solver(tiny_pipeline: Path, rho: float | None) -> None:
     made = {
-        name: targets(tiny_pipeline, [sample(0)], Generated(steps=24, solver=name, rho=rho))[0]["x_0"]
+        name: targets(tiny_pipeline, [sample(0)], Generation(solver_steps=24, solver=name, rho=rho))[0]["x_0"]
         for name in SOLVERS
     }
     for other in ("ddim", "euler", "heun"):
@@ -288,7 +293,7 @@ def test_an_assignment_is_the_shortest_of_all(count: int, seed: int) -> None:
 
 def test_assigned_targets_are_the_controls_dealt_out_nearer(tiny_pipeline: Path) -> None:
     samples = [sample(i) for i in range(5)]
-    control, assigned = (targets(tiny_pipeline, samples, e, seed=2) for e in (Independent(), Assigned()))
+    control, assigned = (targets(tiny_pipeline, samples, e, seed=2) for e in (IndependentMeans(), Assignment()))
     assert [row["key"] for row in assigned] == [row["key"] for row in control]
     for one, other in zip(assigned, control, strict=True):
         np.testing.assert_array_equal(one["x_0"], other["x_0"])
@@ -313,7 +318,7 @@ def rows_of(count: int, seed: int = 0) -> list[Row]:
 
 @pytest.mark.parametrize(("count", "group"), [(1, 4), (7, 4), (12, 4), (5, 256)])
 def test_an_assignment_stays_in_its_group_whatever_the_order(count: int, group: int) -> None:
-    rows, estimator = rows_of(count), Assigned(group=group)
+    rows, estimator = rows_of(count), Assignment(group=group)
     dealt = {row["key"]: row["target_mean"] for row in estimator.arranged(rows)}
     shuffled = [rows[i] for i in np.random.default_rng(1).permutation(count)]
     again = estimator.arranged(shuffled)
@@ -332,7 +337,7 @@ def test_larger_groups_bring_the_means_nearer() -> None:
     rows = rows_of(60)
     lengths = []
     for group in (2, 6, 60):
-        dealt = Assigned(group=group).arranged(rows)
+        dealt = Assignment(group=group).arranged(rows)
         lengths.append(sum(squared_distance(row["x_0"], row["target_mean"]) for row in dealt))
     assert lengths[0] > lengths[1] > lengths[2]
 
@@ -361,19 +366,21 @@ def test_every_estimator_has_its_law_at_inference(tiny_pipeline: Path, tmp_path:
     source.write("000000.tar", pack([sample(0), sample(1)]))
     source.write("000001.tar", pack([Sample(key="blind", members={"txt": b"cat"})]))
     source.write("000002.tar", pack([sample(2)]))
-    make = partial(TargetTransform, str(tiny_pipeline), Expectation(steps=2), READING, 0, 4, "float32")
+    make = partial(TargetTransform, str(tiny_pipeline), Expectation(solver_steps=2), READING, 0, 4, "float32")
     index = derive(Stage(Source.of(source), target, {}, make, 0.5))
     schedule, one = load_pipeline(tiny_pipeline).schedule, torch.ones(1, dtype=torch.float64)
-    found = start_law_of(Expectation(steps=2), schedule, target, index)
-    rows = targets(tiny_pipeline, [sample(i) for i in range(3)], Expectation(steps=2))
+    found = start_law_of(Expectation(solver_steps=2), schedule, target, index)
+    rows = targets(tiny_pipeline, [sample(i) for i in range(3)], Expectation(solver_steps=2))
     signal, noise = float(schedule.signal(one)), float(schedule.noise(one))
     expected = fit_start(signal * row["x_0"] + noise * row["target_mean"] for row in rows)
     means = fit_start(row["target_mean"] for row in rows)
     assert found.law == "channel_normal"
     assert (*found.mean, *found.std) == pytest.approx((*expected.mean, *expected.std), rel=1e-3, abs=1e-5)
     assert found.mean != pytest.approx(means.mean, rel=1e-2)
-    assert start_law_of(Expectation(steps=2), FlowSchedule(), target, index).std == pytest.approx(means.std, rel=1e-3)
-    for estimator in (Generated(), Inverted(), Independent(), Assigned()):
+    assert start_law_of(Expectation(solver_steps=2), FlowSchedule(), target, index).std == pytest.approx(
+        means.std, rel=1e-3
+    )
+    for estimator in (Generation(), Inversion(), IndependentMeans(), Assignment()):
         assert start_law_of(estimator, schedule, target, index) == StartLaw()
 
 
@@ -408,7 +415,7 @@ def test_targets_of_another_teacher_are_refused() -> None:
         check_identity(Index(identity={k: v for k, v in ours.items() if k != "teacher"}, shards=()), ours, "here")
 
 
-@pytest.mark.parametrize("kind", [Generated, Inverted, Expectation])
+@pytest.mark.parametrize("kind", [Generation, Inversion, Expectation])
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -419,42 +426,46 @@ def test_targets_of_another_teacher_are_refused() -> None:
         ({"rho": 11.0}, "rho is 11.0; write a number above 0"),
     ],
 )
-def test_bad_settings_say_what_to_write(kind: Callable[..., Solved], settings: dict[str, Any], message: str) -> None:
+def test_bad_settings_say_what_to_write(
+    kind: Callable[..., SolverEstimator], settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         kind(**settings)
 
 
 def test_an_unknown_solver_is_refused() -> None:
     # Built around the annotations' own check, as a caller outside the tests is.
-    estimator = object.__new__(Generated)
+    estimator = object.__new__(Generation)
     for name, value in {"steps": 2, "guidance": 1.0, "solver": "best", "rho": None}.items():
         object.__setattr__(estimator, name, value)
-    with pytest.raises(UserError, match=r"Generated's solver is 'best'; write one of .* --set targets.estimator"):
+    with pytest.raises(UserError, match=r"Generation's solver is 'best'; write one of .* --set targets.estimator"):
         estimator.__post_init__()
 
 
 def test_a_group_of_one_is_no_assignment() -> None:
     with pytest.raises(UserError, match="write 2 or more"):
-        Assigned(group=1)
+        Assignment(group=1)
 
 
 def test_a_teacher_that_an_estimator_cannot_use_is_refused() -> None:
     schedule = DiffusionSchedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
-    for estimator in (Inverted(), Expectation()):
+    for estimator in (Inversion(), Expectation()):
         with pytest.raises(UserError, match="inverts real latents, and a teacher that predicts data"):
             estimator.check(schedule, "sample")
         estimator.check(schedule, "epsilon")
         estimator.check(FlowSchedule(), "flow_prediction")
         with pytest.raises(UserError, match="has 1001 steps and the teacher's schedule 1000"):
-            replace(estimator, steps=1001).check(schedule, "epsilon")
-    for any_teacher in (Generated(), Independent(), Assigned()):
+            replace(estimator, solver_steps=1001).check(schedule, "epsilon")
+    for any_teacher in (Generation(), IndependentMeans(), Assignment()):
         any_teacher.check(schedule, "sample")
 
 
 def test_half_precision_stays_close(tiny_pipeline: Path) -> None:
     rows = {}
     for precision in ("float32", "bfloat16"):
-        transform = TargetTransform(str(tiny_pipeline), Generated(steps=2, guidance=1.0), READING, 0, 4, precision)
+        transform = TargetTransform(
+            str(tiny_pipeline), Generation(solver_steps=2, guidance=1.0), READING, 0, 4, precision
+        )
         rows[precision] = transform.compute([transform.read(sample(1))])[0]
     difference = np.abs(rows["float32"]["x_0"] - rows["bfloat16"]["x_0"])
     assert 0 < difference.max() < 0.2 * np.abs(rows["float32"]["x_0"]).max()

@@ -27,7 +27,7 @@ from raystill.data.ports import free_ports
 from raystill.models import artifact
 from raystill.tracking.listing import listing
 from raystill.tracking.pull import pull
-from raystill.tracking.registry import Registered, register
+from raystill.tracking.registry import Registration, register
 from raystill.tracking.runs import TrackedRun, open_experiment
 from raystill.tracking.tracking import Pace, Tracking
 
@@ -81,7 +81,7 @@ def serving(directory: Path, port: int, *words: str) -> Iterator[str]:
         process.wait(30)
 
 
-def registered(uri: str, experiment: str, artifacts: str | None, directory: Path) -> Registered:
+def registered(uri: str, experiment: str, artifacts: str | None, directory: Path) -> Registration:
     """Track a run with a picture and register an adapter from it."""
     tracking = Tracking(uri=uri, experiment=experiment, name="run", artifact_root=artifacts)
     open_experiment(uri, experiment, artifacts)

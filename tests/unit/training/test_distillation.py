@@ -21,7 +21,7 @@ from raystill.methods.lcm import LCM
 from raystill.methods.lightning import Lightning
 from raystill.methods.method import STUDENT, TARGET, TIME_SAMPLER
 from raystill.methods.rayflow import RayFlow
-from raystill.methods.rectified import Rectified
+from raystill.methods.rectified import RectifiedDiffusion
 from raystill.methods.reflow import Reflow
 from raystill.methods.table import METHODS, Distilling
 from raystill.methods.tcd import TCD
@@ -174,7 +174,7 @@ def test_every_method_resumes_as_if_it_had_not_stopped(
     [
         Lightning(stages=(4, 2, 1), first=8, stage_steps=2),
         TCD(segments=(8, 4, 2), stage_steps=2),
-        Rectified(consistency_from=3),
+        RectifiedDiffusion(consistency_from=3),
         Reflow(one_step_from=3),
     ],
     ids=lambda one: one.name,

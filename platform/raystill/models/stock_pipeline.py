@@ -11,7 +11,7 @@ from raystill.models.sampling import draw, guided_network
 STEPS, GUIDANCE = 25, 7.5  # unless others are asked for
 
 
-class Undistilled:
+class StockPipeline:
     """A pipeline with its stock sampler: DDIM at trailing timesteps, or Euler where it is a flow's."""
 
     def __init__(self, pipeline: Pipeline, guidance: float | None = None) -> None:
