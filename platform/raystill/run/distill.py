@@ -14,7 +14,7 @@ from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
 from raystill.config.shipped import located
 from raystill.data.derive import Index, Source, Stage
-from raystill.data.store import Store, open_store
+from raystill.data.store import Store, StoreError, open_store
 from raystill.launch.launcher import Launcher
 from raystill.launch.stopping import MakeRecorder
 from raystill.models import artifact
@@ -83,12 +83,27 @@ def check_inputs(run: Run) -> None:
     Source.of(open_store(run.shards))
 
 
+def check_files(experiment: str, place: str | None) -> None:
+    """Refuse, with UserError and before anything is computed, an experiment of MLflow whose files lie in a bucket that
+    cannot be reached.
+    """
+    if place is None or not place.startswith("s3://"):  # MLflow itself knows other places, too
+        return
+    try:
+        open_store(place).check()
+    except StoreError as error:
+        raise UserError(
+            f"the MLflow experiment {experiment!r} keeps its files at {place}, and {error}\nReach that store, or name "
+            "another experiment: --set experiment=NAME"
+        ) from error
+
+
 def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> DistillationResult:
     """Run every stage that an earlier, stopped run of the same settings has not finished; `directory` is local, for
     small outputs.
     """
     uri = tracking_uri(directory)
-    check_experiment(uri, run.experiment, run.artifacts)
+    check_files(run.experiment, check_experiment(uri, run.experiment, run.artifacts))
     with seconds.stage("targets"):
         targets, index = compute_targets(run, launcher)
     tracking = Tracking(

@@ -63,6 +63,17 @@ def open_experiment(uri: str, name: str, artifact_root: str | None = None) -> st
     return experiment_id
 
 
+def files_of(uri: str, name: str) -> str:
+    """The address below which an experiment that is there keeps the files of its runs."""
+    try:
+        found = MlflowClient(tracking_uri=uri).get_experiment_by_name(name)
+    except AWAY as error:
+        raise unreachable(uri, error) from error
+    assert found is not None
+    place: str = found.artifact_location
+    return place
+
+
 class TrackedRun:
     """Context manager for the MLflow run of one training run: starts or continues it, and closes it with its status."""
 

@@ -62,14 +62,17 @@ def run_key(recipe: object, tracking: Tracking) -> str:
     return fingerprint({"recipe": known, "inputs": tracking.inputs, "name": tracking.name})
 
 
-def check_experiment(uri: str | None, name: str, artifact_root: str | None = None) -> None:
-    """Find or make an experiment; UserError where MLflow does not answer or stores elsewhere. Once on the driver: the
-    first call makes the tables of a SQLite file, which two processes must not do.
+def check_experiment(uri: str | None, name: str, artifact_root: str | None = None) -> str | None:
+    """Find or make an experiment and return where it keeps files, None without MLflow; UserError where MLflow does not
+    answer or stores elsewhere. Once on the driver: the first call makes the tables of a SQLite file, which two
+    processes must not do.
     """
-    if uri is not None:
-        from raystill.tracking.runs import open_experiment
+    if uri is None:
+        return None
+    from raystill.tracking.runs import files_of, open_experiment
 
-        open_experiment(uri, name, artifact_root)
+    open_experiment(uri, name, artifact_root)
+    return files_of(uri, name)
 
 
 def tracked(tracking: Tracking, recipe: object) -> "TrackedRun | FileRun":
