@@ -274,13 +274,8 @@ def _train_worker(work: _Work) -> None:
     with (
         recorded(None if rank else work.recorder, work.checkpoints, work.until or training.steps) as recorder,
         nullcontext(lambda _step: None) if rank else _progress(work.task, begins) as moved,
-        profiled(DIRECTORY / "profiles" / f"{work.task.name}-{rank}") as traced,
+        profiled(DIRECTORY / "profiles" / f"{work.task.name}-{rank}", moved) as stepped,
     ):
-
-        def stepped(step: int) -> None:
-            moved(step)
-            traced(step)
-
         place = Place(
             checkpoints=work.checkpoints,
             engine=lambda module, optimizer: ZeroEngine(module, optimizer, work.zero_stage, training.precision, device),

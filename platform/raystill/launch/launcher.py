@@ -100,13 +100,8 @@ class LocalLauncher:
             same_threads(checkpoints) if self.device.type == "cpu" else nullcontext(),
             recorded(recorder, checkpoints, until or training.steps) as opened,
             tqdm(total=training.steps, initial=start, desc=task.name, unit="step", smoothing=0.05) as bar,
-            profiled(DIRECTORY / "profiles" / f"{task.name}-0") as traced,
+            profiled(DIRECTORY / "profiles" / f"{task.name}-0", lambda step: bar.update(step - bar.n)) as stepped,
         ):
-
-            def stepped(step: int) -> None:
-                bar.update(step - bar.n)
-                traced(step)
-
             place = Place(
                 checkpoints=checkpoints,
                 engine=lambda module, optimizer: LocalEngine(module, optimizer, self.device),

@@ -17,12 +17,12 @@ ROWS = 25  # operations in the table
 
 
 @contextmanager
-def profiled(place: Path) -> Iterator[Callable[[int], None]]:
-    """Give a function to be called after every step of a training. Where PROFILE is set, some steps are traced into
-    PLACE.json, which https://ui.perfetto.dev shows, and their split goes into PLACE.txt.
+def profiled(place: Path, then: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+    """Give a function to be called after every step of a training, which calls `then`. Where PROFILE is set, some steps
+    are traced into PLACE.json, which https://ui.perfetto.dev shows, and their split goes into PLACE.txt.
     """
     if not os.environ.get(PROFILE):
-        yield lambda _step: None
+        yield then
         return
 
     def write(found: Any) -> None:
@@ -35,4 +35,9 @@ def profiled(place: Path) -> Iterator[Callable[[int], None]]:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     steps = schedule(wait=WAIT, warmup=WARM_UP, active=TRACED, repeat=1)
     with profile(activities=activities, schedule=steps, on_trace_ready=write) as running:
-        yield lambda _step: running.step()
+
+        def stepped(step: int) -> None:
+            then(step)
+            running.step()
+
+        yield stepped

@@ -10,10 +10,12 @@ from raystill.training.profiling import PROFILE, profiled
 
 
 def steps(place: Path, count: int) -> None:
-    with profiled(place) as stepped:
+    seen: list[int] = []
+    with profiled(place, seen.append) as stepped:
         for step in range(count):
             torch.ones(30, 30) @ torch.ones(30, 30)
             stepped(step)
+    assert seen == list(range(count))
 
 
 def test_some_steps_are_traced_and_their_split_is_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
