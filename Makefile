@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast test-all lint format bench docs clean
+.PHONY: help setup demo test test-fast test-all test-newer lint format bench docs clean
 
 VENV ?= .venv
 # The first one that is new enough and can make virtual environments.
@@ -68,9 +68,14 @@ test: lint ## what CI runs: lint and all tests but second proofs of the same: 19
 	$(TWO) $(FIRST) tests/jobs tests/studies tests/unit tests/contract
 	$(RAY) $(FIRST) tests/cluster
 
-test-all: lint docs ## lint, documentation and all tests that need no GPU
+test-all: lint docs test-newer ## lint, documentation and all tests that need no GPU, and unit tests on a newer Python
 	$(TWO) tests/jobs tests/studies tests/unit tests/contract
 	$(RAY) tests/cluster
+
+NEWER := python3.12
+test-newer: ## unit and contract tests on Python 3.12, in a virtual environment of its own
+	$(MAKE) setup VENV=$(VENV)-$(NEWER) PYTHON=$(NEWER)
+	OMP_NUM_THREADS=1 $(VENV)-$(NEWER)/bin/python -m pytest --numprocesses 2 --dist loadfile $(FIRST) tests/unit tests/contract
 
 lint: setup ## ruff, mypy --strict and the import rules
 	$(BIN)/ruff check $(CODE)
@@ -90,5 +95,5 @@ bench: setup ## measure speed on this machine
 	$(BIN)/python jobs/bench.py
 
 clean: ## remove the virtual environment and all caches
-	rm -rf $(VENV) build dist platform/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-$(NEWER) build dist platform/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find platform jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -155,7 +155,7 @@ def list_shards(store: Store) -> list[Entry]:
     holds = f"holds {len(entries)} other files ({found})" if entries else "is empty"
     raise ShardError(
         f"no shards under {store.uri}: it {holds}; expected files named *{SUFFIX}. "
-        f"Build them with: python jobs/shards.py folder PICTURES --out {store.uri}"
+        f"Build them with: raystill shards folder PICTURES --out {store.uri}"
     )
 
 

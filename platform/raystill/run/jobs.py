@@ -68,7 +68,7 @@ def launch_evaluation(run: Run, *, local: bool = False) -> str:
         checkpoints = checkpoints_of(run, targets)
         if averages_after(checkpoints, run.training.steps) is None:
             raise UserError(
-                f"{run.name} has not been trained to its end yet; run jobs/distill.py with the same settings first"
+                f"{run.name} has not been trained to its end yet; run raystill distill with the same settings first"
             )
         seeds = range(run.evaluation.seed, run.evaluation.seed + 3)
         changed = [replace(run, evaluation=replace(run.evaluation, seed=seed)) for seed in seeds]

@@ -236,7 +236,7 @@ def sweep_report(search: Search, trials: Sequence[Trial], samples: int, uri: str
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "optuna"))
     read = {one.targets for one in trials if one.targets}
     text = (
-        f"`jobs/search.py`: {len(trials)} trials, {counts}, found by Optuna's TPE ({search.random} drawn at random "
+        f"`raystill search`: {len(trials)} trials, {counts}, found by Optuna's TPE ({search.random} drawn at random "
         f"first) and ASHA, which lets one of {search.keep} go on at {_listed(search.rungs) or 'no'} steps of training; "
         f"{whole} steps of {base.training.step_size} samples at most. Quality is the mean log Frechet distance at "
         f"{_listed(search.student_steps)} sampling steps, on {_pictures(base)} of held-out captions. Targets: "

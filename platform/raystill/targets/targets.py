@@ -99,7 +99,7 @@ def fit_start(starts: Iterable[np.ndarray]) -> StartLaw:
     """
     found = list(starts)
     if not found:
-        raise UserError("there are no targets to fit a start law to; compute them first: jobs/targets.py")
+        raise UserError("there are no targets to fit a start law to; compute them first: raystill targets")
     mean = np.mean([t.mean(axis=(1, 2), dtype=np.float64) for t in found], axis=0)
     square = np.mean([np.square(t - mean[:, None, None]).mean(axis=(1, 2)) for t in found], axis=0)
     return StartLaw(law="channel_normal", mean=_rounded(mean), std=_rounded(np.sqrt(square)))

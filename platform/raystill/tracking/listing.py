@@ -33,7 +33,7 @@ def listing(tracking_uri: str, name: str | None = None, *, as_json: bool = False
     if as_json:
         return json.dumps(rows, indent=1)
     if not rows:
-        return "there is no model yet: distil one with jobs/distill.py"
+        return "there is no model yet: distil one with raystill distill"
     figures = sorted({key for row in rows for key in row if key.startswith(FIGURE)}, key=lambda key: (len(key), key))
     return _table(rows, [*COLUMNS[:2], *figures, *COLUMNS[2:]])
 
@@ -51,7 +51,7 @@ def runs(tracking_uri: str, *, most: int = 20, as_json: bool = False) -> str:
     rows = [_run(run) for run in found]
     if as_json:
         return json.dumps(rows, indent=1)
-    return _table(rows, [*rows[0]]) if rows else "there is no run yet: distil something with jobs/distill.py"
+    return _table(rows, [*rows[0]]) if rows else "there is no run yet: distil something with raystill distill"
 
 
 def _run(run: Run) -> dict[str, str]:
