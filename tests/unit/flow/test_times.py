@@ -182,7 +182,7 @@ def test_quantiles_rise_from_end_to_end(law: FixedTimes, schedule: Schedule) -> 
         (lambda: LogitNormalTimes(importance=0.0), "importance is 0.0, the share of draws"),
         (lambda: UShapedTimes(importance=1.0), "method.times.importance=0.1"),
         (lambda: UShapedTimes(steepness=-1.0), "steepness of U-shaped times is -1"),
-        (lambda: SamplingTimes(student_steps=0), "have 0 steps"),
+        (lambda: SamplingTimes(student_steps=0), "has student_steps 0"),
         (lambda: SamplingTimes(start_share=1.5), "a share in"),
     ],
 )

@@ -168,7 +168,7 @@ def test_calls_are_those_that_the_network_gets(
     teacher = Teacher.of(load_pipeline(tiny_pipeline))
     rows = []
     teacher.pipeline.unet.register_forward_hook(lambda unet, given, answer: rows.append(len(given[0])))
-    estimator = kind(steps=3, guidance=guidance, solver=solver, rho=rho)
+    estimator = kind(solver_steps=3, guidance=guidance, solver=solver, rho=rho)
     condition = teacher.pipeline.condition(["red heart", "blue car"])
     with torch.inference_mode():
         estimator.targets(teacher, torch.randn(2, 4, 8, 8), condition, torch.zeros(2, 3, 16, 16))
@@ -419,7 +419,7 @@ def test_targets_of_another_teacher_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "has 0 steps; write 1 or more"),
+        ({"solver_steps": 0}, "has 0 steps; write 1 or more"),
         ({"guidance": -1.0}, "guidance is -1.0; write a number from 0"),
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"rho": 0.0}, "rho is 0.0; write a number above 0"),
@@ -436,7 +436,7 @@ def test_bad_settings_say_what_to_write(
 def test_an_unknown_solver_is_refused() -> None:
     # Built around the annotations' own check, as a caller outside the tests is.
     estimator = object.__new__(Generation)
-    for name, value in {"steps": 2, "guidance": 1.0, "solver": "best", "rho": None}.items():
+    for name, value in {"solver_steps": 2, "guidance": 1.0, "solver": "best", "rho": None}.items():
         object.__setattr__(estimator, name, value)
     with pytest.raises(UserError, match=r"Generation's solver is 'best'; write one of .* --set targets.estimator"):
         estimator.__post_init__()
