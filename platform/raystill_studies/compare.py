@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
+from raystill.config.home import DIRECTORY
 from raystill.data.records import Row
 from raystill.evaluation.pictures import grid
 from raystill.launch.launcher import Launcher, LocalLauncher
 from raystill.launch.placement import threads_of
-from raystill.launch.services import DIRECTORY
 from raystill.run.distill import compute_targets, inputs_of, train_student, trained_student
 from raystill.run.evaluate import draw_student, draw_teacher, evaluate, read_rows
 from raystill.run.jobs import surroundings

@@ -8,9 +8,9 @@ from typing import Any
 from raystill.config.checks import at_least
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import Knob, introduced, introduced_group
+from raystill.config.home import REPORTS
 from raystill.config.overrides import override, setting
 from raystill.config.shipped import located
-from raystill.launch.services import REPORTS
 from raystill.methods.method import STUDENT
 from raystill.methods.table import Distilling
 from raystill.models.pipeline import check_pipeline

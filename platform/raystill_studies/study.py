@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import Knob, fingerprint, identity, introduced, introduced_group
+from raystill.config.home import DIRECTORY, REPORTS
 from raystill.config.overrides import override
 from raystill.config.shipped import located
 from raystill.data.derive import Source, Stage
 from raystill.data.store import Store, open_store
 from raystill.engine.protocol import NonFiniteError
 from raystill.launch.launcher import Launcher, LocalLauncher
-from raystill.launch.services import DIRECTORY, REPORTS
 from raystill.methods.rayflow import RayFlow
 from raystill.models.pipeline import teacher_facts
 from raystill.models.revision import is_of, revision

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -48,7 +49,11 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that is a user's site-packages: the wheel, and links to what its core requires, and no more."""
     place, site = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("site")
     line = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
-    subprocess.run([*line, str(place), str(ROOT)], check=True, cwd=place)
+    source = place / "source"  # setuptools leaves a folder of what it has built, and takes from it what is there
+    shutil.copytree(ROOT / "platform", source / "platform", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run([*line, str(place), str(source)], check=True, cwd=place)
     (wheel,) = place.glob("raystill-*.whl")
     with ZipFile(wheel) as opened:
         opened.extractall(site)

@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
 
 
 def _runs(arguments: argparse.Namespace) -> None:
-    from raystill.launch.services import DIRECTORY
+    from raystill.config.home import DIRECTORY
 
     uri = registry(DIRECTORY)
     from raystill.tracking.listing import runs
@@ -96,7 +96,7 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> None:
-    from raystill.launch.services import DIRECTORY
+    from raystill.config.home import DIRECTORY
 
     uri = registry(DIRECTORY)
     from raystill.tracking.listing import listing

@@ -40,7 +40,7 @@ def stored(directory: Path) -> Iterator[None]:
 
 def fetch(model: str, to: Path | None) -> Path:
     """Pull an adapter from the tracking server of the environment, or from the one that runs keep under .raystill/."""
-    from raystill.launch.services import DIRECTORY
+    from raystill.config.home import DIRECTORY
     from raystill.tracking.pull import pull
 
     uri = registry(DIRECTORY)

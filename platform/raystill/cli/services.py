@@ -49,8 +49,8 @@ def _submit(arguments: argparse.Namespace) -> None:
 
 
 def _ui(arguments: argparse.Namespace) -> None:
+    from raystill.config.home import DIRECTORY
     from raystill.data.ports import listenable
-    from raystill.launch.services import DIRECTORY
     from raystill.tracking.browser import pages
 
     uri, port = registry(DIRECTORY), arguments.port
@@ -69,7 +69,7 @@ def _ui(arguments: argparse.Namespace) -> None:
 
 def _exec(arguments: argparse.Namespace) -> None:
     """Run a command with the addresses of the registry and its store in its environment, and exit with its status."""
-    from raystill.launch.services import DIRECTORY
+    from raystill.config.home import DIRECTORY
 
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # as in an activated environment
     uri = registry(DIRECTORY)

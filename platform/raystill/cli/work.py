@@ -58,8 +58,8 @@ def add(commands: Any) -> None:
 
 
 def _prune(arguments: argparse.Namespace) -> None:
+    from raystill.config.home import DIRECTORY
     from raystill.data.store import open_store
-    from raystill.launch.services import DIRECTORY
     from raystill.run.prune import as_json, folders, remove, size, table
 
     with stored(DIRECTORY):
@@ -73,8 +73,8 @@ def _prune(arguments: argparse.Namespace) -> None:
 
 
 def _migrate(arguments: argparse.Namespace) -> None:
+    from raystill.config.home import DIRECTORY
     from raystill.data.store import open_store
-    from raystill.launch.services import DIRECTORY
     from raystill.run.migrate import Held, as_json, held, held_adapters, table
     from raystill.tracking import listing
 

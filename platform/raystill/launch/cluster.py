@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raystill.config.digest import canonical_json
 from raystill.config.errors import UserError
 from raystill.config.files import own_modules
+from raystill.config.home import DIRECTORY
 from raystill.data.derive import Index, Stage
 from raystill.data.plan import Plan
 from raystill.data.store import Store
@@ -36,7 +37,6 @@ from raystill.engine.protocol import NonFiniteError
 from raystill.launch.command import quiet_libraries, worker_log
 from raystill.launch.launcher import Item, Result
 from raystill.launch.placement import check_resources, machines, options_of, threads_of
-from raystill.launch.services import DIRECTORY
 from raystill.launch.settings import Cluster
 from raystill.launch.stopping import MakeRecorder, asked_to_stop, recorded, saving
 from raystill.training.lanes import numbers, share

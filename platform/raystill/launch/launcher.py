@@ -9,13 +9,13 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from tqdm import tqdm
 
+from raystill.config.home import DIRECTORY
 from raystill.data.batches import local_batches
 from raystill.data.derive import Index, Stage, derive
 from raystill.data.plan import Plan
 from raystill.data.store import Store
 from raystill.engine.local import LocalEngine
 from raystill.engine.precision import advice
-from raystill.launch.services import DIRECTORY
 from raystill.launch.stopping import MakeRecorder, asked_to_stop, recorded, saving
 from raystill.launch.threads import choose_threads, same_threads
 from raystill.training.profiling import profiled

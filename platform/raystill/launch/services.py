@@ -14,12 +14,7 @@ from raystill.data.shards import SUFFIXES, list_shards
 from raystill.data.store import Entry, Store, create_bucket, open_store
 
 log = logging.getLogger(__name__)
-HOME = "RAYSTILL_HOME"
-SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray sets for the driver of a submitted job, whose directory is scratch
-# Everything that is kept on this machine: RAYSTILL_HOME, or .raystill where jobs are typed.
-DIRECTORY = Path(os.environ.get(HOME) or ("~/.raystill" if SUBMITTED in os.environ else ".raystill")).expanduser()
-REPORTS = str(DIRECTORY / "reports")  # where sweeps and studies write theirs, unless they are told otherwise
-EMBEDDED = "s3"  # folder of the embedded object store, below DIRECTORY
+EMBEDDED = "s3"  # folder of the embedded object store, below the home directory
 PATIENCE_S = 20.0  # seconds to wait for another process's server that is just starting or stopping
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from raystill.config.home import DIRECTORY
 from raystill.data.derive import Source, Stage
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import Sample, unpack
@@ -21,7 +22,6 @@ from raystill.engine.protocol import Optimizer
 from raystill.evaluation.timing import seconds
 from raystill.flow.randomness import RandomStream
 from raystill.launch.launcher import Launcher, LocalLauncher
-from raystill.launch.services import DIRECTORY
 from raystill.methods.method import Batch, Composition, Loss, Method, Networks, generator
 from raystill.run.distill import compute_targets, target_maker, training_source
 from raystill.run.jobs import surroundings

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from raystill.config.home import DIRECTORY
 from raystill.launch.command import shown
-from raystill.launch.services import DIRECTORY
 from raystill.run.distill import DistillationResult, Seconds
 from raystill.run.evaluate import table
 from raystill.run.jobs import launch_distillation

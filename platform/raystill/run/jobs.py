@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from raystill.config.errors import UserError
+from raystill.config.home import DIRECTORY, HOME
 from raystill.launch.command import LEVEL
 from raystill.launch.launcher import Launcher, LocalLauncher
-from raystill.launch.services import DIRECTORY, HOME, object_store, upload_sample
+from raystill.launch.services import object_store, upload_sample
 from raystill.launch.settings import Cluster
 from raystill.run.distill import (
     DistillationResult,

@@ -8,8 +8,8 @@ from typing import Any
 from raystill.config.checks import at_least
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import Knob, introduced
+from raystill.config.home import REPORTS
 from raystill.config.overrides import override
-from raystill.launch.services import REPORTS
 from raystill.run.settings import Run
 from raystill.run.validate import validate
 from raystill.search.space import Space, check_points, check_space

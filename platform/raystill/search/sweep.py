@@ -16,13 +16,13 @@ from PIL import Image
 from ray import tune
 
 from raystill.config.errors import UserError
+from raystill.config.home import DIRECTORY
 from raystill.evaluation.notes import notes_on
 from raystill.evaluation.pictures import rendered
 from raystill.evaluation.tables import markdown
 from raystill.flow.efficiency import midpoints
 from raystill.launch.launcher import LocalLauncher
 from raystill.launch.placement import room
-from raystill.launch.services import DIRECTORY
 from raystill.methods.method import TIME_SAMPLER
 from raystill.models.pipeline import load_pipeline
 from raystill.run.distill import Seconds, checkpoints_of, compute_targets, distil, inputs_of

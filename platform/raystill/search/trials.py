@@ -18,11 +18,11 @@ from ray.tune.search.optuna import OptunaSearch
 from tqdm import tqdm
 
 from raystill.config.fingerprint import fingerprint
+from raystill.config.home import DIRECTORY
 from raystill.launch.cluster import settle
 from raystill.launch.command import quiet_libraries
 from raystill.launch.launcher import LocalLauncher
 from raystill.launch.placement import threads_of
-from raystill.launch.services import DIRECTORY
 from raystill.run.distill import (
     checkpoints_of,
     compute_targets,
