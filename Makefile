@@ -74,8 +74,9 @@ test-all: lint docs test-newer ## lint, documentation and all tests that need no
 
 NEWER := python3.12
 test-newer: ## unit and contract tests on Python 3.12, in a virtual environment of its own
-	$(MAKE) setup VENV=$(VENV)-$(NEWER) PYTHON=$(NEWER)
-	OMP_NUM_THREADS=1 $(VENV)-$(NEWER)/bin/python -m pytest --numprocesses 2 --dist loadfile $(FIRST) tests/unit tests/contract
+	@command -v $(NEWER) >/dev/null || { echo "No $(NEWER) found; name a newer one: make test-newer NEWER=/path/to/python3.12" >&2; exit 1; }
+	$(MAKE) setup VENV=$(VENV)-newer PYTHON=$(NEWER)
+	OMP_NUM_THREADS=1 $(VENV)-newer/bin/python -m pytest --numprocesses 2 --dist loadfile $(FIRST) tests/unit tests/contract
 
 lint: setup ## ruff, mypy --strict and the import rules
 	$(BIN)/ruff check $(CODE)
@@ -95,5 +96,5 @@ bench: setup ## measure speed on this machine
 	$(BIN)/python jobs/bench.py
 
 clean: ## remove the virtual environment and all caches
-	rm -rf $(VENV) $(VENV)-$(NEWER) build dist platform/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-newer build dist platform/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find platform jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +

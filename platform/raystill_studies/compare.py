@@ -18,12 +18,13 @@ from raystill.launch.launcher import Launcher, LocalLauncher
 from raystill.launch.placement import threads_of
 from raystill.run.distill import compute_targets, inputs_of, train_student, trained_student
 from raystill.run.evaluate import draw_student, draw_teacher, evaluate, read_rows
+from raystill.run.experiments import prepare_experiment
 from raystill.run.jobs import surroundings
 from raystill.run.samples import Solver
 from raystill.run.settings import Run
 from raystill.tracking.commit import code_commit
 from raystill.tracking.runs import TrackedRun
-from raystill.tracking.tracking import Tracking, check_experiment, tracking_uri
+from raystill.tracking.tracking import Tracking, tracking_uri
 from raystill_studies.compare_report import chart, chart_path, report
 from raystill_studies.comparison import UPDATES, Comparison, Entrant
 from raystill_studies.costs import Cost, comparable, machine, mean, timed
@@ -49,7 +50,7 @@ def launch_comparison(comparison: Comparison) -> str:
     results = read_results(comparison.results)
     with surroundings(comparison.base) as launcher:
         check_revision(comparison.base, comparison.results, results)
-        check_experiment(tracking_uri(DIRECTORY), comparison.base.experiment, comparison.base.artifacts)
+        prepare_experiment(tracking_uri(DIRECTORY), comparison.base.experiment, comparison.base.artifacts)
         by_teacher = read_rows(*draw_teacher(comparison.base, launcher))
         _pictures(by_teacher, comparison.base.evaluation.captions, comparison.base.evaluation.reference_steps)
         tuned = _prepare(comparison, results, launcher)

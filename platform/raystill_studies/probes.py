@@ -16,10 +16,9 @@ from raystill.data.records import Reading, Row, caption_of
 from raystill.data.shards import Sample
 from raystill.data.starts import start_of
 from raystill.evaluation.features import extract, feature_network
-from raystill.flow.predictions import Latent
 from raystill.models.pipeline import Pipeline
+from raystill.run.samples import SampleLatents
 
-SampleLatents = Callable[[Latent, Tensor, int], Latent]  # (start, condition, steps) -> clean latents
 MakeSampler = Callable[[], tuple[Pipeline, SampleLatents]]  # picklable: it is called where the stage runs
 
 

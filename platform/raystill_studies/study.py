@@ -30,13 +30,14 @@ from raystill.models.sampling import Sampling
 from raystill.run.checkpoints import open_ended
 from raystill.run.distill import compute_targets, inputs_of, train_student, trained_student, untold
 from raystill.run.evaluate import draw_teacher, evaluate, floor_of, read_rows
+from raystill.run.experiments import prepare_experiment
 from raystill.run.jobs import surroundings
 from raystill.run.samples import Sampler, teacher_draw
 from raystill.run.settings import Evaluation, Run
 from raystill.run.trained import TrainedStudent
 from raystill.run.validate import validate
 from raystill.tracking.commit import code_commit
-from raystill.tracking.tracking import Tracking, check_experiment, history, tracked, tracking_uri
+from raystill.tracking.tracking import Tracking, history, tracked, tracking_uri
 from raystill_studies.gradients import GradientProbe, GradientTransform, efficiency
 from raystill_studies.overlap import OverlapProbe, OverlapTransform, overlap
 from raystill_studies.probes import Probe, ProbeTransform, means
@@ -209,7 +210,7 @@ def check_revision(base: Run, path: Path, results: dict[str, Any]) -> None:
 
 def _share(study: Study, runs: Sequence[Run], launcher: Launcher) -> None:
     """Compute what runs have in common, on the whole cluster: their targets and the teacher's samples."""
-    check_experiment(tracking_uri(DIRECTORY), study.name, study.base.artifacts)
+    prepare_experiment(tracking_uri(DIRECTORY), study.name, study.base.artifacts)
     for run in {fingerprint(run.targets): run for run in runs}.values():
         compute_targets(run, launcher)
     draw_teacher(study.base, launcher)

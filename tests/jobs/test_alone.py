@@ -1,10 +1,12 @@
 """Scripts of `jobs/` at a small size in one process, without Ray; what is shipped."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from raystill.data.shards import list_shards, unpack
 from raystill.models.adapter import Adapter
 from raystill.models.artifact import verify
 from raystill.models.pipeline import load_pipeline
+from raystill.run.prune import SETTLED_S
 from raystill.tracking.pull import pull
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -135,6 +138,9 @@ def test_what_a_run_left_belongs_to_it(workplace: Path, alone: subprocess.Comple
     copy = workplace / "copy"
     shutil.copytree(workplace / PLAIN["work"], copy)
     shutil.rmtree(copy / "checkpoints")
+    yesterday = time.time() - 2 * SETTLED_S
+    for file in copy.rglob("*.*"):
+        os.utime(file, (yesterday, yesterday))
     done = typed(cli("prune", "copy", "--delete"), workplace)
     assert done.returncode == 0, done.stderr
     assert LocalStore(uri=str(copy)).folders() == ["targets", "teacher-samples"]

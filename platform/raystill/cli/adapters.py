@@ -27,12 +27,12 @@ def add(commands: Any) -> None:
     sample.add_argument("--force", action="store_true", help="draw in a number of steps that it was not trained for")
     sample.add_argument("--count", type=int, default=4, help="pictures per caption (default: %(default)s)")
     sample.add_argument("--seed", type=int, default=0, help="of the starts (default: %(default)s)")
-    sample.add_argument("--base", type=Path, help="directory of the base pipeline; default: where the adapter says")
+    sample.add_argument("--base", help="directory of the base pipeline; default: where the adapter says")
     sample.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file to write (default: %(default)s)")
     sample.set_defaults(run=_sample)
     merge = commands.add_parser("merge", help="write a pipeline that has an adapter's weights in its own")
     merge.add_argument("model", help="a registry URI, or a directory that `pull` wrote")
-    merge.add_argument("--onto", type=Path, help="another fine-tune of the adapter's base; default: the base itself")
+    merge.add_argument("--onto", help="another fine-tune of the adapter's base; default: the base itself")
     merge.add_argument("--out", type=Path, required=True, help="a new directory, in diffusers' format")
     merge.set_defaults(run=_merge)
     models = commands.add_parser("models", help="list the registry's adapters with their figures")
@@ -81,7 +81,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     elif arguments.guidance is not None:
         raise UserError(f"--guidance is for pipelines; {arguments.model} is an adapter, which has its own")
     else:
-        adapter = Adapter(directory_of(arguments.model), arguments.base)
+        adapter = Adapter(directory_of(arguments.model), _place(arguments.base))
         pictures = adapter.draw(captions, arguments.steps, arguments.seed, force=arguments.force).numpy()
     rows = [list(pictures[i : i + arguments.count]) for i in range(0, len(captions), arguments.count)]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -89,10 +89,14 @@ def _sample(arguments: argparse.Namespace) -> None:
     print(arguments.out)
 
 
+def _place(address: str | None) -> Path | None:
+    return None if address is None else located(address)
+
+
 def _merge(arguments: argparse.Namespace) -> None:
     from raystill.models.merging import merge_adapter
 
-    print(merge_adapter(directory_of(arguments.model), arguments.onto, arguments.out))
+    print(merge_adapter(directory_of(arguments.model), _place(arguments.onto), arguments.out))
 
 
 def _models(arguments: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ class Job:
     trains: bool = False  # whether it trains a network in the first place
     local: bool = True  # whether the function takes `local`, to run in this process without a cluster
     tracked: bool = False  # whether it cannot do without MLflow
+    also: tuple[str, ...] = ()  # modules that it needs beside Ray and DeepSpeed
 
 
 JOBS = {
@@ -49,7 +50,7 @@ JOBS = {
     "search": Job(
         "Search settings of a run with Ray Tune, and register the best trial's adapter. Run it again to go on.",
         "--recipe nano_sweep --set trials=16 --set 'student_steps=[4]'",
-        "nano_sweep", "Search", "raystill.search.launch:launch_search", local=False, tracked=True,
+        "nano_sweep", "Search", "raystill.search.launch:launch_search", local=False, tracked=True, also=("optuna",),
     ),
     "pretrain": Job(
         "Train a whole Stable Diffusion pipeline from shards: autoencoder, then UNet and text encoder. Run it again to "
@@ -70,7 +71,8 @@ JOBS = {
     "compare": Job(
         "Compare methods at equal budgets, three seeds each, and write the report. Run it again to go on.",
         "--recipe methods --set seconds=300 --set 'seeds=[0]'",
-        "methods", "Comparison", "raystill_studies.compare:launch_comparison", local=False, tracked=True,
+        "methods", "Comparison", "raystill_studies.compare:launch_comparison",
+        local=False, tracked=True, also=("optuna",),
     ),
     "demo": Job(
         "Run the whole platform on this machine: store, targets, distillation, evaluation, registry, pull.",
@@ -166,9 +168,10 @@ def _imported(action: str) -> Callable[..., object]:
 def _check_extras(name: str, *, local: bool) -> None:
     """Refuse, with UserError, a job whose packages are not installed."""
     if not local:
-        need("cluster", f"raystill {name}", "in this process alone: --local" if JOBS[name].local else "")
+        alone = "in this process alone: --local" if JOBS[name].local else ""
+        need("ray", "deepspeed", *JOBS[name].also, purpose=f"raystill {name}", otherwise=alone)
     if JOBS[name].tracked:
-        need("tracking", f"raystill {name}")
+        need("mlflow", purpose=f"raystill {name}")
 
 
 def _check_kind(name: str, recipe: str, found: type) -> None:
@@ -184,7 +187,8 @@ def _check_kind(name: str, recipe: str, found: type) -> None:
 
 def shown(run: Any) -> str:
     """Every setting of a run as `--set` takes it, and the fingerprint of those that results depend on."""
+    from raystill.config import overrides
     from raystill.config.fingerprint import fingerprint
-    from raystill.config.overrides import paths
 
-    return "\n".join([*(f"{path}={value}" for path, value in paths(run).items()), f"# fingerprint {fingerprint(run)}"])
+    lines = [f"{path}={value}" for path, value in overrides.shown(run).items()]
+    return "\n".join([*lines, f"# fingerprint {fingerprint(run)}"])

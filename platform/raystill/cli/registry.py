@@ -13,7 +13,7 @@ DEFAULT_MODEL = "models:/nano-rayflow@champion"
 
 def registry(directory: Path) -> str:
     """Address of the environment's tracking server, or of the file that runs keep; UserError where there is neither."""
-    need("tracking", "the registry")
+    need("mlflow", purpose="the registry")
     from raystill.tracking.tracking import tracking_uri
 
     if "MLFLOW_TRACKING_URI" not in os.environ and not (directory / "mlflow.db").exists():

@@ -20,9 +20,10 @@ Nothing is deleted or moved, and no file is unpickled. Runs find old targets of 
 """
 
 PRUNE = """
-List the folders of a work prefix: what each holds and takes, what it was made from, what was made from it, and which of
-them nobody needs: what earlier versions left and no run of this one finds, samples of weights that are gone, folders of
-benches, trainings without a checkpoint. Adapters in the registry need no folder.
+List the folders of a work prefix: what each holds and takes, what it was made from, the runs that it belongs to, and
+which of them nobody needs: what earlier versions left and no run of this one finds, samples of weights that are gone,
+folders of benches, trainings without a checkpoint. Adapters in the registry need no folder. What was written within a
+day is needed by whoever writes it, and folders that raystill did not make are left alone.
 
   raystill prune s3://raystill/work            the demo's, in the embedded store
   raystill prune s3://raystill/work --delete   the same, and deletes what nobody needs
@@ -68,8 +69,10 @@ def _prune(arguments: argparse.Namespace) -> None:
         rows = folders(work)
         print(as_json(rows) if arguments.json else table(rows) if rows else f"there is nothing at {arguments.work}")
         if arguments.delete:
-            freed = remove(work, [row for row in rows if row.unneeded])
-            print(f"deleted {size(freed)}", file=sys.stderr)
+            spare = [row for row in rows if row.unneeded]
+            for row in spare:
+                remove(work, row)
+            print(f"deleted {len(spare)} folders, {size(sum(row.size for row in spare))}", file=sys.stderr)
 
 
 def _migrate(arguments: argparse.Namespace) -> None:

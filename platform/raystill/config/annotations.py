@@ -40,6 +40,16 @@ def fit(value: Any, hint: Any) -> Any:
     return _SCALARS.get(hint, _fit_nothing)(value, ())
 
 
+def accepts_files(hint: Any) -> bool:
+    """Whether an annotation accepts a class of anybody's file."""
+    return bool(_bases(hint))
+
+
+def can_choose(hint: Any) -> bool:
+    """Whether an annotation accepts settings of several classes, of which a text chooses one."""
+    return len(group_names(hint)) > 1 or accepts_files(hint)
+
+
 def group_names(hint: Any) -> list[str]:
     """Names of the settings classes that an annotation accepts and that need no argument, so that a text can choose
     one.
@@ -49,10 +59,10 @@ def group_names(hint: Any) -> list[str]:
 
 def _chosen(name: str, hint: Any) -> type | None:
     """The settings class that a text chooses, also by the name that it had before; None where there is none."""
-    known = _groups(hint)
-    if name in group_names(hint):
+    known, names = _groups(hint), group_names(hint)
+    if name in names:
         return known[name]
-    now = next((kind for kind in known.values() if former_name(kind) == name), None)
+    now = next((known[other] for other in names if former_name(known[other]) == name), None)
     if now is not None:
         log.warning("%s is called %s now; the old name works for one more release", name, now.__name__)
     return now

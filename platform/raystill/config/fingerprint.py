@@ -16,11 +16,13 @@ class of somebody's own file counts by the file's text as well.
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Collection, Mapping
 from functools import cache, partial
 from pathlib import PurePath
 from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 FORMAT = 2  # of addresses; those of format 1 are digests of all settings (`config.legacy`)
 KNOB = object()
@@ -108,6 +110,19 @@ def former_name(declared: "type | dataclasses.Field[Any]") -> str:
     if isinstance(declared, type):
         return str(vars(declared).get(FORMER, declared.__name__))
     return str(declared.metadata.get(FORMER, declared.name))
+
+
+def by_former_name(module: Mapping[str, Any]) -> Callable[[str], Any]:
+    """A module's `__getattr__`, by which recipes of users' files still import its classes by their former names."""
+
+    def found(name: str) -> Any:
+        for kind in list(module.values()):
+            if isinstance(kind, type) and FORMER in vars(kind) and former_name(kind) == name:
+                log.warning("%s is called %s now; the old name works for one more release", name, kind.__name__)
+                return kind
+        raise AttributeError(f"module {module['__name__']!r} has no attribute {name!r}")
+
+    return found
 
 
 def as_introduced(field: "dataclasses.Field[Any]", found: Any) -> bool:

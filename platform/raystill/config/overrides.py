@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_type_hints
 
-from raystill.config.annotations import MisfitError, described, example, fit, group_names
+from raystill.config.annotations import MisfitError, accepts_files, can_choose, described, example, fit, group_names
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import former_name, is_group
 
@@ -28,7 +28,7 @@ def override(run: Settings, changes: Mapping[str, Any]) -> Settings:
     (`__post_init__`) sees the final values.
     """
     known = dict(_nodes(run))
-    changes = _renamed(run, known, changes)
+    changes = renamed(run, changes)
     chosen = {path: value for path, value in changes.items() if isinstance(value, str) and is_group(known.get(path))}
     outer = {path: value for path, value in chosen.items() if not any(path.startswith(f"{other}.") for other in chosen)}
     if outer and len(outer) < len(changes):
@@ -43,6 +43,24 @@ def override(run: Settings, changes: Mapping[str, Any]) -> Settings:
 def paths(run: Any) -> dict[str, Any]:
     """Return every setting that is not itself a group of settings, by dotted path, in the order of declaration."""
     return {path: value for path, value in _nodes(run) if not is_group(value)}
+
+
+def shown(run: Any) -> dict[str, Any]:
+    """Return every setting as `override` takes it, by dotted path: `paths`, and before the fields of a group that could
+    be of another class the name of its class.
+    """
+    chosen = {path: type(group).__name__ for path, group in _choices(run)}
+    return {path: chosen.get(path, value) for path, value in _nodes(run) if path in chosen or not is_group(value)}
+
+
+def _choices(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every group of settings below a group that could be of another class."""
+    hints = get_type_hints(type(group))
+    for field in dataclasses.fields(group):
+        if field.init and is_group(value := getattr(group, field.name)):
+            if can_choose(hints[field.name]):
+                yield prefix + field.name, value
+            yield from _choices(value, f"{prefix}{field.name}.")
 
 
 def setting(run: Any, path: str) -> Any:
@@ -69,28 +87,29 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     return changes
 
 
-def _renamed(run: Any, known: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes by the present paths of settings; those that are typed by a former name are told of."""
-    if all(path in known for path in changes):
-        return dict(changes)
-    now, found = dict(_former(run)), {}
+def renamed(run: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes by the present paths of settings; those that are typed by a former name are told of. UserError for one
+    that is typed by both. Paths below a group that is chosen anew stay, since another group may have such a field.
+    """
+    known, now, found = dict(_nodes(run)), dict(former_paths(run)), dict[str, Any]()
+    anew = tuple(f"{path}." for path in changes if is_group(known.get(path)))
     for path, value in changes.items():
-        new = now.get(path, path) if path not in known else path
+        new = path if path in known or path.startswith(anew) else now.get(path, path)
         if new != path:
             log.warning("%s is called %s now; the old name works for one more release", path, new)
-        if new in found:
-            raise UserError(f"{new} is set twice, once by its former name {path}; keep one of them")
+            if new in changes:
+                raise UserError(f"{new} is set twice, once by its former name {path}; keep one of them")
         found[new] = value
     return found
 
 
-def _former(group: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def former_paths(group: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Former and present path of every setting below a group that has been renamed."""
     for field in dataclasses.fields(group):
         if (old := former_name(field)) != field.name:
             yield prefix + old, prefix + field.name
         if field.init and is_group(value := getattr(group, field.name)):
-            yield from _former(value, f"{prefix}{field.name}.")
+            yield from former_paths(value, f"{prefix}{field.name}.")
 
 
 def _nodes(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -125,13 +144,16 @@ def _checked(path: str, value: Any, hint: Any, present: Any) -> Any:
         found = f"{path}: found {_found(value)}, expected"
         if is_group(present):
             below = ", ".join(f"{path}.{name}" for name, _ in _nodes(present) if "." not in name)
-            names = " or ".join(group_names(hint))
+            known = {name.lower(): name for name in group_names(hint)}
+            near = difflib.get_close_matches(str(value).lower(), known, n=1)
+            asked = f" (did you mean {known[near[0]]}?)" if near else ""
+            own = ", or a class of a file (FILE.py:CLASS)" if accepts_files(hint) else ""
             raise UserError(
-                f"{found} {names or type(present).__name__}, a group of settings; for {type(present).__name__} set "
-                f"{below or 'nothing'}"
+                f"{found} {' or '.join(known.values()) or type(present).__name__}, a group of settings{own}{asked}; "
+                f"for {type(present).__name__} set {below or 'nothing'}"
             ) from None
         typed = shlex.quote(f"{path}={json.dumps(example(hint))}")
-        raise UserError(f"{found} {described(hint)}; write for example {typed}") from None
+        raise UserError(f"{found} {described(hint)}; write for example --set {typed}") from None
 
 
 def _unknown(path: str, known: Mapping[str, Any]) -> str:

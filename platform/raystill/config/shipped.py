@@ -6,7 +6,7 @@ from raystill.config.errors import UserError
 
 SCHEME = "shipped://"
 ROOT = Path(__file__).parents[1] / "shipped"
-FORMER = ("teachers/nano", "samples/noto")  # names of what was shipped beside the package, as adapters have them
+FORMER = ("teachers/nano", "samples/noto")  # paths of what was shipped beside the package, as adapters and lines have
 
 
 def located(address: str) -> Path:
@@ -15,8 +15,9 @@ def located(address: str) -> Path:
     """
     if not address.startswith(SCHEME):
         path = Path(address)
-        return ROOT / address if address in FORMER and not path.exists() else path
-    name = address.removeprefix(SCHEME)
+        former = path.as_posix() in FORMER and not path.exists()
+        return ROOT / path if former else path
+    name = address.removeprefix(SCHEME).rstrip("/")
     shipped = sorted(f"{SCHEME}{place.relative_to(ROOT).as_posix()}" for place in ROOT.glob("*/*"))
     if f"{SCHEME}{name}" not in shipped:
         raise UserError(f"nothing called {address} comes with raystill; there are: {', '.join(shipped)}")

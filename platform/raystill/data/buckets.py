@@ -51,7 +51,10 @@ class S3Store:
                 for item in page.get("Contents", []):
                     key = item["Key"].removeprefix(self.prefix)
                     if key and not key.endswith("/"):  # a name ending in "/" is how some tools mark a folder
-                        entries.append(Entry(key=key, size=item["Size"], etag=item["ETag"].strip('"')))
+                        written = item["LastModified"].timestamp()
+                        entries.append(
+                            Entry(key=key, size=item["Size"], etag=item["ETag"].strip('"'), modified=written)
+                        )
         return sorted(entries, key=lambda entry: entry.key)
 
     def folders(self) -> builtins.list[str]:

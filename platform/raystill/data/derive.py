@@ -4,7 +4,7 @@ found there instead of computed again.
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -94,8 +94,13 @@ class Source:
     @property
     def contents(self) -> dict[str, Any]:
         """The shards' number and a checksum of their names, sizes and entity tags, the same wherever the shards lie."""
-        shards = [[e.key, e.size, e.etag] for e in self.entries]
-        return {"source_digest": digest(shards), "source_shards": len(shards)}
+        return contents_of(self.entries)
+
+
+def contents_of(shards: Sequence[Entry]) -> dict[str, Any]:
+    """The number of shards and a checksum of their names, sizes and entity tags."""
+    rows = [[e.key, e.size, e.etag] for e in shards]
+    return {"source_digest": digest(rows), "source_shards": len(rows)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,10 +61,15 @@ class LocalStore:
         with translated(self.root):
             for path in self.root.rglob("*"):
                 key = path.relative_to(self.root).as_posix()
-                if key.startswith(prefix) and path.is_file() and not _unfinished(path.name):
+                if key.startswith(prefix) and _whole(path):
                     found = path.stat()
                     entries.append(
-                        Entry(key=key, size=found.st_size, etag=_md5(path, found.st_size, found.st_mtime_ns))
+                        Entry(
+                            key=key,
+                            size=found.st_size,
+                            etag=_md5(path, found.st_size, found.st_mtime_ns),
+                            modified=found.st_mtime,
+                        )
                     )
         return sorted(entries, key=lambda entry: entry.key)
 
@@ -74,7 +79,7 @@ class LocalStore:
         """
         with translated(self.root):
             below = [path for path in self.root.iterdir() if path.is_dir()] if self.root.is_dir() else []
-            return sorted(path.name for path in below if any(inner.is_file() for inner in path.rglob("*")))
+            return sorted(path.name for path in below if any(_whole(inner) for inner in path.rglob("*")))
 
     def read(self, key: str) -> bytes:
         """Read one file whole."""
@@ -123,5 +128,6 @@ class LocalStore:
             self.root.mkdir(parents=True, exist_ok=True)
 
 
-def _unfinished(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".part")
+def _whole(path: Path) -> bool:
+    """Whether a path is a file that has been written to its end."""
+    return path.is_file() and not (path.name.startswith(".") and path.name.endswith(".part"))

@@ -13,11 +13,14 @@ class StoreError(UserError):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One object: its key below the store's uri, its size in bytes, and an etag that changes with its content."""
+    """One object: its key below the store's uri, its size in bytes, an etag that changes with its content, and when it
+    was written, which makes no difference between entries.
+    """
 
     key: str
     size: int
     etag: str
+    modified: float = dataclasses.field(default=0.0, compare=False)  # seconds since 1970
 
 
 @runtime_checkable  # so that tests can check annotations
@@ -34,7 +37,7 @@ class Store(Protocol):
         ...
 
     def folders(self) -> builtins.list[str]:
-        """List the names of the folders directly below the uri, sorted; what is in them is not looked at."""
+        """List the names of the folders directly below the uri, sorted; those without an object are none."""
         ...
 
     def read(self, key: str) -> bytes:

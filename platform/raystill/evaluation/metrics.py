@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from raystill.config.errors import UserError
 from raystill.evaluation.distances import frechet, kernel_distance
 
 
@@ -30,6 +31,14 @@ class Metric:
     heading: str  # of its column
     digits: str  # its format there, width included
     measure: Callable[[Pictures], float | None]  # None where these pictures have no such number
+
+    def __post_init__(self) -> None:
+        try:
+            width = len(format(0.0, self.digits))
+        except ValueError as error:
+            raise UserError(f"the metric {self.name} has digits {self.digits!r}; write one such as 9.3f") from error
+        if width < len(self.heading):
+            raise UserError(f"the heading {self.heading!r} is wider than {self.digits!r}: write more width")
 
 
 def _kernel(found: Pictures) -> float:

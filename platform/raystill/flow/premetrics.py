@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raystill.config.errors import UserError
-from raystill.config.fingerprint import introduced
+from raystill.config.fingerprint import by_former_name, introduced
 from raystill.flow.objectives import pseudo_huber
 from raystill.flow.predictions import Latent
 
@@ -64,3 +64,6 @@ Premetric: TypeAlias = SquaredError | PseudoHuber | VectorHuber
 def _check(c: float) -> None:
     if not c > 0:
         raise UserError(f"the constant of a Huber distance is {c}; it is greater than 0, for example 0.001")
+
+
+__getattr__ = by_former_name(globals())

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -19,14 +20,15 @@ WATCHED_S = 0.25  # seconds over which other processes are watched
 CGROUPS = Path("/sys/fs/cgroup")
 
 
+@cache
 def choose_threads() -> int:
-    """Set torch to a thread for each core that is free, and say so; return their number. With more, each operation
-    would wait for a thread that waits for a core. OMP_NUM_THREADS, where it is set, stays as it is.
+    """Set torch to a thread for each core that is free, once for this process, and say so; return their number. With
+    more, each operation would wait for a thread that waits for a core. OMP_NUM_THREADS stays where it is set.
     """
     if os.environ.get(VARIABLE):
         return torch.get_num_threads()
-    allowed = allowed_cores()
-    threads = max(1, min(allowed, round(allowed - busy_cores())))
+    allowed, processors = allowed_cores(), len(os.sched_getaffinity(0))
+    threads = max(1, min(allowed, round(processors - busy_processors())))
     torch.set_num_threads(threads)
     busy = f", of which others use {allowed - threads}" if threads < allowed else ""
     count = f"{threads} thread{'s' * (threads > 1)}"
@@ -41,8 +43,8 @@ def allowed_cores() -> int:
     return cores if quota is None else max(1, min(cores, round(quota)))
 
 
-def busy_cores() -> float:
-    """The number of cores that other processes keep busy, among those that this one may use."""
+def busy_processors() -> float:
+    """The number of logical processors that others keep busy, among those that this process may use."""
     shares: list[float] = psutil.cpu_percent(WATCHED_S, percpu=True)
     return sum(share for core, share in enumerate(shares) if core in os.sched_getaffinity(0)) / 100
 
@@ -58,6 +60,14 @@ def _quota() -> float | None:
     return None
 
 
+def _noted(checkpoints: Store) -> int:
+    """The number of threads that a training began with; 0 where the note of it is damaged."""
+    try:
+        return max(0, int(json.loads(checkpoints.read(PROCESS))["threads"]))
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
 @contextmanager
 def same_threads(checkpoints: Store) -> Iterator[None]:
     """Compute, inside this context, with as many threads as the training that writes to `checkpoints` began with: sums
@@ -65,8 +75,13 @@ def same_threads(checkpoints: Store) -> Iterator[None]:
     """
     here = torch.get_num_threads()
     if not checkpoints.exists(PROCESS):
-        checkpoints.write(PROCESS, json.dumps({"threads": here, "torch": torch.__version__}).encode())
-    began = int(json.loads(checkpoints.read(PROCESS))["threads"])
+        checkpoints.write(PROCESS, json.dumps({"threads": here}).encode())
+    began = _noted(checkpoints) or here
+    if began > allowed_cores() and not os.environ.get(VARIABLE):
+        log.warning(
+            "this training began with %d threads, and %d cores are here: it goes on with as many, more slowly, unless "
+            "%s says otherwise", began, allowed_cores(), VARIABLE,
+        )  # fmt: skip
     if began != here and os.environ.get(VARIABLE):
         log.info(
             "%d threads, as %s says; this training began with %d, and goes on with other roundings",

@@ -45,9 +45,8 @@ from raystill.models.stock import StockSampler
 class ADD(Distillation):
     """Settings of ADD, adversarial diffusion distillation."""
 
-    student_steps: int = introduced(
-        4, former="steps"
-    )  # N: the student learns at the times of the stock sampler in N steps
+    # N: the student learns at the times of the stock sampler in N steps
+    student_steps: int = introduced(4, former="steps")
     guidance: Guidance = introduced_group(Guidance)  # guidance of the teacher's estimate
     distillation: float = introduced(2.5)  # lambda, weight of the distance to the teacher's estimate
     adversarial: float = introduced(1.0)  # weight of the adversary in the student's gradient
@@ -70,8 +69,8 @@ class ADD(Distillation):
         return {ADVERSARY: Head(heads_of(given, self.features), self.learning_rate)}
 
     def check_teacher(self, teacher: TeacherFacts) -> None:
-        """Refuse, with UserError, a teacher of fewer times than `steps`, or without the UNet blocks that the adversary
-        reads.
+        """Refuse, with UserError, a teacher of fewer times than `student_steps`, or without the UNet blocks that the
+        adversary reads.
         """
         check_times(teacher.schedule, "method.student_steps", self.student_steps)
         check_features(self.features, teacher.features)

@@ -86,8 +86,8 @@ class DMD2(Distillation):
         return {ADVERSARY: Head(heads_of(given, self.features), self.learning_rate)} if self.adversarial else {}
 
     def check_teacher(self, teacher: TeacherFacts) -> None:
-        """Refuse, with UserError, a teacher of fewer times than `steps`, or without the UNet blocks that the adversary
-        reads.
+        """Refuse, with UserError, a teacher of fewer times than `student_steps`, or without the UNet blocks that the
+        adversary reads.
         """
         check_times(teacher.schedule, "method.student_steps", self.student_steps)
         if self.adversarial:

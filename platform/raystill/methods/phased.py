@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from raystill.config.errors import UserError
-from raystill.config.fingerprint import introduced, introduced_group
+from raystill.config.fingerprint import by_former_name, introduced, introduced_group
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import column, point
 from raystill.flow.premetrics import Premetric, PseudoHuber
@@ -100,3 +100,6 @@ class PhasedRectifiedDiffusion(Distillation):
             x = point(data, noise, schedule.angle(t))
         found = Denoiser(networks[STUDENT], schedule, given.kind)(x, t, batch["condition"]).moved(a_e)
         return {STUDENT: Loss(weighted(self.premetric.per_sample(found - x_e), draw.weight), times=t)}
+
+
+__getattr__ = by_former_name(globals())

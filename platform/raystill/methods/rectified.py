@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from raystill.config.errors import UserError
-from raystill.config.fingerprint import introduced, introduced_group
+from raystill.config.fingerprint import by_former_name, introduced, introduced_group
 from raystill.flow.paths import DiffusionPath
 from raystill.flow.predictions import Latent, point
 from raystill.flow.premetrics import Premetric, PseudoHuber
@@ -84,3 +84,6 @@ class RectifiedDiffusion(Distillation):
 
 def _on_the_pair_s_path(x_0: Latent, noise: Latent, schedule: Schedule, _x: Latent, _t: Times, led: Times) -> Latent:
     return point(x_0, noise, schedule.angle(led))
+
+
+__getattr__ = by_former_name(globals())

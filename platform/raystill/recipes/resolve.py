@@ -12,7 +12,7 @@ from typing import Any
 
 from raystill.config.errors import UserError
 from raystill.config.files import load_file
-from raystill.config.overrides import paths
+from raystill.config.overrides import former_paths, paths
 from raystill.recipes import nano_methods
 from raystill.run.settings import Run
 
@@ -23,6 +23,7 @@ TUNED = (
     "training.steps",
     "evaluation.student_steps",
 )  # what a recipe chooses for a method
+NAMED = ("name", "model")  # of the run and of its adapter in the registry
 SHIPPED = ("raystill.recipes", "raystill_studies.recipes")  # packages; the second one is the project's own research
 
 
@@ -44,18 +45,25 @@ def resolve(recipe: str) -> Any:
 
 def advice(recipe: Run, run: Run, typed: Collection[str]) -> str:
     """A line on the settings in which a run of another method than its recipe's differs from the method's own recipe,
-    but for those that were `typed`; empty where there is nothing to say.
+    but for those that were `typed`, or on what it is called by where the method has no recipe; empty where there is
+    nothing to say.
     """
-    method = type(run.method)
+    method, former = type(run.method), dict(former_paths(run))
+    if method is type(recipe.method):
+        return ""
+    given = {former.get(path, path) for path in typed}
     peers = {name: vars(nano_methods)[name]() for name in _peers()}
     same = [name for name, peer in peers.items() if type(peer.method) is method]
     own = min(same, key=lambda name: name != f"{run.method.name}_nano", default=None)
-    if own is None or method is type(recipe.method):
-        return ""
+    if own is None:
+        told = " ".join(f"--set {name}=..." for name in NAMED if name not in given)
+        kept = f"{method.__name__} has no recipe, and this run is called as those of {type(recipe.method).__name__} are"
+        return f"{kept}: {told}" if told else ""
     theirs, ours = paths(peers[own]), paths(run)
-    names = [name for name in theirs if name.startswith(TUNED) and name not in typed and ours.get(name) != theirs[name]]
+    asked = [name for name in theirs if (name.startswith(TUNED) or name in NAMED) and name not in given]
+    names = [name for name in asked if ours.get(name) != theirs[name]]
     kind = type(peers[own].targets.estimator).__name__
-    if type(run.targets.estimator).__name__ != kind and "targets.estimator" not in typed:
+    if type(run.targets.estimator).__name__ != kind and "targets.estimator" not in given:
         names.append("targets.estimator")
         theirs["targets.estimator"] = kind
     if not names:

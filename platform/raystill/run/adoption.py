@@ -11,7 +11,7 @@ from typing import Any
 from raystill.config.digest import canonical_json, digest
 from raystill.config.legacy import Earlier, earlier
 from raystill.data.derive import INDEX, Source, place
-from raystill.data.store import Store
+from raystill.data.store import Store, removal
 from raystill.training.task import Task, last_step
 
 log = logging.getLogger(__name__)
@@ -63,11 +63,6 @@ def followed(work: Store, target: Store) -> Store:
     """The store that an address leads to: the one that a note there names, or the address itself."""
     note = _note(target)
     return target if note is None else work.join(note["at"])
-
-
-def removal(uri: str) -> str:
-    """The command that removes a folder of a store."""
-    return f"aws s3 rm --recursive {uri}" if uri.startswith("s3://") else f"rm -r {uri.removeprefix('file://')}"
 
 
 def _note(target: Store) -> Any:

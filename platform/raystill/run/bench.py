@@ -24,10 +24,11 @@ from raystill.flow.randomness import RandomStream
 from raystill.launch.launcher import Launcher, LocalLauncher
 from raystill.methods.method import Batch, Composition, Loss, Method, Networks, generator
 from raystill.run.distill import compute_targets, target_maker, training_source
+from raystill.run.experiments import prepare_experiment
 from raystill.run.jobs import surroundings
 from raystill.run.settings import Run
 from raystill.targets.targets import TargetTransform
-from raystill.tracking.tracking import Tracking, check_experiment, history, tracked, tracking_uri
+from raystill.tracking.tracking import Tracking, history, tracked, tracking_uri
 from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
 from raystill.training.task import Assembly
@@ -143,7 +144,7 @@ def bench(run: Run, *, local: bool = False, blocks: int = 8) -> str:
         else f"{run.cluster.workers} workers, ZeRO stage {run.cluster.zero_stage}"
     )
     with surroundings(run, local=local) as launcher:
-        check_experiment(tracking.uri, tracking.experiment)
+        prepare_experiment(tracking.uri, tracking.experiment)
         targets, index = compute_targets(run, launcher)
         checkpoints = open_store(run.work).join(f"bench/{name}")
         launcher.train(task, targets, index, checkpoints, partial(tracked, tracking, run))

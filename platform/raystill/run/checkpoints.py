@@ -4,8 +4,8 @@ import json
 import logging
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
+from raystill.config.digest import digest
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import identity
 from raystill.data.derive import Index, Source, place
@@ -19,7 +19,7 @@ from raystill.training.task import Task, averages_after, last_step
 log = logging.getLogger(__name__)
 STAGE = "checkpoints"
 IDENTITY = "identity.json"  # file in a folder of checkpoints: what they depend on
-RUNS = "runs"  # folder in it: an empty file for each run that has trained there
+RUNS = "runs"  # folder in it: a file for each run that has trained there, with the run's name
 MOST = 200  # folders, at most, that are looked through for trainings of another length
 STEPS = "training.steps"
 
@@ -61,7 +61,7 @@ def train_at(
         checkpoints = adopted_checkpoints(work, checkpoints, Source.of(data), task)
         checkpoints.write(IDENTITY, json.dumps({"task": task.name, "identity": known}, indent=1).encode())
     if name:
-        checkpoints.write(f"{RUNS}/{quote(name, safe=' ')}", b"")
+        checkpoints.write(f"{RUNS}/{digest(name)}", name.encode())
     launcher.train(task, data, index, checkpoints, recorder, until=until)
     return checkpoints
 

@@ -14,7 +14,7 @@ from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
 from raystill.config.shipped import located
 from raystill.data.derive import Index, Source, Stage
-from raystill.data.store import Store, StoreError, open_store
+from raystill.data.store import Store, open_store
 from raystill.launch.launcher import Launcher
 from raystill.launch.stopping import MakeRecorder
 from raystill.models import artifact
@@ -24,11 +24,12 @@ from raystill.models.stock import read_scheduler, schedule_of
 from raystill.run.adoption import adopted
 from raystill.run.checkpoints import checkpoints_at, left_out, train_at
 from raystill.run.evaluate import EvaluationResult, as_card, evaluate, table
+from raystill.run.experiments import prepare_experiment
 from raystill.run.settings import Run
 from raystill.run.trained import TrainedStudent
 from raystill.targets.targets import TargetTransform, check_identity, start_law_of
 from raystill.tracking.files import FileRun
-from raystill.tracking.tracking import Tracking, check_experiment, tracked, tracking_uri
+from raystill.tracking.tracking import Tracking, tracked, tracking_uri
 from raystill.training.task import averages_after
 
 if TYPE_CHECKING:  # MLflow is an extra
@@ -83,27 +84,12 @@ def check_inputs(run: Run) -> None:
     Source.of(open_store(run.shards))
 
 
-def check_files(experiment: str, place: str | None) -> None:
-    """Refuse, with UserError and before anything is computed, an experiment of MLflow whose files lie in a bucket that
-    cannot be reached.
-    """
-    if place is None or not place.startswith("s3://"):  # MLflow itself knows other places, too
-        return
-    try:
-        open_store(place).check()
-    except StoreError as error:
-        raise UserError(
-            f"the MLflow experiment {experiment!r} keeps its files at {place}, and {error}\nReach that store, or name "
-            "another experiment: --set experiment=NAME"
-        ) from error
-
-
 def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> DistillationResult:
     """Run every stage that an earlier, stopped run of the same settings has not finished; `directory` is local, for
     small outputs.
     """
     uri = tracking_uri(directory)
-    check_files(run.experiment, check_experiment(uri, run.experiment, run.artifacts))
+    prepare_experiment(uri, run.experiment, run.artifacts)
     with seconds.stage("targets"):
         targets, index = compute_targets(run, launcher)
     tracking = Tracking(
@@ -125,14 +111,14 @@ def distil(run: Run, launcher: Launcher, directory: Path, seconds: Seconds) -> D
         for steps, figures in evaluated.student.items():
             record.metrics(run.training.steps, {f"evaluation/{name}_{steps}": value for name, value in figures.items()})
         record.picture("evaluation/grid", evaluated.picture, run.training.steps)
-        registered = _registered(uri, run.model, adapter, record)
+        registered = _register(uri, run.model, adapter, record)
     left_out = "\n".join(filter(None, [index.left_out, evaluated.left_out]))
     return DistillationResult(registered, evaluated, adapter, adapter / artifact.PICTURE_NAME, left_out)
 
 
-def _registered(uri: str | None, name: str, adapter: Path, record: "TrackedRun | FileRun") -> "Registration | None":
+def _register(uri: str | None, name: str, adapter: Path, record: "TrackedRun | FileRun") -> "Registration | None":
     """Register a run's adapter; None where there is no registry."""
-    if uri is None or isinstance(record, FileRun):
+    if isinstance(record, FileRun) or uri is None:  # one where the other is
         return None
     from raystill.tracking.registry import register
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from raystill.config.errors import UserError
 from raystill.config.home import DIRECTORY, HOME
+from raystill.data.store import is_local
 from raystill.launch.command import LEVEL
 from raystill.launch.launcher import Launcher, LocalLauncher
 from raystill.launch.services import object_store, upload_sample
@@ -100,8 +101,8 @@ def check_places(run: Run) -> None:
     others = sorted(machines())
     here = {
         "store=embedded": (run.store == "embedded", "--set store=environment, and AWS_* on every node"),
-        f"shards={run.shards}": ("://" not in run.shards, "--set shards=s3://..."),
-        f"work={run.work}": ("://" not in run.work, "--set work=s3://..."),
+        f"shards={run.shards}": (is_local(run.shards), "--set shards=s3://..."),
+        f"work={run.work}": (is_local(run.work), "--set work=s3://..."),
         "MLflow's SQLite file": (
             (tracking_uri(DIRECTORY) or "sqlite:").startswith("sqlite:"),
             "MLFLOW_TRACKING_URI=http://...",

@@ -15,10 +15,10 @@ from raystill.config.overrides import paths
 from raystill.config.shipped import located
 from raystill.data.derive import INDEX, place
 from raystill.data.records import Reading
-from raystill.data.store import Store
-from raystill.models.card import CARD_NAME, from_json
+from raystill.data.store import Store, removal
+from raystill.models.card import CARD_NAME, Base, from_json
 from raystill.models.revision import is_of
-from raystill.run.adoption import ADOPTED, adopt, removal
+from raystill.run.adoption import ADOPTED, adopt
 from raystill.run.checkpoints import IDENTITY, STAGE
 from raystill.run.settings import Targets
 from raystill.training.task import last_step
@@ -26,7 +26,9 @@ from raystill.training.task import last_step
 TARGETS = "targets"
 STAGES = (TARGETS, "pictures", "latents", "teacher-samples", "student-samples", "probes", "overlap", "gradients")
 KINDS = {former_name(kind): kind for kind in (Reading, Targets, *get_args(get_type_hints(Targets)["estimator"]))}
-AS_IS, EMPTY = "found as it is", "no checkpoint"
+AS_IS = "found as it is"
+EARLIER = "of an earlier version; no run of this one finds it"
+UNBEGUN = "a training that was stopped before its first checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Held:
     place: str
     holds: str
     becomes: str
+    unneeded: str = ""  # why nobody needs it; empty where somebody may
 
 
 def held(work: Store, *, write: bool) -> Iterator[Held]:
@@ -66,7 +69,7 @@ def held_adapters(directory: Path) -> Iterator[Held]:
             yield Held(at, "?", f"not understood, left alone: {error}")
             continue
         version = "this version" if found.fingerprint else "an earlier version"
-        yield Held(at, f"adapter of {found.method} by {version}", _base(located(found.base.id), found.base.revision))
+        yield Held(at, f"adapter of {found.method} by {version}", _base(found.base))
 
 
 def table(rows: list[Held]) -> str:
@@ -81,30 +84,31 @@ def as_json(rows: list[Held]) -> str:
     return json.dumps([asdict(row) for row in rows], indent=1)
 
 
-def _base(base: Path, revision: str | None) -> str:
+def _base(base: Base) -> str:
     try:
-        fits = is_of(base, revision)
+        fits = is_of(located(base.id), base.revision)
     except UserError:
-        return f"read as it is; its base {base} is not here"
-    return "read as it is" if fits else f"read as it is; {base} is not the base that it was made on any more"
+        return f"read as it is; its base {base.id} is not here"
+    return "read as it is" if fits else f"read as it is; {base.id} is not the base that it was made on any more"
 
 
-def _checkpoints(folder: Store) -> tuple[str, str]:
+def _checkpoints(folder: Store) -> tuple[str, ...]:
     reached = last_step(folder)
     if folder.exists(IDENTITY):
         task = json.loads(folder.read(IDENTITY))["task"]
-        return f"training of the {task}, step {reached}", f"{AS_IS}: a run of the same settings goes on"
+        what = f"training of the {task}, step {reached}"
+        return what, f"{AS_IS}: a run of the same settings goes on", "" if reached else UNBEGUN
     if folder.exists(ADOPTED):
         return "note", f"leads to {json.loads(folder.read(ADOPTED))['at']}"
     if reached == 0:
-        return EMPTY, f"left alone; to be rid of it: {removal(folder.uri)}"
+        return "no checkpoint", f"left alone; to be rid of it: {removal(folder.uri)}"
     return (
         f"training by an earlier version, step {reached}",
         "a run of the same settings goes on with it where none of its parts was revised, and else names it",
     )
 
 
-def _derived(work: Store, stage: str, name: str, write: bool) -> tuple[str, str]:
+def _derived(work: Store, stage: str, name: str, write: bool) -> tuple[str, ...]:
     folder = work.join(f"{stage}/{name}")
     if not folder.exists(INDEX):
         if folder.exists(ADOPTED):
@@ -118,25 +122,25 @@ def _derived(work: Store, stage: str, name: str, write: bool) -> tuple[str, str]
         return f"{count} samples", "not understood: its address is of something else, left alone"
     what = f"{count} samples by an earlier version"
     if stage != TARGETS:
-        return what, f"computed anew; to be rid of it: {removal(folder.uri)}"
-    return what, _old_targets(work, name, then, write)
+        return what, f"computed anew; to be rid of it: {removal(folder.uri)}", EARLIER
+    return what, *_old_targets(work, name, then, write)
 
 
-def _old_targets(work: Store, name: str, then: dict[str, Any], write: bool) -> str:
-    """What becomes of targets of an earlier version, by the identity in their index."""
+def _old_targets(work: Store, name: str, then: dict[str, Any], write: bool) -> tuple[str, ...]:
+    """What becomes of targets of an earlier version, by the identity in their index, and why nobody needs them."""
     try:
         settings = {part: revived(then[part], KINDS) for part in ("reading", "targets")}
     except (MisfitError, UserError):
-        return "not understood: of settings that no version had, left alone"
+        return ("not understood: of settings that no version had, left alone",)
     found = earlier(settings)
     if found.raised:
-        return f"computed anew, since {', '.join(found.raised)} makes other numbers now"
+        return f"computed anew, since {', '.join(found.raised)} makes other numbers now", EARLIER
     known = {**then, **{part: identity(value) for part, value in settings.items()}}
     target = place(work, TARGETS, known)
     asked = " ".join(f"--set {path}={canonical_json(value)}" for path, value in _asked(settings["targets"]).items())
     if write and not target.exists(ADOPTED):
         adopt(target, f"{TARGETS}/{name}", then)
-    return f"used by runs with targets.estimator={type(settings['targets'].estimator).__name__} {asked}".rstrip()
+    return (f"used by runs with targets.estimator={type(settings['targets'].estimator).__name__} {asked}".rstrip(),)
 
 
 def _asked(targets: Targets) -> dict[str, Any]:

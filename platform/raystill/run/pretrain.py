@@ -24,8 +24,9 @@ from raystill.methods.autoencoder import to_pictures
 from raystill.models.fresh import Tokens, load_tokenizer, save_autoencoder, save_pipeline, tokens_of
 from raystill.models.text import train_tokenizer
 from raystill.run.checkpoints import train_at
+from raystill.run.experiments import prepare_experiment
 from raystill.run.settings import Pretraining
-from raystill.tracking.tracking import Tracking, check_experiment, tracked
+from raystill.tracking.tracking import Tracking, tracked
 from raystill.training.pretraining import DenoiserTask, first_rows
 from raystill.training.task import Task, averages_after, final_averages, read_averages
 
@@ -40,7 +41,7 @@ def pretrain(run: Pretraining, launcher: Launcher, tracking: Tracking) -> Path:
     pictures = Stage.at(work, "pictures", source, decode, allowed, reading=run.reading)
     index = launcher.derive(pictures)
     tokens = _tokenizer(run, source, output / "tokenizer")
-    check_experiment(tracking.uri, tracking.experiment, tracking.artifact_root)
+    prepare_experiment(tracking.uri, tracking.experiment, tracking.artifact_root)
     recorder = _recorder(run, tracking, run.autoencoder)
     trained = _train_autoencoder(run, launcher, recorder, pictures.store, index, work, output / "vae")
     seconds = {"autoencoder": time.monotonic() - started}

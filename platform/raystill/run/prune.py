@@ -1,21 +1,29 @@
 """What the folders of a work prefix belong to, what they take, and which of them nobody needs any more."""
 
 import json
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, get_args, get_type_hints
 
-from raystill.data.derive import INDEX, Source
+from raystill.config.errors import UserError
+from raystill.config.fingerprint import former_name
+from raystill.data.derive import INDEX, contents_of
 from raystill.data.objects import Entry
-from raystill.data.shards import list_shards
+from raystill.data.shards import SUFFIXES
 from raystill.data.store import Store
+from raystill.methods.table import METHODS
 from raystill.run.adoption import ADOPTED
 from raystill.run.checkpoints import IDENTITY, RUNS, STAGE
-from raystill.run.migrate import EMPTY, held
+from raystill.run.migrate import STAGES, held
+from raystill.run.settings import Targets
 
-BENCH = "bench"  # stage of the folders that a bench leaves
+BENCH = re.compile(r"bench/bench-\d+(-targets)?")  # folders that a bench leaves
+ADDRESS = re.compile(r"[\w-]+/[0-9a-f]{16}")  # folders that a run leaves
 MADE_OF_WEIGHTS = ("adapter", "trained")  # keys of an identity whose value is the entity tag of averaged weights
+SETTLED_S = 86_400.0  # a folder in which something was written more recently may belong to a run that goes on
+NAMES = {former_name(kind): kind.__name__ for kind in (*METHODS, *get_args(get_type_hints(Targets)["estimator"]))}
 
 
 @dataclass(slots=True)
@@ -33,61 +41,51 @@ class Folder:
 
 def folders(work: Store) -> list[Folder]:
     """The folders of a work prefix, each with what it was made from and what was made from it."""
-    sizes: dict[str, list[Entry]] = {}
-    for entry in work.list():
-        sizes.setdefault("/".join(entry.key.split("/")[:2]), []).append(entry)
     rows = {row.place: row for row in held(work, write=False)}
-    found, identities = {}, {place: _identity(work, place) for place in rows}
+    identities = {place: _identity(work, place) for place in rows}
+    files = {place: work.join(place).list() for place in rows}  # after what names them
+    found = {}
     for place, row in rows.items():
-        size = sum(entry.size for entry in sizes.get(place, []))
         told = _told(identities[place])
-        found[place] = Folder(place, size, f"{row.holds}{f' ({told})' if told else ''}")
-        if place.startswith(f"{BENCH}/"):
-            found[place].holds, found[place].unneeded = "what a bench measured with", "a bench is over when it ends"
-        elif row.holds == EMPTY:
-            found[place].unneeded = "a training that was stopped before its first checkpoint"
-        elif "to be rid of it" in row.becomes or row.becomes.startswith("computed anew"):
-            found[place].unneeded = "of an earlier version; no run of this one finds it"
-    _connect(work, found, identities, sizes)
-    for place in found:
-        _give(found, place, [unquote(key) for entry in sizes.get(place, []) for key in _noted(entry.key)])
+        size = sum(entry.size for entry in files[place])
+        bench = bool(BENCH.fullmatch(place))
+        holds = "what a bench measured with" if bench else f"{row.holds}{f' ({told})' if told else ''}"
+        found[place] = Folder(place, size, holds, unneeded="a bench is over when it ends" if bench else row.unneeded)
+    _connect(found, identities, files)
+    for place, folder in found.items():
+        newest = max((entry.modified for entry in files[place]), default=0.0)
+        ours = BENCH.fullmatch(place) or ADDRESS.fullmatch(place)
+        if not ours or time.time() - newest < SETTLED_S:
+            folder.unneeded = ""
+        names = [e.key for e in files[place] if e.key.startswith(f"{RUNS}/")]
+        _give(found, place, [work.join(place).read(key).decode(errors="replace") for key in names])
     return list(found.values())
 
 
-def remove(work: Store, unneeded: list[Folder]) -> int:
-    """Delete the files of folders, of each the newest pointers first; return how many bytes they took."""
-    for folder in unneeded:
-        store = work.join(folder.place)
-        for entry in sorted(store.list(), key=lambda entry: not entry.key.endswith(".json")):
-            store.delete(entry.key)
-    return sum(folder.size for folder in unneeded)
+def remove(work: Store, folder: Folder) -> None:
+    """Delete a folder's files, those by which it is found first."""
+    store = work.join(folder.place)
+    for entry in sorted(store.list(), key=lambda entry: not entry.key.endswith(".json")):
+        store.delete(entry.key)
 
 
-def _connect(
-    work: Store, found: Mapping[str, Folder], identities: Mapping[str, Any], files: Mapping[str, list[Entry]]
-) -> None:
+def _connect(found: Mapping[str, Folder], identities: Mapping[str, Any], files: Mapping[str, Sequence[Entry]]) -> None:
     """Note for each folder which others it was made from, and which samples are of weights that are gone."""
-    made = {_contents(work, place): place for place in found if identities[place].get("source_digest")}
+    made = {_contents(entries): place for place, entries in files.items() if INDEX in {e.key for e in entries}}
     weights = {e.etag: place for place, entries in files.items() for e in entries if e.key.endswith(".safetensors")}
     for place, known in identities.items():
-        tags = [known[key] for key in MADE_OF_WEIGHTS if key in known]
+        tags = [str(known[key]) for key in MADE_OF_WEIGHTS if key in known]
         sources = [made.get(str(known.get("source_digest"))), *map(weights.get, tags), known.get("at")]
         for source in filter(None, sources):
             if source in found and source != place:
                 found[place].made_from.append(source)
                 found[source].used_by.append(place)
-        if any(tag not in weights for tag in tags):
+        if place.partition("/")[0] in STAGES and any(tag not in weights for tag in tags):
             found[place].unneeded = "of weights that are not here any more"
 
 
-def _noted(key: str) -> list[str]:
-    """The quoted name of the run that a file of a checkpoint store notes, if it does."""
-    _, _, rest = key.partition(f"/{RUNS}/")
-    return [rest] if rest else []
-
-
 def _give(found: Mapping[str, Folder], place: str, names: list[str]) -> None:
-    """Note runs at a folder, at what it was made from, and at what was made from it."""
+    """Note runs at a folder, at what it was made from, and at what was made from a training's."""
     new = [name for name in names if name not in found[place].runs]
     if not new:
         return
@@ -97,31 +95,36 @@ def _give(found: Mapping[str, Folder], place: str, names: list[str]) -> None:
         _give(found, other, new)
 
 
-def _contents(work: Store, place: str) -> str:
-    """The checksum by which whatever is made of a folder's shards names them."""
-    store = work.join(place)
-    return str(Source(store, tuple(list_shards(store))).contents["source_digest"]) if store.exists(INDEX) else place
+def _contents(entries: Sequence[Entry]) -> str:
+    """The checksum by which whatever is made of shards names them."""
+    return str(contents_of([entry for entry in entries if entry.key.endswith(SUFFIXES)])["source_digest"])
 
 
 def _identity(work: Store, place: str) -> dict[str, Any]:
-    """What a folder's results depend on, or where its note leads; empty where it has neither."""
+    """What a folder's results depend on, or where its note leads; empty where it has neither, or a damaged one."""
     for name in (INDEX, IDENTITY, ADOPTED):
         if work.exists(f"{place}/{name}"):
             try:
                 read = json.loads(work.read(f"{place}/{name}"))
                 return {"at": read["at"]} if name == ADOPTED else dict(read["identity"])
-            except (ValueError, KeyError, TypeError):  # damaged: `held` says so
+            except (UserError, ValueError, KeyError, TypeError):
                 return {}
     return {}
 
 
 def _told(known: Mapping[str, Any]) -> str:
     """The classes by which people know a result: its estimator, or its method; empty where it has none."""
-    parts = (known.get("targets", {}).get("estimator"), known.get("task", {}).get("method"), known.get("method"))
-    return ", ".join(str(part["kind"]) for part in parts if part)
+    found = []
+    for path in (("targets", "estimator"), ("task", "method"), ("method",)):
+        part: Any = known
+        for name in (*path, "kind"):
+            part = part.get(name) if isinstance(part, Mapping) else None
+        if isinstance(part, str):
+            found.append(NAMES.get(part, part))
+    return ", ".join(found)
 
 
-def table(rows: list[Folder]) -> str:
+def table(rows: Sequence[Folder]) -> str:
     """The folders as aligned text, and sums."""
     cells = [("folder", "size", "holds", "made from", "runs", "nobody needs it:")]
     cells += [(r.place, size(r.size), r.holds, _short(r.made_from), _short(r.runs), r.unneeded) for r in rows]
@@ -132,7 +135,7 @@ def table(rows: list[Folder]) -> str:
     return "\n".join([*lines, f"{total}; nobody needs {len(spare)} of them, {size(sum(row.size for row in spare))}"])
 
 
-def as_json(rows: list[Folder]) -> str:
+def as_json(rows: Sequence[Folder]) -> str:
     """The folders as JSON, for programs."""
     return json.dumps([asdict(row) for row in rows], indent=1)
 
@@ -146,5 +149,5 @@ def size(count: int | float) -> str:
     return f"{count:.1f} TiB"
 
 
-def _short(places: list[str]) -> str:
-    return ", ".join(places[:2]) + (f" and {len(places) - 2} more" if len(places) > 2 else "") or "-"
+def _short(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "") or "-"

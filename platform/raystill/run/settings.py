@@ -1,10 +1,10 @@
 """The settings of a whole run, from shards to a registered adapter, and of a pretraining, from shards to a pipeline."""
 
 from dataclasses import dataclass
-from math import lcm
-from typing import ClassVar
+from math import inf, lcm
+from typing import ClassVar, get_args, get_type_hints
 
-from raystill.config.checks import at_least
+from raystill.config.checks import at_least, within
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import Knob, introduced, introduced_group
 from raystill.data.ports import check_port
@@ -101,6 +101,7 @@ class Run:
         check_training("", self.training, self.optimizer)
         if isinstance(self.weights, Lora):
             at_least(1, "weights.rank", self.weights.rank)
+            within(1e-12, inf, "weights.alpha", self.weights.alpha, self.weights.rank)
         self.method.check(self.sampling, self.training.lane_size, self.evaluation.student_steps)
         setting, begins = self.method.last_stage
         if begins >= self.training.steps:
@@ -168,8 +169,21 @@ def check_training(prefix: str, training: Training, optimizer: Optimizer) -> Non
     at_least(1, f"{path}.log_every", training.log_every)
     at_least(1, f"{path}.checkpoint_every", training.checkpoint_every)
     at_least(0, f"{path}.picture_every", training.picture_every)
+    at_least(0, f"{path}.seed", training.seed)
+    within(0, 1, f"{path}.average_decay", training.average_decay, 0.999)
     check_precision(f"{path}.precision", training.precision)
     check_decay(f"{prefix}optimizer.decay", optimizer)
+    _check_optimizer(f"{prefix}optimizer", optimizer)
+
+
+def _check_optimizer(path: str, optimizer: Optimizer) -> None:
+    within(0, 1, f"{path}.learning_rate", optimizer.learning_rate, 1e-4)
+    at_least(0, f"{path}.warmup_steps", optimizer.warmup_steps)
+    within(0, 1, f"{path}.final_fraction", optimizer.final_fraction, 0.05)
+    within(0, 0.999999, f"{path}.beta_1", optimizer.beta_1, 0.9)
+    within(0, 0.999999, f"{path}.beta_2", optimizer.beta_2, 0.99)
+    within(0, inf, f"{path}.weight_decay", optimizer.weight_decay, 0.01)
+    within(1e-12, inf, f"{path}.clip_norm", optimizer.clip_norm, 1.0)
 
 
 def _check_targets(targets: Targets) -> None:
@@ -182,9 +196,11 @@ def _check_targets(targets: Targets) -> None:
 def _check_fields(method: Distilling, targets: Targets) -> None:
     missing = [name for name in method.needs if name not in targets.estimator.makes]
     if missing:
+        able = [kind for kind in get_args(get_type_hints(Targets)["estimator"]) if set(method.needs) <= set(kind.makes)]
+        ways = " or ".join(f"--set targets.estimator={kind.__name__}" for kind in able) or "no estimator does"
         raise UserError(
             f"{type(method).__name__} needs {', '.join(missing)}, which {type(targets.estimator).__name__} does not "
-            "make: --set targets.estimator=Generation"
+            f"make: {ways}"
         )
 
 
@@ -197,6 +213,7 @@ def _check_evaluation(evaluation: Evaluation) -> None:
     for name, steps in (("teacher_steps", evaluation.teacher_steps), ("student_steps", evaluation.student_steps)):
         if any(count < 1 for count in steps):
             raise UserError(f"evaluation.{name} is {steps}; every number of steps is 1 or more")
+    within(0, inf, "evaluation.guidance", evaluation.guidance, 3.0)
     check_precision("evaluation.precision", evaluation.precision)
     if evaluation.features not in FEATURES:
         raise UserError(f"evaluation.features is {evaluation.features!r}; there are: {', '.join(FEATURES)}")

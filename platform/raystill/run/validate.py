@@ -24,7 +24,7 @@ def validate(run: Run, teacher: TeacherFacts | None = None, *, local: bool = Fal
     """
     run.check()
     if run.store == "embedded":
-        need("store", "store=embedded", "your own store or folders: --set store=environment")
+        need("tenacity", purpose="store=embedded", otherwise="your own store or folders: --set store=environment")
     teacher = teacher or teacher_facts(located(run.teacher))
     check_teacher(run, teacher)
     run.targets.estimator.check(teacher.schedule, teacher.kind)

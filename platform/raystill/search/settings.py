@@ -27,9 +27,8 @@ class Search:
     first: tuple[Mapping[str, Any], ...] = introduced(())
     random: int = introduced(6)  # first trials that are drawn at random, for the search algorithm to learn from
     seed: int = introduced(0)  # seed of the search algorithm
-    student_steps: tuple[int, ...] = introduced(
-        (4,), former="steps"
-    )  # sampling step counts whose Frechet distances are a trial's quality
+    # sampling step counts whose Frechet distances are a trial's quality
+    student_steps: tuple[int, ...] = introduced((4,), former="steps")
     rungs: tuple[int, ...] = introduced((30, 60))  # steps of training at which the worse trials are stopped
     keep: int = introduced(2)  # reduction factor: one of so many trials goes on from a rung
     max_failures: Knob[int] = 1  # restarts of a failing trial, after which the sweep goes on without it
@@ -57,8 +56,8 @@ class Search:
             )
         if not set(self.student_steps) <= set(self.base.evaluation.student_steps) or not self.student_steps:
             raise UserError(
-                f"the sweep is for {self.student_steps} steps and evaluates {self.base.evaluation.student_steps}; "
-                "write steps that are evaluated: --set 'student_steps=[4]'"
+                f"student_steps is {self.student_steps} and base.evaluation.student_steps "
+                f"{self.base.evaluation.student_steps}; write steps that are evaluated: --set 'student_steps=[4]'"
             )
         expected = tuple(self.rungs[0] * self.keep**i for i in range(len(self.rungs))) if self.rungs else ()
         if self.rungs != expected or self.keep < 2 or (self.rungs and self.rungs[-1] >= self.base.training.steps):

@@ -27,12 +27,13 @@ from raystill.methods.method import TIME_SAMPLER
 from raystill.models.pipeline import load_pipeline
 from raystill.run.distill import Seconds, checkpoints_of, compute_targets, distil, inputs_of
 from raystill.run.evaluate import draw_teacher
+from raystill.run.experiments import prepare_experiment
 from raystill.run.jobs import surroundings
 from raystill.run.settings import Run
 from raystill.search.settings import Search
 from raystill.search.trials import METRIC, last_line, state_of, tuned
 from raystill.tracking.runs import TrackedRun
-from raystill.tracking.tracking import Tracking, check_experiment, tracking_uri
+from raystill.tracking.tracking import Tracking, tracking_uri
 from raystill.training.distillation import POINTS, typical_density
 from raystill.training.task import newest_averages, read_averages
 
@@ -65,7 +66,7 @@ def sweep(search: Search) -> str:
     search.check()
     uri, base = tracking_uri(DIRECTORY), search.base
     with surroundings(base) as launcher:
-        check_experiment(uri, base.experiment, base.artifacts)
+        prepare_experiment(uri, base.experiment, base.artifacts)
         concurrent = concurrent_trials(search)
         _, index = compute_targets(base, launcher)
         draw_teacher(base, launcher)

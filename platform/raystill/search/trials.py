@@ -40,7 +40,7 @@ from raystill.tracking.tracking import Tracking
 from raystill.training.task import last_step
 
 log = logging.getLogger(__name__)
-FORMAT = 2  # raised whenever modules move that Ray Tune's own files name, which it reads when a sweep goes on
+FORMAT = 3  # raised whenever modules move that Ray Tune's own files name, which it reads when a sweep goes on
 METRIC = "quality"  # mean log Frechet distance over the step counts that are searched for; smaller is better
 
 

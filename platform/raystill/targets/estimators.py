@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from raystill.config.errors import UserError
-from raystill.config.fingerprint import introduced
+from raystill.config.fingerprint import by_former_name, introduced
 from raystill.data.records import Row
 from raystill.flow.predictions import Kind, Latent
 from raystill.flow.schedules import Schedule
@@ -176,3 +176,6 @@ def assignment(data: np.ndarray, noise: np.ndarray) -> np.ndarray:
     x, z = (a.reshape(len(a), -1).astype(np.float64) for a in (data, noise))
     chosen: np.ndarray = linear_sum_assignment(x @ z.T, maximize=True)[1]
     return chosen
+
+
+__getattr__ = by_former_name(globals())

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 
 from raystill.config.errors import UserError
-from raystill.config.fingerprint import introduced
+from raystill.config.fingerprint import by_former_name, introduced
 from raystill.flow.predictions import Kind, Latent
 from raystill.flow.schedules import Grid, Schedule
 from raystill.flow.solvers import Solver, calls, ddim, dpm_solver_2m, euler, heun
@@ -161,3 +161,6 @@ class Expectation(SolverEstimator):
         denoise = TimeMean(teacher.guided(condition, self.guidance))
         invert(SOLVERS[self.solver], denoise, schedule, x_0, self.times(schedule))
         return x_0, denoise.mean()
+
+
+__getattr__ = by_former_name(globals())

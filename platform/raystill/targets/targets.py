@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from raystill.config.errors import UserError
+from raystill.config.fingerprint import by_former_name
 from raystill.data.derive import Index
 from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
 from raystill.data.shards import Sample, unpack
@@ -130,3 +131,6 @@ def check_identity(index: Index, identity: Mapping[str, Any], uri: str) -> None:
             f"the targets at {uri} were computed for something else: {found}. Move them away from there, or let this "
             "run compute its own elsewhere: --set work=s3://BUCKET/PREFIX"
         )
+
+
+__getattr__ = by_former_name(globals())

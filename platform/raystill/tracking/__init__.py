@@ -2,7 +2,7 @@
 
 import os
 
-# Here, because MLflow reads its environment when it is first imported, and every module of this package imports it.
+# Here, because MLflow reads its environment when it is first imported, as modules of this package do.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 # MLflow's own timeout is minutes per call. Delivery retries by itself, and a job must be able to end.

@@ -24,12 +24,12 @@ class FileRun:
 
     def __enter__(self) -> "FileRun":
         self.folder.mkdir(parents=True, exist_ok=True)
-        rows = self._rows()
-        self._known = {name: step for step, values in rows for name in values}
+        self._known = {name: step for step, values in self._rows() for name in values}
         self._note("RUNNING")
-        self._metrics = (self.folder / METRICS).open("w", buffering=1)  # a line at a time
-        for step, values in rows:
-            self._write(step, values)
+        file = self.folder / METRICS
+        whole = file.read_bytes() if file.exists() else b""
+        self._metrics = file.open("a", buffering=1)  # a line at a time
+        self._metrics.truncate(whole.rfind(b"\n") + 1)  # a kill may have cut the last line off
         return self
 
     def __exit__(
@@ -42,7 +42,7 @@ class FileRun:
         """Write metrics of one step, but for those that the run has logged before its restart."""
         new = {name: float(value) for name, value in values.items() if step > self._known.get(name, -1)}
         if new:
-            self._write(step, new)
+            self._metrics.write(json.dumps({"step": step, **new}) + "\n")
 
     def picture(self, name: str, picture: Image.Image, step: int) -> None:
         """Write a picture of one step."""
@@ -59,9 +59,6 @@ class FileRun:
         lines = file.read_text().splitlines(keepends=True) if file.exists() else []
         rows = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be cut off by a kill
         return [(row.pop("step"), row) for row in rows]
-
-    def _write(self, step: int, values: Mapping[str, float]) -> None:
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
 
     def _note(self, status: str) -> None:
         about = {"status": status, "commit": code_commit(), "recipe": self._recipe}

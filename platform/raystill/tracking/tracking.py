@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,7 @@ def tracking_uri(workdir: Path) -> str | None:
     server = os.environ.get("MLFLOW_TRACKING_URI")
     if importlib.util.find_spec("mlflow") is None:
         if server:
-            need("tracking", "MLFLOW_TRACKING_URI")
+            need("mlflow", purpose="MLFLOW_TRACKING_URI")
         return None
     return server or f"sqlite:///{workdir.resolve() / 'mlflow.db'}"
 
@@ -78,9 +79,7 @@ def check_experiment(uri: str | None, name: str, artifact_root: str | None = Non
 def tracked(tracking: Tracking, recipe: object) -> "TrackedRun | FileRun":
     """The context of one training run, begun or gone on with: in MLflow, or as a folder where it is not installed."""
     if tracking.uri is None:
-        assert tracking.directory is not None
-        name = f"{tracking.name}-{run_key(recipe, tracking)[:12]}"
-        return FileRun(tracking.directory / "runs" / name, recipe)
+        return _folder(tracking, recipe)
     from raystill.tracking.runs import TrackedRun
 
     return TrackedRun(tracking, recipe)
@@ -88,5 +87,13 @@ def tracked(tracking: Tracking, recipe: object) -> "TrackedRun | FileRun":
 
 def history(tracking: Tracking, recipe: object, name: str) -> list[float]:
     """Read back one metric of a training run, in the order of steps."""
+    if tracking.uri is None:  # which is read without being begun again
+        return [value for _, value in sorted(_folder(tracking, recipe).history(name))]
     with tracked(tracking, recipe) as run:
         return [value for _, value in sorted(run.history(name))]
+
+
+def _folder(tracking: Tracking, recipe: object) -> FileRun:
+    assert tracking.directory is not None
+    name = re.sub(r"[^\w\- ]", "_", tracking.name)[:60]
+    return FileRun(tracking.directory / "runs" / f"{name}-{run_key(recipe, tracking)[:12]}", recipe)

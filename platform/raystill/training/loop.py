@@ -18,7 +18,7 @@ from raystill.config.errors import UserError
 from raystill.config.fingerprint import Knob, introduced
 from raystill.engine.learning_rate import learning_rate
 from raystill.engine.protocol import Engine, NonFiniteError, Optimizer
-from raystill.methods.method import Batch, Method, Networks, generator
+from raystill.methods.method import Batch, Loss, Method, Networks, generator
 from raystill.models.averaging import Average, Follower
 from raystill.training.lanes import Lane, share
 
@@ -208,6 +208,7 @@ def _backward(
         rng = generator(training.seed, lane.number, step, training.lanes)
         with torch.autocast(_device_type(batch), torch.bfloat16, enabled=training.precision == "bfloat16"):
             losses = method.losses(networks, batch, rng, step)
+        _check(losses, method.turn(step), step)
         counts = lane.weight / training.lanes
         for role, loss in losses.items():
             learners[role].engine.backward(loss.value * (counts * ours.world_size))
@@ -215,6 +216,21 @@ def _backward(
             for name, value in {f"loss/{role}": loss.value, **loss.metrics}.items():
                 progress.add(name, value, counts)
     return seen
+
+
+def _check(losses: Mapping[str, Loss], turn: Sequence[str], step: int) -> None:
+    """Refuse, with UserError, what a method's `losses` may not return."""
+    if set(losses) != set(turn):
+        raise UserError(
+            f"the method's losses() returned losses of {sorted(losses)} at step {step}, and its turn() is "
+            f"{sorted(turn)}: there is one loss for each role of the turn"
+        )
+    for role, loss in losses.items():
+        if loss.value.dim():
+            raise UserError(
+                f"the method's losses() returned a loss of shape {tuple(loss.value.shape)} for {role}; a loss is one "
+                "number, such as its mean"
+            )
 
 
 def _update(

@@ -46,9 +46,8 @@ class AutoencoderTask:
     optimizer: Optimizer = introduced_group(Optimizer)
     training: Training = introduced_group(Training)
     name: Knob[str] = "autoencoder"
-    shown: Knob[str | None] = (
-        None  # uri of the stored pictures, filled in by the stage before; the first ones are drawn
-    )
+    # uri of the stored pictures, the first of which are drawn; filled in by the stage before
+    shown: Knob[str | None] = None
 
     def build(self, device: torch.device) -> Assembly:
         """Build the autoencoder behind one forward pass; `run_task` has set the seed of its weights."""

@@ -1,7 +1,6 @@
 """One training run from its settings to its averaged weights, on whichever engine and stream it is given."""
 
 import json
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
 from raystill.config.errors import UserError
-from raystill.data.store import Store
+from raystill.data.store import Store, removal
 from raystill.engine.protocol import Engine, Optimizer
 from raystill.engine.replicated import ReplicatedEngine
 from raystill.methods.method import Batch, Given, Method
@@ -243,10 +242,9 @@ def _whole(checkpoints: Store, key: str, scratch: str = "") -> Iterator[None]:
         yield
     except (SafetensorError, FileNotFoundError, ValueError, KeyError, TypeError) as error:
         said = f"{type(error).__name__}: {error}".replace(scratch or checkpoints.uri, checkpoints.uri)
-        remove = "aws s3 rm --recursive" if checkpoints.uri.startswith("s3://") else "rm -r"
         raise UserError(
             f"{checkpoints.uri}/{key}: the checkpoint is damaged or incomplete ({said}). Delete it, and the same "
-            f"command begins the training anew: {remove} {shlex.quote(checkpoints.uri)}"
+            f"command begins the training anew: {removal(checkpoints.uri)}"
         ) from error
 
 

@@ -10,29 +10,30 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from raystill.config.errors import UserError
-from raystill.config.extras import EXTRAS, explained, need
+from raystill.config.extras import EXTRA, explained, need
 
 PROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_every_module_of_an_extra_is_of_a_package_that_the_extra_installs(extra: str) -> None:
-    lines = PROJECT["optional-dependencies"][extra]
+@pytest.mark.parametrize("module", EXTRA)
+def test_every_module_is_of_a_package_that_its_extra_installs(module: str) -> None:
+    lines = PROJECT["optional-dependencies"][EXTRA[module]]
     installs = {canonicalize_name(Requirement(line).name) for line in lines}
-    owners = packages_distributions()
-    for module in EXTRAS[extra]:
-        assert {canonicalize_name(owner) for owner in owners[module]} & installs
+    owners = packages_distributions()[module]
+    assert {canonicalize_name(owner) for owner in owners} & installs
 
 
 def test_what_is_missing_is_named_with_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    need("cluster", "a sweep")
+    need("ray", "optuna", purpose="a sweep")
     monkeypatch.setitem(sys.modules, "optuna", None)
     told = r"a sweep needs optuna, which is not installed here: pip install 'raystill\[cluster\]'; or do without$"
     with pytest.raises(UserError, match=told):
-        need("cluster", "a sweep", "do without")
+        need("ray", "optuna", purpose="a sweep", otherwise="do without")
 
 
-def test_only_modules_of_extras_are_explained() -> None:
-    told = explained(ModuleNotFoundError("No module named 'ray.train'", name="ray.train"))
-    assert str(told) == "this needs ray, which is not installed here: pip install 'raystill[cluster]'"
+def test_only_modules_of_extras_that_are_absent_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = ModuleNotFoundError("No module named 'ray.train'", name="ray.train")
+    assert explained(absent) is None  # Ray is there, and broken
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert str(explained(absent)) == "this needs ray, which is not installed here: pip install 'raystill[cluster]'"
     assert explained(ModuleNotFoundError("No module named 'mine'", name="mine")) is None

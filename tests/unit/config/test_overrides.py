@@ -150,16 +150,16 @@ def test_a_value_that_does_not_fit_is_refused_by_name(path: str, value: Any) -> 
 
 def test_the_message_says_what_to_write() -> None:
     assert refusal({"method.path.sigma": "big"}) == (
-        "method.path.sigma: found 'big' (str), expected float (finite); write for example method.path.sigma=0.5"
+        "method.path.sigma: found 'big' (str), expected float (finite); write for example --set method.path.sigma=0.5"
     )
     assert refusal({"method.path.kind": "curved"}) == (
         "method.path.kind: found 'curved' (str), expected one of 'straight', 'ray', 3; "
-        "write for example 'method.path.kind=\"straight\"'"
+        "write for example --set 'method.path.kind=\"straight\"'"
     )
     assert refusal({"method.times.steps": 4}) == (
-        "method.times.steps: found 4 (int), expected a list of int; write for example 'method.times.steps=[8, 8]'"
+        "method.times.steps: found 4 (int), expected a list of int; write for example --set 'method.times.steps=[8, 8]'"
     )
-    assert refusal({"limit": 0.5}) == "limit: found 0.5 (float), expected int or null; write for example limit=8"
+    assert refusal({"limit": 0.5}) == "limit: found 0.5 (float), expected int or null; write for example --set limit=8"
 
 
 def test_a_named_group_is_chosen_before_its_fields_are_set() -> None:
@@ -171,7 +171,8 @@ def test_a_named_group_is_chosen_before_its_fields_are_set() -> None:
 
 def test_a_group_of_an_unknown_name_lists_those_that_fit() -> None:
     assert refusal({"method.times": "Unifrom"}) == (
-        "method.times: found 'Unifrom' (str), expected Uniform or Grid, a group of settings; "
+        "method.times: found 'Unifrom' (str), expected Uniform or Grid, a group of settings (did you mean "
+        "Uniform?); "
         "for Grid set method.times.steps, method.times.offsets"
     )
 

@@ -131,7 +131,7 @@ def test_new_shards_are_not_mixed_with_old_ones(store: Store) -> None:
 
 
 def test_a_store_without_shards_says_what_it_holds(store: Store) -> None:
-    with pytest.raises(ShardError, match=r"it is empty; expected files named \*\.tar.*jobs/shards\.py"):
+    with pytest.raises(ShardError, match=r"it is empty; expected files named \*\.tar.*raystill shards"):
         list_shards(store)
     for index in range(7):
         store.write(f"{index}.png", b"")

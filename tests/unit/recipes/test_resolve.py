@@ -42,7 +42,7 @@ def test_another_method_in_a_recipe_is_told_what_its_own_recipe_has() -> None:
     run = resolve("nano")
     assert advice(run, override(run, {"method": "LCM"}), ["method"]) == (
         "LCM has a recipe of its own, --recipe lcm_nano; this run differs from it, which has --set "
-        "optimizer.learning_rate=0.0002 --set targets.estimator=Encoding"
+        "name=lcm-nano --set model=nano-lcm --set optimizer.learning_rate=0.0002 --set targets.estimator=Encoding"
     )
     for method in ("LCM", "Lightning", "RectifiedDiffusion", "CTM", "DMD2"):
         said = advice(run, override(run, {"method": method}), ["method"])
@@ -52,7 +52,23 @@ def test_another_method_in_a_recipe_is_told_what_its_own_recipe_has() -> None:
     rate = {"method": "LCM", "optimizer.learning_rate": 5e-4}
     assert "learning_rate" not in advice(run, override(run, rate), rate)
     assert advice(run, override(run, {"method.path.sigma": 0.1}), ["method.path.sigma"]) == ""
-    assert advice(run, override(run, {"method": "Reflow"}), ["method"]) == ""  # whose recipe has the demo's settings
+    reflow = advice(run, override(run, {"method": "Reflow"}), ["method"])  # whose recipe has the demo's settings
+    assert reflow.endswith("which has --set name=reflow-nano --set model=nano-reflow")
+
+
+def test_a_method_without_a_recipe_is_not_called_as_another(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from raystill.methods.reflow import Reflow\n\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Reflow):\n"
+        "    name = 'mine'\n"
+    )
+    run, typed = resolve("nano"), {"method": f"{tmp_path / 'mine.py'}:Mine"}
+    said = "Mine has no recipe, and this run is called as those of RayFlow are: --set name=... --set model=..."
+    assert advice(run, override(run, typed), typed) == said
+    typed |= {"name": "mine", "model": "mine"}
+    assert advice(run, override(run, typed), typed) == ""
 
 
 def test_sigma_is_a_field_of_the_path_and_changes_the_fingerprint() -> None:

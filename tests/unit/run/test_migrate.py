@@ -129,7 +129,7 @@ def test_adapters_are_read_as_they_are(tmp_path: Path) -> None:
 def test_rows_for_people_and_machines() -> None:
     every = [Held("a/b", "7 samples", "found"), Held("c", "note", "leads to a/b")]
     assert table(every).splitlines()[1:] == ["a/b    7 samples  found", "c      note       leads to a/b"]
-    assert json.loads(as_json(every))[1] == {"place": "c", "holds": "note", "becomes": "leads to a/b"}
+    assert json.loads(as_json(every))[1] == {"place": "c", "holds": "note", "becomes": "leads to a/b", "unneeded": ""}
 
 
 def test_the_command_lists_and_writes_only_where_asked(

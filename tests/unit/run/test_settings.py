@@ -15,10 +15,10 @@ from raystill.models.sampling import NORMAL
 from raystill.models.stock import kind_of, schedule_of, stock_sampler
 from raystill.recipes import nano_methods
 from raystill.recipes.resolve import resolve
-from raystill.run.distill import check_files, check_inputs
+from raystill.run.distill import check_inputs
+from raystill.run.experiments import prepare_experiment
 from raystill.run.settings import Run
 from raystill.run.validate import check_teacher
-from raystill.tracking.tracking import check_experiment
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,18 @@ def test_a_bucket_for_artifacts_that_is_missing_is_found_before_the_work(s3: dic
         check_inputs(override(run, {"artifacts": "s3://nobody-made-this/mlflow"}))
 
 
-def test_an_experiment_whose_files_are_out_of_reach_is_told_before_the_work(s3: dict[str, str], tmp_path: Path) -> None:
+def test_an_experiment_whose_files_are_out_of_reach_is_told_before_the_work(
+    s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    check_files("here", check_experiment(uri, "here"))
-    place = check_experiment(uri, "gone", "s3://gone-with-its-server/mlflow")
-    assert check_experiment(uri, "gone") == place
-    with pytest.raises(UserError, match=r"'gone' keeps its files at s3://gone.*no bucket(.|\n)*--set experiment="):
-        check_files("gone", check_experiment(uri, "gone"))
+    prepare_experiment(uri, "here")
+    told = r"'gone' keeps its files at s3://gone.*no bucket(.|\n)*--set experiment="
+    for artifacts in ("s3://gone-with-its-server/mlflow", None):
+        with pytest.raises(UserError, match=told):
+            prepare_experiment(uri, "gone", artifacts)
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://somewhere.else")
+    prepare_experiment(uri, "gone")
+    prepare_experiment(None, "without MLflow")
 
 
 def test_a_teacher_that_is_no_pipeline(tmp_path: Path) -> None:

@@ -131,8 +131,8 @@ def test_a_range_runs_upwards() -> None:
     [
         ({"trials": 0}, "trials is 0; write 1 or more"),
         ({"trials": 1, "first": ({"optimizer.learning_rate": 1e-3},) * 2}, "trials is 1; write 2 or more"),
-        ({"steps": ()}, "the sweep is for \\(\\) steps"),
-        ({"steps": (3,)}, r"for \(3,\) steps and evaluates \(1, 2, 4, 8\)"),
+        ({"student_steps": ()}, "student_steps is \\(\\) and base"),
+        ({"student_steps": (3,)}, r"is \(3,\) and base.evaluation.student_steps \(1, 2, 4, 8\)"),
         ({"rungs": (30, 70)}, "every rung is 2 times the one before"),
         ({"rungs": (60, 120)}, "below base.training.steps, 120"),
         ({"base.cluster.workers": 2}, "a trial is one process"),

@@ -1,17 +1,22 @@
 """The loop on lists of batches, and tasks that are stopped and resumed: bit for bit what an uninterrupted run gives."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL.Image import Image
 from safetensors.torch import load
 from torch import Tensor, nn
 
 from raystill.config.errors import UserError
+from raystill.data.local import LocalStore
+from raystill.data.records import pack_row
+from raystill.data.shards import pack
 from raystill.data.store import Store, open_store
 from raystill.engine.learning_rate import learning_rate
 from raystill.engine.local import LocalEngine
@@ -26,6 +31,7 @@ from raystill.models.fresh import (
     AutoencoderShape,
     DenoiserShape,
     Tokens,
+    load_tokenizer,
     save_autoencoder,
     save_pipeline,
     tokens_of,
@@ -317,6 +323,43 @@ def test_activations_that_are_computed_anew_change_no_number(name: str, teacher:
     assert not recomputed[0]
     assert recomputed[1]
     assert content(stores[True]) == content(stores[False])
+
+
+class Seen:
+    """A recorder that keeps pictures."""
+
+    def __init__(self) -> None:
+        self.pictures: list[tuple[str, int]] = []
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep nothing."""
+
+    def picture(self, name: str, picture: Image, step: int) -> None:
+        self.pictures.append((name, step))
+        assert min(picture.size) > 8
+
+
+@pytest.mark.parametrize("name", ["student", "autoencoder", "denoiser"])
+def test_pictures_change_no_number(name: str, teacher: Path, tmp_path: Path) -> None:
+    rows = [{"key": str(i), "caption": caption, "image": np.full((8, 8, 3), 80 * i, np.uint8)}
+            for i, caption in enumerate(("red heart", "cat face"))]  # fmt: skip
+    LocalStore(uri=str(tmp_path / "pictures")).write("000000.tar", pack([pack_row(row) for row in rows]))
+    shown: dict[str, dict[str, Any]] = {
+        "student": {"picture_captions": ("red heart",)},
+        "autoencoder": {"shown": str(tmp_path / "pictures")},
+        "denoiser": {"shown": ("red heart", "cat face"), "directory": str(teacher)},
+    }
+    tokens = tokens_of(load_tokenizer(teacher / "tokenizer"))
+    kept, seen = [], Seen()
+    for every in (0, 2):
+        task: Any = task_of(name, teacher, replace(TRAINING, picture_every=every))
+        told = {"tokens": tokens} if name == "denoiser" else {}
+        store = open_store(str(tmp_path / str(every)))
+        where = replace(place(store, name), recorder=seen)
+        run_task(replace(task, **told, **(shown[name] if every else {})), where)
+        kept.append(content(store))
+    assert {step for _, step in seen.pictures} == {2, 4, 6}
+    assert kept[0] == kept[1]
 
 
 @pytest.mark.parametrize(
