@@ -179,6 +179,14 @@ def test_a_fresh_process_draws_with_the_registered_adapter(
     assert "trained for 1, 2, 4, 8 steps, found 3" in refused.stderr
 
 
+def test_what_the_job_left_in_the_bucket_belongs_to_it(workplace: Path, pulled: Path, typed: Typed) -> None:
+    listed = json.loads(typed(cli("prune", "s3://raystill/work", "--json"), workplace).stdout)
+    assert {row["place"].partition("/")[0] for row in listed} == {
+        "targets", "checkpoints", "teacher-samples", "student-samples",
+    }  # fmt: skip
+    assert all("nano" in row["runs"] and row["size"] > 1000 and not row["unneeded"] for row in listed)
+
+
 def test_a_second_run_finds_everything_and_registers_nothing_new(
     workplace: Path, demo: subprocess.CompletedProcess[str]
 ) -> None:
