@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from raystill.config.errors import UserError
 from raystill.data.local import LocalStore
 from raystill.data.records import pack_row
 from raystill.data.shards import pack
-from raystill.data.store import Store, open_store
+from raystill.data.store import Entry, Store, open_store
 from raystill.engine.learning_rate import learning_rate
 from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import NonFiniteError, Optimizer
@@ -408,27 +408,20 @@ def test_the_final_averages_are_there_before_the_pointer_says_so(teacher: Path, 
     # A run that is stopped between the two must not be taken for finished without its result.
     store, task = open_store(str(tmp_path)), task_of("autoencoder", teacher)
     order: list[str] = []
-    run_task(task, replace(place(store, "autoencoder"), checkpoints=Watched(store, order.append)))
+    run_task(task, replace(place(store, "autoencoder"), checkpoints=Watched(uri=str(tmp_path), tell=order.append)))
     assert order.index(final_key(6)) < max(i for i, key in enumerate(order) if key == "latest.json")
     assert json.loads(store.read("latest.json")) == {"step": 6}
 
 
-class Watched:
+@dataclass(frozen=True, kw_only=True)
+class Watched(LocalStore):
     """A store that tells what is written."""
 
-    def __init__(self, store: Store, tell: Callable[[str], None]) -> None:
-        self.store, self.tell = store, tell
+    tell: Callable[[str], None]
 
-    @property
-    def uri(self) -> str:
-        return self.store.uri
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.store, name)
-
-    def write(self, key: str, data: bytes) -> Any:
+    def write(self, key: str, data: bytes) -> Entry:
         self.tell(key)
-        return self.store.write(key, data)
+        return LocalStore.write(self, key, data)
 
 
 def test_ranks_with_different_data_draw_different_noise_and_only_rank_0_writes(teacher: Path, tmp_path: Path) -> None:
