@@ -14,7 +14,7 @@ def located(address: str) -> Path:
     UserError where nothing of that name comes with raystill.
     """
     if not address.startswith(SCHEME):
-        path = Path(address)
+        path = Path(address).expanduser()
         former = path.as_posix() in FORMER and not path.exists()
         return ROOT / path if former else path
     name = address.removeprefix(SCHEME).rstrip("/")

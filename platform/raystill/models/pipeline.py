@@ -18,8 +18,10 @@ from raystill.flow.predictions import Kind, Latent
 from raystill.flow.schedules import Schedule
 from raystill.models.revision import revision
 from raystill.models.stock import StockSampler, kind_of, read_scheduler, schedule_of, stock_sampler
+from raystill.models.weight_files import weight_variant
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+WEIGHTED = ("vae", "text_encoder", "unet")
 Pictures = Float[Tensor, "batch colours rows columns"]  # in [-1, 1]
 
 
@@ -168,7 +170,12 @@ def load_pipeline(directory: str | Path, dtype: torch.dtype = torch.float32) -> 
         warnings.simplefilter("ignore")
         try:  # pickled weights are never read
             whole = StableDiffusionPipeline.from_pretrained(
-                path, safety_checker=None, dtype=dtype, local_files_only=True, use_safetensors=True
+                path,
+                safety_checker=None,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                variant=weight_variant(path, WEIGHTED),
             )
         except OSError as error:
             raise UserError(f"teacher {str(path)!r} cannot be read: {error}. Weights must be safetensors") from error
@@ -196,4 +203,5 @@ def check_pipeline(path: Path) -> None:
             "expected a StableDiffusionPipeline (autoencoder, CLIP text encoder and tokenizer, UNet2DConditionModel, "
             "scheduler)."
         )
+    weight_variant(path, WEIGHTED)
     read_scheduler(path)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import time
 from contextlib import suppress
 from functools import lru_cache
@@ -11,14 +10,12 @@ from typing import Any
 
 from raystill.config.cache import cache_directory
 from raystill.config.errors import UserError
+from raystill.models.weight_files import read_files
 
 INDEX = "model_index.json"
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that no picture here depends on
 LARGE = 2**24  # bytes from which on a file's digest is also cached on disk, for other processes
 SETTLED_S = 2.0  # a file changed less than this ago may change again within the same timestamp
-# Names of files that loaders read: settings, vocabularies, and weights without a variant (such as fp16), whole or in
-# parts. Neither weights in other formats match, nor files that people or file managers leave there.
-_READ = re.compile(r"[^.]+\.(json|txt|model|safetensors)|[^.]+\.safetensors\.index\.json")
 _FORMER_PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 State = tuple[int, int, int]  # size in bytes, mtime and ctime in nanoseconds
 
@@ -27,7 +24,8 @@ def revision(directory: Path) -> str:
     """Digest of the names and contents of the files of a pipeline's parts, 16 hex digits; UserError where there is no
     pipeline.
     """
-    return _digest(directory, [file for file in _files(directory, _parts(directory)) if _READ.fullmatch(file.name)])
+    parts = [(directory / part, _files(directory, [part])) for part in sorted(_parts(directory))]
+    return _digest(directory, sorted(file for part, files in parts for file in read_files(part, files)))
 
 
 def is_of(directory: Path, found: str | None) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -249,3 +250,62 @@ def test_a_scheduler_without_settings_is_refused(copied: Path) -> None:
     (copied / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(UserError, match=r"has no scheduler/scheduler_config\.json"):
         check_pipeline(copied)
+
+
+def variants(directory: Path, to: Path, **how: Any) -> Path:
+    """A copy of a pipeline as diffusers writes it under some settings."""
+    StableDiffusionPipeline.from_pretrained(directory, dtype=torch.float32).save_pretrained(to, **how)
+    return to
+
+
+@pytest.mark.parametrize(
+    "how", [{"variant": "fp16"}, {"max_shard_size": "20KB"}, {"variant": "bf16", "max_shard_size": "20KB"}], ids=str
+)
+def test_weights_of_a_variant_and_in_parts_are_read_and_count(
+    pipeline_directory: Path, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    copy = variants(pipeline_directory, tmp_path / "copy", **how)
+    check_pipeline(copy)
+    found, expected = load_pipeline(copy), load_pipeline(pipeline_directory)
+    for ours, theirs in zip(found.unet.parameters(), expected.unet.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    written = sorted((copy / "unet").glob("*.safetensors"))
+    assert (len(written) > 1) == ("max_shard_size" in how)
+    data = bytearray(written[-1].read_bytes())
+    data[-1] ^= 1
+    written[-1].write_bytes(bytes(data))
+    assert revision(copy) != found.revision
+
+
+def test_plain_weights_win_over_a_variant_beside_them(copied: Path, tmp_path: Path) -> None:
+    before = revision(copied)
+    for file in variants(copied, tmp_path / "half", variant="fp16").rglob("*.fp16.safetensors"):
+        shutil.copy(file, copied / file.parent.name)
+    assert revision(copied) == before
+    assert load_pipeline(copied).revision == before
+
+
+def test_pickled_weights_are_refused_with_the_line_that_writes_them_anew(copied: Path) -> None:
+    (weights,) = (copied / "unet").glob("*.safetensors")
+    weights.rename(copied / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match=r"unet has pickled weights only .*python -c .*use_safetensors=False"):
+        check_pipeline(copied)
+
+
+def test_parts_of_different_variants_only_are_refused(copied: Path) -> None:
+    for part, variant in (("unet", "fp16"), ("vae", "bf16")):
+        (weights,) = (copied / part).glob("*.safetensors")
+        weights.rename(weights.with_suffix(f".{variant}.safetensors"))
+    with pytest.raises(UserError, match=r"different variants only: vae in bf16, unet in fp16"):
+        check_pipeline(copied)
+
+
+def test_a_snapshot_of_links_and_a_home_directory(
+    pipeline_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in (file for file in pipeline_directory.rglob("*") if file.is_file()):
+        link = tmp_path / "snapshot" / file.relative_to(pipeline_directory)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_pipeline("~/snapshot").revision == revision(pipeline_directory)
