@@ -13,10 +13,11 @@ from raystill.config.shipped import located
 from raystill.models.adapter import add_trained
 from raystill.models.artifact import LANDING_NAME, let_read, verify
 from raystill.models.card import RAYSTILL_SCHEDULERS
-from raystill.models.pipeline import check_pipeline, licence_of, quiet
+from raystill.models.pipeline import WEIGHTED, check_pipeline, licence_of, quiet
 from raystill.models.revision import is_of, revision
 from raystill.models.sampling import load_scheduler
 from raystill.models.stock import kind_of, read_scheduler, same_schedule
+from raystill.models.weight_files import weight_variant
 
 
 def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
@@ -49,8 +50,9 @@ def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline = StableDiffusionPipeline.from_pretrained(
-            base, safety_checker=None, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
+            base, safety_checker=None, dtype=torch.float32, local_files_only=True, use_safetensors=True,
+            variant=weight_variant(base, WEIGHTED),
+        )  # fmt: skip
         add_trained(pipeline.unet, directory, card)
     name = type(ours).__name__
     if name in RAYSTILL_SCHEDULERS:

@@ -1,5 +1,6 @@
 """Stable Diffusion pipelines in diffusers' format: loading with checks, identity, encoding and decoding."""
 
+import importlib
 import json
 import re
 import warnings
@@ -16,6 +17,7 @@ from raystill.config.errors import UserError
 from raystill.config.shipped import located
 from raystill.flow.predictions import Kind, Latent
 from raystill.flow.schedules import Schedule
+from raystill.models.fitting import check_fit, check_tokens
 from raystill.models.revision import revision
 from raystill.models.stock import StockSampler, kind_of, read_scheduler, schedule_of, stock_sampler
 from raystill.models.weight_files import weight_variant
@@ -158,30 +160,53 @@ def quiet() -> None:
 
 
 def load_pipeline(directory: str | Path, dtype: torch.dtype = torch.float32) -> Pipeline:
-    """Load a Stable Diffusion pipeline from a directory in diffusers' format; UserError where it is none or is of
-    another kind.
+    """Load a Stable Diffusion pipeline from a directory in diffusers' format; UserError where it is none, is of another
+    kind, or lacks weights.
     """
-    from diffusers import StableDiffusionPipeline
-
     path = located(str(directory))
     check_pipeline(path)
     quiet()
+    vae, text_encoder, unet = (_weighted(path, name, dtype) for name in WEIGHTED)
+    tokenizer = _class_of(path, "tokenizer").from_pretrained(path, subfolder="tokenizer", local_files_only=True)
+    check_tokens(path, tokenizer, text_encoder)
+    unet = unet.to(memory_format=torch.channels_last)  # the network is a fifth faster on CPUs
+    return Pipeline(vae, text_encoder, tokenizer, unet, stock_sampler(read_scheduler(path)), revision(path))
+
+
+def _weighted(path: Path, name: str, dtype: torch.dtype) -> Any:
+    """One network of a pipeline, in evaluation mode; UserError where weights are missing, of another shape or not
+    finite, which loaders pass over. Pickled weights are never read.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:  # pickled weights are never read
-            whole = StableDiffusionPipeline.from_pretrained(
-                path,
-                safety_checker=None,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                variant=weight_variant(path, WEIGHTED),
-            )
-        except OSError as error:
-            raise UserError(f"teacher {str(path)!r} cannot be read: {error}. Weights must be safetensors") from error
-    scheduler = stock_sampler(whole.scheduler)
-    unet = whole.unet.to(memory_format=torch.channels_last)  # the network is a fifth faster on CPUs
-    return Pipeline(whole.vae, whole.text_encoder, whole.tokenizer, unet, scheduler, revision(path))
+        try:
+            network, told = _class_of(path, name).from_pretrained(
+                path, subfolder=name, dtype=dtype, local_files_only=True, use_safetensors=True,
+                variant=weight_variant(path, [name]), output_loading_info=True,
+            )  # fmt: skip
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"teacher {str(path)!r} cannot be read: {name}: {error}") from error
+    if missing := sorted(told["missing_keys"]):
+        raise UserError(
+            f"teacher {str(path)!r}: the weights of {name} lack {len(missing)} tensors ({', '.join(missing[:3])}), "
+            "which would be random numbers; fetch or write the pipeline anew"
+        )
+    bad = [key for key, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise UserError(
+            f"teacher {str(path)!r}: {len(bad)} tensors of {name} hold numbers that are not finite "
+            f"({', '.join(bad[:3])}); fetch or write the pipeline anew"
+        )
+    return network.eval()
+
+
+def _class_of(path: Path, name: str) -> Any:
+    """The class of a pipeline's part, one of diffusers or transformers; UserError for any other."""
+    library, kind = json.loads((path / "model_index.json").read_text())[name]
+    found = getattr(importlib.import_module(library), kind, None) if library in ("diffusers", "transformers") else None
+    if found is None:
+        raise UserError(f"teacher {str(path)!r}: {name} is a {library}.{kind}, of neither diffusers nor transformers")
+    return found
 
 
 def check_pipeline(path: Path) -> None:
@@ -203,5 +228,6 @@ def check_pipeline(path: Path) -> None:
             "expected a StableDiffusionPipeline (autoencoder, CLIP text encoder and tokenizer, UNet2DConditionModel, "
             "scheduler)."
         )
-    weight_variant(path, WEIGHTED)
     read_scheduler(path)
+    check_fit(path)
+    weight_variant(path, WEIGHTED)

@@ -1,4 +1,4 @@
-"""Which files of a pipeline hold the weights that are read: whole or in parts, a variant where there is nothing else."""
+"""Which files of a pipeline hold the weights that are read: whole or in parts, a variant where there is no other."""
 
 import re
 import shlex

@@ -16,6 +16,7 @@ from diffusers import (
     SchedulerMixin,
     StableDiffusionPipeline,
 )
+from safetensors.torch import load_file, save_file
 
 from raystill.config.errors import UserError
 from raystill.config.shipped import located
@@ -309,3 +310,77 @@ def test_a_snapshot_of_links_and_a_home_directory(
         link.symlink_to(file)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_pipeline("~/snapshot").revision == revision(pipeline_directory)
+
+
+def change(directory: Path, part: str, how: str) -> None:
+    """Spoil one tensor of a pipeline's part."""
+    (file,) = (directory / part).glob("*.safetensors")
+    tensors = load_file(file)
+    key = sorted(tensors)[3]
+    if how == "missing":
+        del tensors[key]
+    else:
+        tensors[key] = torch.zeros(3, 5) if how == "shape" else tensors[key] * float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("missing", "lack 1 tensors .*would be random"), ("shape", "cannot be read: "), ("nan", "1 tensors .*not finite")],
+)
+def test_weights_that_loaders_pass_over_are_refused(copied: Path, part: str, how: str, message: str) -> None:
+    change(copied, part, how)
+    with pytest.raises(UserError, match=f"{message}") as refused:
+        load_pipeline(copied)
+    assert part in str(refused.value)
+
+
+def test_a_part_of_a_class_of_nobody_known_is_refused(copied: Path) -> None:
+    index = json.loads((copied / "model_index.json").read_text())
+    index["text_encoder"] = ["mine", "Encoder"]
+    (copied / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"text_encoder is a mine\.Encoder, of neither diffusers nor transformers"):
+        load_pipeline(copied)
+
+
+def rewritten(directory: Path, part: str, **settings: Any) -> None:
+    """Change settings of a pipeline's part."""
+    file = directory / part / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "message"),
+    [
+        ("unet", {"addition_embed_type": "text_time"}, "told more than a time and a caption .*text_time.* as SDXL's"),
+        ("unet", {"num_class_embeds": 10}, "told more .*num_class_embeds=10"),
+        ("unet", {"in_channels": 9}, "9 input and 4 output channels, and an autoencoder of 4: UNets for inpainting"),
+        ("vae", {"latent_channels": 16}, "4 input and 4 output channels, and an autoencoder of 16"),
+        ("text_encoder", {"hidden_size": 768}, "gives 768 features a token, and its UNet attends to 12"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named_before_anything_is_loaded(
+    copied: Path, part: str, settings: dict[str, Any], message: str
+) -> None:
+    rewritten(copied, part, **settings)
+    with pytest.raises(UserError, match=message):
+        check_pipeline(copied)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(copied: Path) -> None:
+    rewritten(copied, "text_encoder", max_position_embeddings=3)
+    with pytest.raises(UserError, match=r"cannot be read: text_encoder|6 tokens a caption, and its text encoder 3"):
+        load_pipeline(copied)
+    for file in (copied / "tokenizer").glob("*o*.json"):
+        if file.name in ("tokenizer.json", "vocab.json"):
+            file.unlink()
+    with pytest.raises(UserError, match=r"its tokenizer has no vocabulary; expected tokenizer\.json or vocab\.json"):
+        check_pipeline(copied)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_settings_that_are_none_are_named(copied: Path, text: str) -> None:
+    (copied / "vae" / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"vae/config\.json (cannot be read|holds a list)"):
+        check_pipeline(copied)
