@@ -23,7 +23,7 @@ from raystill.flow.predictions import Latent
 from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Times
 from raystill.methods.method import STUDENT, TIME_SAMPLER, Batch, generator
-from raystill.methods.rayflow import RayFlow
+from raystill.methods.rayflow import as_rayflow
 from raystill.training.distillation import DistillTask, constant
 from raystill.training.task import Assembly
 
@@ -54,8 +54,9 @@ class GradientTransform:
         self.task, self.probe, self.device = task, probe, torch.device(device)
         built = build(self.device)
         assert built.given is not None
-        assert isinstance(task.method, RayFlow)
-        self.method, self.given = task.method, built.given
+        method = as_rayflow(task.method)
+        assert method is not None
+        self.method, self.given = method, built.given
         self.student, self.law = built.modules[STUDENT], built.modules.get(TIME_SAMPLER)
 
     def read(self, sample: Sample) -> Row:

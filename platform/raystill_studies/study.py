@@ -23,7 +23,7 @@ from raystill.data.derive import Source, Stage
 from raystill.data.store import Store, open_store
 from raystill.engine.protocol import NonFiniteError
 from raystill.launch.launcher import Launcher, LocalLauncher
-from raystill.methods.rayflow import RayFlow
+from raystill.methods.rayflow import RayFlow, as_rayflow
 from raystill.models.pipeline import teacher_facts
 from raystill.models.revision import is_of, revision
 from raystill.models.sampling import Sampling
@@ -154,7 +154,7 @@ def missing_of(study: Study, results: Mapping[str, Any]) -> dict[str, PlannedRun
     planned, teacher = study.runs(), teacher_facts(located(study.base.teacher))
     for one in planned.values():
         validate(one.run, teacher, local=True)
-        if one.gradients and not isinstance(one.run.method, RayFlow):
+        if one.gradients and as_rayflow(one.run.method) is None:
             raise UserError(
                 f"gradients are of RayFlow's laws of times; found a variant with the method {one.run.method.name}"
             )
@@ -270,9 +270,9 @@ def _probes(study: Study, run: Run, trained: TrainedStudent, targets: Store, lau
     """Stability and diversity of a trained student, and for RayFlow its error of x_0 along the path."""
     make, identity = partial(trained.draw, launcher.stage_device), {"probe": study.probe, **trained.identity()}
     probes = {"probes": _steady(run, _probe(run, study.probe, launcher, make, run.evaluation.student_steps, identity))}
-    if not isinstance(run.method, RayFlow):
+    if (method := as_rayflow(run.method)) is None:
         return probes
-    return {**probes, "overlap": _overlap(study, trained.assembly, run.method, targets, launcher, trained.identity())}
+    return {**probes, "overlap": _overlap(study, trained.assembly, method, targets, launcher, trained.identity())}
 
 
 def _steady(run: Run, probes: dict[str, float]) -> dict[str, float]:
@@ -311,12 +311,13 @@ def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
     make = partial(teacher_draw, run.teacher, run.evaluation.guidance, launcher.stage_device)
     identity = {"teacher": revision(located(run.teacher)), "probe": study.probe, "guidance": run.evaluation.guidance}
     targets, _ = compute_targets(run, launcher)
-    assert isinstance(run.method, RayFlow)
+    method = as_rayflow(run.method)
+    assert method is not None
     untrained = {"untrained": run.task, "teacher": revision(located(run.teacher))}
     return {
         "floor": round(floor_of(run, launcher), 5),
         "probes": _probe(run, study.probe, launcher, make, steps, identity),
-        "overlap": _overlap(study, run.task.build, run.method, targets, launcher, untrained),
+        "overlap": _overlap(study, run.task.build, method, targets, launcher, untrained),
     }
 
 

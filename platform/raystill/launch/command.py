@@ -70,6 +70,8 @@ def shown(path: Path) -> str:
 
 def quiet_libraries() -> None:
     """Let libraries that tell how they found their credentials and endpoints log warnings only."""
+    # Which every start of a cluster of this machine alone would log, as a warning, where a token has been made once.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     for name in ("botocore", "boto3", "s3transfer", "alembic", "mlflow", "httpx", "ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

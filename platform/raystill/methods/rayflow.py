@@ -39,6 +39,11 @@ class Answers(NamedTuple):
     c: Coefficients  # the path's coefficients at the points
 
 
+def as_rayflow(method: object) -> "RayFlow | None":
+    """A method's settings where it is RayFlow, for measurements of what only RayFlow has; None for any other."""
+    return method if isinstance(method, RayFlow) else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayFlow(Distillation):
     """Settings of RayFlow; the defaults are the best that were measured (`docs/results/rayflow.md`)."""
