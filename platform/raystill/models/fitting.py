@@ -3,6 +3,7 @@ settings alone.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from raystill.config.errors import UserError
 
 # Settings of UNets that ask for more than a time and text features; diffusers' default is None for each.
 MORE_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+FEW_STEP_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
+# Words by which few-step models call themselves in a directory's name, or in the header of a README.
+FEW_STEP_NAMES = re.compile(r"\b(turbo|lightning|hyper-?sd\w*|lcm|dmd2?|few-step)\b", re.IGNORECASE)
 VOCABULARIES = ("tokenizer.json", "vocab.json")  # files of a CLIP tokenizer, of which one is enough
 
 
@@ -36,6 +40,19 @@ def check_fit(path: Path) -> None:
         raise UserError(f"{here}: its text encoder gives {width} features a token, and its UNet attends to {attended}")
     if not any((path / "tokenizer" / name).is_file() for name in VOCABULARIES):
         raise UserError(f"{here}: its tokenizer has no vocabulary; expected {' or '.join(VOCABULARIES)} in tokenizer/")
+
+
+def sign_of_distillation(path: Path) -> str:
+    """Why a pipeline looks as if it had been distilled already, in words; empty where it does not."""
+    scheduler = json.loads((path / "model_index.json").read_text()).get("scheduler", ["", ""])[1]
+    if scheduler in FEW_STEP_SCHEDULERS:
+        return f"its scheduler is {scheduler}"
+    if _settings(path, "unet").get("time_cond_proj_dim") is not None:
+        return "its UNet is told a guidance scale"
+    readme = path / "README.md"
+    head = readme.read_text(errors="replace")[:4000] if readme.is_file() else ""
+    named = FEW_STEP_NAMES.search(f"{path.resolve().name} {head.partition('# ')[0]}")
+    return f"it is called {named[0]}" if named else ""
 
 
 def check_tokens(path: Path, tokenizer: Any, text_encoder: Any) -> None:

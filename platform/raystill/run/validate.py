@@ -10,6 +10,7 @@ from raystill.config.shipped import located
 from raystill.flow.schedules import Times
 from raystill.methods.method import check_times
 from raystill.models.counts import wrong_counts
+from raystill.models.fitting import sign_of_distillation
 from raystill.models.pipeline import TeacherFacts, picture_shape, teacher_facts
 from raystill.models.sampling import NORMAL
 from raystill.run.settings import Run
@@ -26,6 +27,11 @@ def validate(run: Run, teacher: TeacherFacts | None = None, *, local: bool = Fal
     if run.store == "embedded":
         need("tenacity", purpose="store=embedded", otherwise="your own store or folders: --set store=environment")
     teacher = teacher or teacher_facts(located(run.teacher))
+    if sign := sign_of_distillation(located(run.teacher)):
+        log.warning(
+            "teacher %s looks as if it had been distilled already (%s): teach students by the pipeline that it was "
+            "made from, whose ODE takes many steps", run.teacher, sign,
+        )  # fmt: skip
     check_teacher(run, teacher)
     run.targets.estimator.check(teacher.schedule, teacher.kind)
     _check_reading(run)

@@ -23,6 +23,7 @@ from raystill.config.shipped import located
 from raystill.flow.schedules import FlowSchedule
 from raystill.flow.solvers import euler
 from raystill.models.denoiser import Denoiser
+from raystill.models.fitting import sign_of_distillation
 from raystill.models.fresh import save_pipeline
 from raystill.models.pipeline import check_pipeline, load_pipeline
 from raystill.models.revision import _content, former_revisions, is_of, revision
@@ -384,3 +385,18 @@ def test_settings_that_are_none_are_named(copied: Path, text: str) -> None:
     (copied / "vae" / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"vae/config\.json (cannot be read|holds a list)"):
         check_pipeline(copied)
+
+
+def test_pipelines_that_look_distilled_say_why(copied: Path, tmp_path: Path) -> None:
+    assert sign_of_distillation(copied) == ""
+    turbo = copied.rename(tmp_path / "sd-turbo")
+    assert sign_of_distillation(turbo) == "it is called turbo"
+    plain = turbo.rename(tmp_path / "plain")
+    (plain / "README.md").write_text("---\ntags:\n- few-step\n---\n# A turbo-charged name in the text is none\n")
+    assert sign_of_distillation(plain) == "it is called few-step"
+    (plain / "README.md").unlink()
+    rewritten(plain, "unet", time_cond_proj_dim=256)
+    assert sign_of_distillation(plain) == "its UNet is told a guidance scale"
+    index = json.loads((plain / "model_index.json").read_text()) | {"scheduler": ["diffusers", "LCMScheduler"]}
+    (plain / "model_index.json").write_text(json.dumps(index))
+    assert sign_of_distillation(plain) == "its scheduler is LCMScheduler"
