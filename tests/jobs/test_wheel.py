@@ -106,13 +106,13 @@ def test_the_core_distils_and_draws_from_a_wheel(typed: Typed, core: Path, tmp_p
     [
         ("distill", r"raystill distill needs ray, deepspeed,.* 'raystill\[cluster\]'; or .*--local"),
         ("runs", r"the registry needs mlflow.* pip install 'raystill\[tracking\]'"),
-        pytest.param("search", r"search needs ray, deepspeed, optuna.* 'raystill\[cluster\]'", marks=pytest.mark.second),
+        pytest.param("search", r"search needs .*optuna.* 'raystill\[cluster\]'", marks=pytest.mark.second),
         pytest.param(
             "distill --local", r"store=embedded needs tenacity.* 'raystill\[store\]'; or .*store=environment",
             marks=pytest.mark.second,
         ),
         pytest.param(
-            "submit -- job", r"this needs \w+, which is not installed here: pip install 'raystill\[(tracking|cluster)\]'",
+            "submit -- job", r"this needs \w+, which is not .* pip install 'raystill\[(tracking|cluster)\]'",
             marks=pytest.mark.second,
         ),
     ],
