@@ -177,7 +177,7 @@ def check_training(prefix: str, training: Training, optimizer: Optimizer) -> Non
 
 
 def _check_optimizer(path: str, optimizer: Optimizer) -> None:
-    within(0, 1, f"{path}.learning_rate", optimizer.learning_rate, 1e-4)
+    within(0, inf, f"{path}.learning_rate", optimizer.learning_rate, 1e-4)
     at_least(0, f"{path}.warmup_steps", optimizer.warmup_steps)
     within(0, 1, f"{path}.final_fraction", optimizer.final_fraction, 0.05)
     within(0, 0.999999, f"{path}.beta_1", optimizer.beta_1, 0.9)
