@@ -64,7 +64,7 @@ RAY := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile
 test-fast: lint ## lint, unit and contract tests: about 5 minutes on two cores
 	$(TWO) $(FIRST) tests/unit tests/contract
 
-test: lint ## what CI runs: lint and all tests but second proofs of the same: 19 minutes on two cores
+test: lint ## what CI runs: lint and all tests but second proofs of the same: 20 minutes on two cores
 	$(TWO) $(FIRST) tests/jobs tests/studies tests/unit tests/contract
 	$(RAY) $(FIRST) tests/cluster
 
