@@ -2,10 +2,10 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from raystill.config.errors import UserError
@@ -57,8 +57,8 @@ def grid(
     return canvas
 
 
-def rendered(figure: Figure) -> Image.Image:
-    """A matplotlib figure as an RGB picture."""
+def rendered(figure: Any) -> Image.Image:
+    """A matplotlib Figure, whose class takes a fifth of a second to import, as an RGB picture."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
