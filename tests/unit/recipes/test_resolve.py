@@ -1,5 +1,6 @@
 """Recipes are found by name or in anybody's file, and say what there is where they are not."""
 
+import importlib
 import shlex
 from pathlib import Path
 
@@ -85,3 +86,22 @@ def test_the_control_differs_in_its_targets_only() -> None:
     differing = {name for name in run.keys() & control.keys() if run[name] != control[name]}
     assert differing == {"name", "model"}
     assert all(name.startswith("targets.estimator.") for name in run.keys() ^ control.keys())
+
+
+@pytest.mark.parametrize(
+    ("module", "former", "now"),
+    [
+        ("raystill.targets.targets", "Generated", "Generation"),
+        ("raystill.targets.estimators", "Assigned", "Assignment"),
+        ("raystill.methods.rectified", "Rectified", "RectifiedDiffusion"),
+        ("raystill.flow.premetrics", "Squared", "SquaredError"),
+    ],
+)
+def test_recipes_of_files_import_classes_by_their_former_names(
+    module: str, former: str, now: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mine.py").write_text(f"from {module} import {former}\n\n\ndef run():\n    return {former}\n")
+    assert resolve(str(tmp_path / "mine.py")).__name__ == now
+    assert f"{former} is called {now} now; the old name works for one more release" in caplog.messages
+    with pytest.raises(AttributeError, match="has no attribute 'Nobody'"):
+        vars(importlib.import_module(module))["__getattr__"]("Nobody")
