@@ -59,7 +59,7 @@ FIRST := -m 'not gpu and not second'
 # Tests of one process use one core each: two at a time, whose threads would be in each other's way.
 TWO := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile
 # Tests on Ray wait for processes to start and to end for the most part: two clusters side by side, each with its own.
-RAY := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile
+RAY := $(TWO) --no-loadscope-reorder
 
 test-fast: lint ## lint, unit and contract tests: about 5 minutes on two cores
 	$(TWO) $(FIRST) tests/unit tests/contract

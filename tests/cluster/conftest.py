@@ -17,6 +17,16 @@ __all__ = ["few", "typed", "workplace"]
 PLATFORM = Path(__file__).parents[2] / "platform"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that may take the longest come first, so that none of them runs alone at the end."""
+
+    def limit(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("timeout")
+        return float(marker.args[0]) if marker else 0.0
+
+    items.sort(key=limit, reverse=True)
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """RAYSTILL_HOME of the session's workers."""

@@ -44,7 +44,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 WORLDS = (3, 2, 1)  # the largest first: each has the processes of the next one
 SIZES = (9, 5, 8)  # samples of the shards
 CPU = torch.device("cpu")
-TRAINING = Training(steps=50, lanes=3, lane_size=2, log_every=25, checkpoint_every=50, picture_every=0)
+TRAINING = Training(steps=24, lanes=3, lane_size=2, log_every=12, checkpoint_every=24, picture_every=0)
 SMOOTH_LCM = LCM(premetric=PseudoHuber(c=0.1), target_decay=0.9)
 LONG: dict[str, tuple[Distilling, torch.dtype, float]] = {  # and how far apart parameters and moments may be
     "rayflow-float64": (RayFlow(times=SamplingTimes()), torch.float64, 1e-10),
@@ -89,11 +89,11 @@ class Cast:
 def targets(directory: Path, pipeline: Path) -> tuple[LocalStore, tuple[Shard, ...]]:
     """Stored targets of no particular teacher."""
     store, rng, made = LocalStore(uri=str(directory)), np.random.default_rng(0), []
-    condition = load_pipeline(pipeline).condition(["red heart"])[0].numpy()
+    condition = load_pipeline(pipeline).condition(["red heart"])["prompt"][0].numpy()
     for i, size in enumerate(SIZES):
         rows = [
             {
-                "key": f"s{i}{j}", "caption": "red heart", "condition": condition,
+                "key": f"s{i}{j}", "caption": "red heart", "condition.prompt": condition,
                 **{name: rng.standard_normal((4, 8, 8), dtype=np.float32) for name in ("x_0", "target_mean")},
             }
             for j in range(size)
@@ -175,7 +175,7 @@ def work(rank: int, given: Given) -> None:
 
 
 def tasks(given: Given) -> dict[str, Cast]:
-    """Fifty steps of two methods in two precisions, a step of every one, and the life of one that is not killed."""
+    """Two dozen steps of two methods in two precisions, a step of every one, and the life of one that is not killed."""
     long = {name: given.task(method, TRAINING, dtype) for name, (method, dtype, _) in LONG.items()}
     once = replace(TRAINING, steps=1)
     short = {f"first-{method.name}": given.task(method, once, precise(method)) for method in EACH}
