@@ -1,16 +1,15 @@
 """What schedulers are compared with: sampling along a path in raystill's own mathematics, without diffusers."""
 
-from torch import Tensor
-
 from raystill.flow import paths
 from raystill.flow.jumps import Walk, held, stop, stops
 from raystill.flow.predictions import Latent
+from raystill.models.conditioning import Condition
 from raystill.models.denoiser import Denoiser
 from raystill.models.sampling import ODE, Sampling
 
 
 def sample_student(
-    student: Denoiser, path: paths.Path, start: Latent, condition: Tensor, steps: int, sampling: Sampling = ODE
+    student: Denoiser, path: paths.Path, start: Latent, condition: Condition, steps: int, sampling: Sampling = ODE
 ) -> Latent:
     """Draw clean latents from starts in `steps` network calls per sample, at the signal-to-noise ratios of the stock
     timesteps.

@@ -20,6 +20,7 @@ from raystill.launch.command import quiet_libraries
 from raystill.launch.launcher import LocalLauncher
 from raystill.methods.method import Batch, Composition, Method, generator
 from raystill.models.averaging import Average
+from raystill.models.conditioning import expanded, moved
 from raystill.models.pipeline import load_pipeline
 from raystill.run.distill import target_maker, training_source
 from raystill.run.settings import Run
@@ -149,7 +150,7 @@ def _noise(task: DistillTask, device: torch.device) -> Batch:
     """A batch of random data and target means, with the condition of the empty caption."""
     pipeline, count = load_pipeline(task.teacher), task.training.lane_size
     x_0, mean = generator(0, 0, 0).normal((2, count, *pipeline.latent_shape)).to(device)
-    condition = pipeline.condition([""] * count).clone().to(device)
+    condition = moved(expanded(pipeline.empty(), count), device)
     return {"x_0": x_0, "target_mean": mean, "condition": condition}
 
 

@@ -13,8 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raystill.config.fingerprint import introduced
+from raystill.data.batches import collate
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import Sample
+from raystill.data.tensors import to_device
 from raystill.engine.replicated import ReplicatedEngine
 from raystill.evaluation.timing import seconds
 from raystill.flow.efficiency import midpoints, oracle, relative_second_moment
@@ -26,8 +28,6 @@ from raystill.methods.method import STUDENT, TIME_SAMPLER, Batch, generator
 from raystill.methods.rayflow import as_rayflow
 from raystill.training.distillation import DistillTask, constant
 from raystill.training.task import Assembly
-
-TENSORS = ("x_0", "target_mean", "condition")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +138,8 @@ class GradientTransform:
 
 def batch_of(rows: list[Row], device: torch.device) -> Batch:
     """Rows of stored targets as a batch of a training."""
-    return {name: torch.from_numpy(np.stack([row[name] for row in rows])).to(device) for name in TENSORS}
+    batch: Batch = to_device(collate(rows), device)
+    return batch
 
 
 def efficiency(rows: list[Row]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class ProbeTransform:
         rows = rows[: self.probe.captions]
         condition = self.pipeline.condition([row["caption"] for row in rows])
         starts = torch.stack([self._starts(row["key"]) for row in rows], dim=1)  # (starts + 1, rows, ...)
-        starts = starts.to(self.pipeline.unet.device)
+        starts = starts.to(self.pipeline.device)
         for steps in self.steps:
             drawn = torch.stack([self.draw(start, condition, steps).float() for start in starts])
             lipschitz = _norms(drawn[-1] - drawn[0]) / _norms(starts[-1] - starts[0])

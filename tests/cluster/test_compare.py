@@ -79,6 +79,9 @@ def compared(recipe: None, workplace: Path) -> dict[str, Any]:
     return {"text": done.stdout, "results": json.loads((workplace / ".raystill/reports/methods.json").read_text())}
 
 
+# Five minutes of what others show apart: tuning and trainings on Ray (test_three_ways.py), budgets, costs and report
+# (tests/studies/test_comparison.py, test_costs.py), results that are measured once (test_study.py).
+@pytest.mark.second
 def test_every_run_of_both_budgets_is_measured(compared: dict[str, Any], workplace: Path) -> None:
     results, text = compared["results"], compared["text"]
     assert set(results["tuned"]) == set(results["costs"]) == {"RayFlow", "DMD2"}

@@ -90,15 +90,16 @@ def work(teacher: Path, data: LocalStore, index: Index, root: Path, cases: list[
     rank, ranks = dist.get_rank(), dist.get_world_size()
     plan = Plan(shards=index.shards, seed=0, lanes=ranks, lane_size=BATCH)
     for case in cases:
-        task = DistillTask(
-            teacher=str(teacher), method=case.method, weights=case.weights,
-            optimizer=Optimizer(learning_rate=1e-3, warmup_steps=2),
-            training=Training(
-                steps=STEPS, lanes=ranks, lane_size=BATCH, average_decay=0.5, log_every=1, checkpoint_every=STEPS,
-                picture_every=0,
-            ),
-        )  # fmt: skip
         for stage in case.stages:
+            task = DistillTask(
+                teacher=str(teacher), method=case.method, weights=case.weights,
+                optimizer=Optimizer(learning_rate=1e-3, warmup_steps=2),
+                training=Training(
+                    steps=STEPS, lanes=ranks, lane_size=BATCH, average_decay=0.5, log_every=1, checkpoint_every=STEPS,
+                    picture_every=0,
+                ),
+                separate=stage == 3,
+            )  # fmt: skip
             directory = root / str(case) / str(stage)
             directory.mkdir(parents=True, exist_ok=True)
             place = Place(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.given import given
+from tests.given import given, prompted
 from torch import Tensor, nn
 
 from raystill import methods
@@ -50,7 +50,7 @@ SHAPE = DenoiserShape(
 )
 
 Roles = dict[str, nn.Module]
-Fields = dict[str, Tensor]
+Fields = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def student() -> Roles:
 
 def targets(shape: tuple[int, ...]) -> Fields:
     x_0, mu = (torch.randn(shape, generator=rng(i)) for i in (1, 2))
-    return {"x_0": x_0, "target_mean": mu, "condition": torch.randn(shape[0], TEXT, TEXT, generator=rng(3))}
+    return {"x_0": x_0, "target_mean": mu, "condition": prompted(torch.randn(shape[0], TEXT, TEXT, generator=rng(3)))}
 
 
 def ray(kind: Kind = "v_prediction", schedule: Schedule = SCHEDULE, **settings: Any) -> Case:
@@ -104,7 +104,7 @@ def consistent(
         learner, copies = student(), {role: student()[STUDENT] for role in method.copies}
         if method.tells_landing:
             for unet in (learner[STUDENT], frozen[TARGET]):
-                make_room(unet)
+                make_room(unet, "time_embedding")
             frozen[TARGET].requires_grad_(False)
         return {**learner, **frozen, **copies, **{r: h.module for r, h in method.heads(told).items()}}
 
@@ -244,6 +244,12 @@ def losses(
     return case.method.losses(networks, batch, generator(*at), at[2])
 
 
+def tensors_of(batch: Fields) -> dict[str, Tensor]:
+    """The tensors of a batch, those of its condition among them."""
+    told: dict[str, Tensor] = batch.get("condition", {})
+    return {**{name: value for name, value in batch.items() if name != "condition"}, **told}
+
+
 def test_every_file_of_a_method_has_a_case() -> None:
     files = {path.stem for path in Path(next(iter(methods.__path__))).glob("*.py")}
     files -= {"__init__", "method", "table", "teaching", "consistency", "adversary", "coupling"}
@@ -305,7 +311,7 @@ def test_gradients_reach_the_role_s_own_parameters_only(case: Case, size: tuple[
         total = sum(float(p.grad.abs().sum()) for p in networks[role].parameters() if p.grad is not None)
         assert 0 < total < float("inf")
         assert all(p.grad is None for p in networks[role].parameters() if not p.requires_grad)
-    assert all(not value.requires_grad for value in batch.values())
+    assert all(not tensor.requires_grad for tensor in tensors_of(batch).values())
 
 
 def test_losses_are_a_function_of_seed_rank_and_step(case: Case, size: tuple[int, ...]) -> None:
@@ -324,9 +330,9 @@ def test_losses_are_a_function_of_seed_rank_and_step(case: Case, size: tuple[int
 
 def test_the_batch_is_left_as_it_was(case: Case, size: tuple[int, ...]) -> None:
     batch = case.batch(size)
-    before = {name: value.clone() for name, value in batch.items()}
+    before = {name: tensor.clone() for name, tensor in tensors_of(batch).items()}
     losses(case, case.networks(), batch)
-    assert all(torch.equal(batch[name], before[name]) for name in before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors_of(batch).items())
 
 
 def test_the_loss_falls_when_its_gradient_is_followed(case: Case, size: tuple[int, ...]) -> None:

@@ -4,12 +4,15 @@ tests/cluster/test_methods.py has several ranks, and at all stages methods of on
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from itertools import islice, repeat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL.Image import Image
 from tests.each import EACH
 from torch import Tensor
 
@@ -18,6 +21,8 @@ from raystill.engine.local import LocalEngine
 from raystill.engine.protocol import Optimizer
 from raystill.engine.zero import ZeroEngine
 from raystill.methods.adversary import ADVERSARY
+from raystill.methods.ctm import CTM
+from raystill.methods.lcm import LCM
 from raystill.methods.method import STUDENT, Batch
 from raystill.methods.table import METHODS, Distilling
 from raystill.models.pipeline import load_pipeline
@@ -51,11 +56,12 @@ def batch_of(teacher: str) -> Batch:
     """Two samples."""
     pipeline = load_pipeline(teacher)
     x_0, mean = torch.randn(2, 2, *pipeline.latent_shape, generator=torch.Generator().manual_seed(0))
-    return {"x_0": x_0, "target_mean": mean, "condition": pipeline.condition(["red heart", "cat face"]).clone()}
+    return {"x_0": x_0, "target_mean": mean, "condition": pipeline.condition(["red heart", "cat face"])}
 
 
 def trained(task: DistillTask, directory: Path, stage: int | None) -> dict[str, dict[str, Tensor]]:
     """Averages of the roles after training at a stage, or on the plain engine."""
+    task = replace(task, separate=stage == 3)
 
     def batches(step: int) -> Iterator[list[Batch]]:
         return islice(repeat([batch_of(task.teacher)]), step, None)
@@ -103,3 +109,43 @@ def test_a_method_trains_the_same_at_every_stage(
             assert way > 0
             bound = 0.05 if role == ADVERSARY else 0.02
             assert distance(found[role], tensors) < bound * way, f"{role} at stage {stage}"
+
+
+class Seen:
+    """Keeps the pictures that a training reports."""
+
+    def __init__(self) -> None:
+        self.pictures: list[np.ndarray] = []
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing is kept of numbers."""
+
+    def picture(self, name: str, picture: Image, step: int) -> None:
+        assert (name, step) == ("samples/student", 2)
+        self.pictures.append(np.asarray(picture).astype(int))
+
+
+@pytest.mark.parametrize("method", [LCM(), CTM(most=2)], ids=lambda method: method.name)
+@pytest.mark.parametrize("weights", [LORA, Full()], ids=["lora", "full"])
+def test_the_same_pictures_are_drawn_at_every_stage(
+    method: Distilling, weights: Lora | Full, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    """At stage 3 rank 0 has a part of the weights only, and draws alone."""
+    drawn = []
+    for stage in (None, 2, 3):
+        task = DistillTask(
+            teacher=str(tiny_pipeline), method=method, weights=weights, picture_captions=("red heart",),
+            optimizer=Optimizer(learning_rate=1e-3, warmup_steps=2), separate=stage == 3,
+            training=Training(steps=2, lane_size=2, log_every=2, checkpoint_every=2, picture_every=2),
+        )  # fmt: skip
+        engine = LocalEngine if stage is None else partial(ZeroEngine, stage=stage)
+        seen = Seen()
+        place = Place(
+            LocalStore(uri=str(tmp_path / str(stage))), engine,
+            lambda step: islice(repeat([batch_of(str(tiny_pipeline))]), step, None), recorder=seen,
+        )  # fmt: skip
+        run_task(task, place)
+        drawn += seen.pictures
+    assert len(drawn) == 3
+    for picture in drawn[1:]:
+        assert np.abs(picture - drawn[0]).max() <= 2

@@ -23,7 +23,7 @@ from raystill.methods.dmd2 import DMD2
 from raystill.methods.rayflow import RayFlow
 from raystill.methods.table import METHODS
 from raystill.models.adapter import Adapter
-from raystill.models.artifact import DELTA_NAME, verify
+from raystill.models.artifact import verify
 from raystill.models.merging import merge_adapter
 from raystill.models.pipeline import load_pipeline
 from raystill.recipes import nano_methods
@@ -104,7 +104,7 @@ def test_full_training_carries_what_all_weights_have_gained(name: str, here: Pat
     assert run.training.steps > run.method.last_stage[1]
     distilled = launch_distillation(run, local=True)
     card = verify(distilled.adapter)
-    assert DELTA_NAME in card.files
+    assert "unet_delta.safetensors" in card.files
     drawn = Adapter(distilled.adapter).draw(["red heart"], seed=3)
     assert drawn.shape == (1, 32, 32, 3)
     measured_is_shipped(run, distilled)
@@ -117,8 +117,8 @@ def test_full_training_carries_what_all_weights_have_gained(name: str, here: Pat
             merge_adapter(distilled.adapter, None, merged)
         return
     merge_adapter(distilled.adapter, None, merged)
-    found, base = load_pipeline(merged).unet, load_pipeline(run.teacher).unet
-    for weight, gained in load_file(distilled.adapter / DELTA_NAME).items():
+    found, base = load_pipeline(merged).network, load_pipeline(run.teacher).network
+    for weight, gained in load_file(distilled.adapter / "unet_delta.safetensors").items():
         torch.testing.assert_close(found.get_parameter(weight), base.get_parameter(weight) + gained)
 
 
@@ -140,7 +140,7 @@ def test_a_merged_student_is_the_teacher_of_a_second_reflow(here: Path) -> None:
         (
             "dmd2_nano",
             {"method.features": ("mid_block", "attic")},
-            r"names attic, and the teacher's UNet has down_blocks.0",
+            r"names attic, and the teacher's network has down_blocks.0",
         ),
         ("reflow_nano", {"targets.estimator": "Encoding"}, "Reflow needs target_mean, which Encoding does not make"),
         ("perflow_nano", {"evaluation.student_steps": (2, 4)}, r"has \[2\], and PeRFlow takes a step in each of its 4"),
@@ -167,8 +167,8 @@ def test_a_merged_student_is_the_teacher_of_a_second_reflow(here: Path) -> None:
         ("scott_nano", {"method.intervals": 4}, r"has \[8\], and the student is asked at 4 times .*intervals=8$"),
         ("ctm_nano", {"method.intervals": 5000}, "method.intervals is 5000, and the teacher knows 1000 times"),
         ("dmd2_nano", {"method.student_steps": 5000}, "method.student_steps is 5000, and the teacher knows 1000 times"),
-        ("add_nano", {"method.features": ("attic",)}, r"names attic, and the teacher's UNet has down_blocks.0"),
-        ("lightning_nano", {"method.features": ("attic",)}, r"names attic, and the teacher's UNet has down_blocks.0"),
+        ("add_nano", {"method.features": ("attic",)}, r"names attic, and the teacher's network has down_blocks.0"),
+        ("lightning_nano", {"method.features": ("attic",)}, r"names attic, and the teacher's network has down_blocks"),
         ("lightning_nano", {"method.stages": (32, 4)}, r"has \[1, 2\], and a student of method.stages ending in 4"),
         (
             "instaflow_nano",

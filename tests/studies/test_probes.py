@@ -43,7 +43,7 @@ def targets(count: int = 5) -> list[dict[str, Any]]:
             "caption": "",
             "x_0": rng.normal(1.0, 2.0, (4, 8, 8)).astype(np.float32),
             "target_mean": rng.normal(size=(4, 8, 8)).astype(np.float32),
-            "condition": np.zeros((3, 2), np.float32),
+            "condition.prompt": np.zeros((3, 2), np.float32),
         }
         for i in range(count)
     ]

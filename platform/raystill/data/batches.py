@@ -10,6 +10,9 @@ from raystill.data.plan import Group, Plan, groups
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import unpack
 from raystill.data.store import Store
+from raystill.data.tensors import batch_of, to_device
+
+KEPT_BYTES = 2**31  # of stored shards whose rows stay in memory
 
 
 def read_group(store: Store, group: Group) -> list[Row]:
@@ -20,19 +23,16 @@ def read_group(store: Store, group: Group) -> list[Row]:
 
 def collate(rows: Sequence[Row]) -> dict[str, Any]:
     """Stack rows into a batch: arrays as tensors with the batch first, keys and captions as lists."""
-    first = rows[0]
-    batch: dict[str, Any] = {}
-    for name, value in first.items():
-        column = [row[name] for row in rows]
-        batch[name] = torch.from_numpy(np.stack(column)) if isinstance(value, np.ndarray) else column
-    return batch
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    stacked = {name: np.stack(v) if isinstance(v[0], np.ndarray) else v for name, v in columns.items()}
+    return batch_of(stacked)
 
 
 def local_batches(
     store: Store, plan: Plan, lanes: Sequence[int], start: int, steps: int, device: torch.device
 ) -> Iterator[list[dict[str, Any]]]:
-    """Batches of steps `start` to `start + steps`, one for each of the lanes, on `device`; shards stay in memory once
-    read.
+    """Batches of steps `start` to `start + steps`, one for each of the lanes, on `device`; shards that were
+    read last stay in memory.
     """
     cache = _Remembered(store)
     every = [_batches(cache, plan, lane, start, steps, device) for lane in lanes]
@@ -52,20 +52,23 @@ def _batches(
 
 
 class _Remembered:
-    """Rows of every shard read so far, kept since derived shards are small beside the network that learns from them."""
+    """Rows of the shards that were read last, as many as fit `KEPT_BYTES`: a small set of targets is read once."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.shards: dict[str, list[Row]] = {}
+        self.shards: dict[str, list[Row]] = {}  # the one that was used last is the last one
+        self.sizes: dict[str, int] = {}  # bytes
 
     def rows(self, group: Group) -> list[Row]:
-        for key in group.keys:
-            if key not in self.shards:
-                self.shards[key] = [unpack_row(s) for s in unpack(self.store.read(key), key)]
-        rows = [row for key in group.keys for row in self.shards[key]]
+        rows = [row for key in group.keys for row in self._shard(key)]
         return [rows[i] for i in group.order(len(rows))]
 
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Move a batch's tensors without waiting for the copies."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    def _shard(self, key: str) -> list[Row]:
+        if key not in self.shards:
+            data = self.store.read(key)
+            self.sizes[key] = len(data)
+            self.shards[key] = [unpack_row(sample) for sample in unpack(data, key)]
+        rows = self.shards[key] = self.shards.pop(key)
+        while len(self.shards) > 1 and sum(self.sizes[name] for name in self.shards) > KEPT_BYTES:
+            del self.shards[next(iter(self.shards))]
+        return rows

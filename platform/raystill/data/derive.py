@@ -32,6 +32,14 @@ class Transform(Protocol):
         """Derive the rows of one shard, in order; a stage that uses only some of a shard's samples gives fewer rows."""
 
 
+@runtime_checkable
+class Companion(Protocol):
+    """What a transform may have besides: files that belong to all shards of its stage."""
+
+    def beside(self) -> Mapping[str, bytes]:
+        """Return the files by name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
     """One derived shard: its key below the store, how many samples it holds, and which source samples were rejected,
@@ -164,6 +172,9 @@ def derive_shard(source: Store, key: str, target: Store, transform: Transform) -
         except RejectedSampleError as error:
             rejected.append(str(error))
     derived = transform.compute(rows) if rows else []
+    for file, data in (transform.beside() if isinstance(transform, Companion) else {}).items():
+        if not target.exists(file):
+            target.write(file, data)
     if derived:
         target.write(name, pack(pack_row(row) for row in derived))
     shard = Shard(key=name, count=len(derived), rejected=tuple(rejected))

@@ -7,8 +7,7 @@ import torch
 
 from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
 from raystill.data.shards import Sample
-from raystill.models.fresh import load_autoencoder, load_tokenizer
-from raystill.models.pipeline import tokenize
+from raystill.models.fresh import load_autoencoder, load_tokenizer, tokenize
 
 
 class PictureTransform:

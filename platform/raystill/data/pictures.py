@@ -45,6 +45,22 @@ def square_on_white(picture: Image.Image, size: int) -> Image.Image:
     return canvas if side == size else canvas.resize((size, size), Image.Resampling.LANCZOS)
 
 
+Frame = tuple[tuple[int, int], tuple[int, int]]  # rows and columns of a picture; top and left of the square cut from it
+
+
+def cropped(picture: Image.Image, size: int, place: float) -> tuple[Image.Image, Frame]:
+    """A square of `size` pixels of a picture on white whose shorter side is scaled to that, and what it was cut from;
+    `place`, from 0 to 1, is where along the longer side it is cut.
+    """
+    plain = on_white(picture)
+    ratio = size / min(plain.size)
+    scaled = plain.resize(
+        (max(size, round(plain.width * ratio)), max(size, round(plain.height * ratio))), Image.Resampling.LANCZOS
+    )
+    left, top = (round(place * (length - size)) for length in scaled.size)
+    return scaled.crop((left, top, left + size, top + size)), ((plain.height, plain.width), (top, left))
+
+
 def shrink(picture: Image.Image, size: int) -> Image.Image:
     """Scale a picture down so that its shorter side is `size` pixels; a smaller one stays as it is."""
     ratio = size / min(picture.size)

@@ -10,11 +10,13 @@ from PIL import Image, UnidentifiedImageError
 
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import Knob, introduced
-from raystill.data.pictures import DAMAGE, square_on_white
+from raystill.data.pictures import DAMAGE, Frame, cropped, square_on_white
 from raystill.data.shards import Sample
 
+CROPS = ("none", "center", "random")
 PICTURE_MEMBERS = ("png", "jpg", "jpeg", "webp")
 Row = dict[str, Any]  # "key" and "caption" as str, everything else a numpy array
+_FORMER = {"condition.npy": "condition.prompt.npy"}  # when there was one array of it
 
 
 class RejectedSampleError(Exception):
@@ -25,7 +27,11 @@ class RejectedSampleError(Exception):
 class Reading:
     """Settings that say how source samples are read into rows."""
 
-    picture_size: int = introduced(32)  # pixels; pictures are laid whole on a white square of this side
+    picture_size: int = introduced(32)  # pixels of a side; all pictures are made square
+    # how pictures that are not square are made so: "none" lays them whole on white, "center" and "random" cut a square
+    # out of them, whose place along the longer side is the middle, or follows from key and `crop_seed`
+    crop: str = introduced("none")
+    crop_seed: int = introduced(0)
     channels: int = introduced(3)  # 3 for colour, 1 for grey
     allow_empty_caption: bool = introduced(False)  # False rejects a sample without a caption, counted and named
     # share of samples, chosen by key, whose caption is read as empty; 1 reads none
@@ -36,13 +42,15 @@ class Reading:
     def __post_init__(self) -> None:
         if not 0 <= self.drop_captions <= 1:
             raise UserError(f"reading.drop_captions is {self.drop_captions}; it is a share and lies in [0, 1]")
+        if self.crop not in CROPS:
+            raise UserError(f"reading.crop is {self.crop!r}; write {', '.join(CROPS)}: --set reading.crop=center")
 
 
 def caption_of(sample: Sample, reading: Reading) -> str:
     """The sample's `txt` member without surrounding space; RejectedSampleError where it is missing or empty and may not
     be; empty where the reading drops it.
     """
-    if _place(sample.key) < reading.drop_captions:
+    if _place("caption", sample.key) < reading.drop_captions:
         return ""
     try:
         caption = sample.members.get("txt", b"").decode().strip()
@@ -57,26 +65,38 @@ def caption_of(sample: Sample, reading: Reading) -> str:
     return caption
 
 
-def _place(key: str) -> float:
-    """A number in [0, 1) that depends on the key only."""
-    return int.from_bytes(hashlib.sha256(f"caption/{key}".encode()).digest()[:6], "big") / 2**48
+def _place(what: str, key: str) -> float:
+    """A number in [0, 1) that depends on its use and the key only."""
+    return int.from_bytes(hashlib.sha256(f"{what}/{key}".encode()).digest()[:6], "big") / 2**48
 
 
 def picture_of(sample: Sample, reading: Reading) -> np.ndarray:
     """The sample's picture as uint8, shape (height, width, channels); RejectedSampleError where it has none or it does
     not decode.
     """
+    return framed_picture_of(sample, reading)[0]
+
+
+def framed_picture_of(sample: Sample, reading: Reading) -> tuple[np.ndarray, Frame | None]:
+    """The sample's picture, as `picture_of` gives it, and what it was cut from; None where it was not."""
     name = next((m for m in PICTURE_MEMBERS if m in sample.members), None)
     if name is None:
         raise RejectedSampleError(f"{sample.key}: no picture (expected one of {', '.join(PICTURE_MEMBERS)})")
     try:
         with Image.open(io.BytesIO(sample.members[name])) as opened:
-            picture = square_on_white(opened, reading.picture_size)
+            picture, frame = _square(opened, sample.key, reading)
     except DAMAGE as error:
         # Pillow's own words for a file of no known kind are the address of a buffer.
         reason = "not a picture of a known kind" if isinstance(error, UnidentifiedImageError) else error
         raise RejectedSampleError(f"{sample.key}: its {name} member does not decode ({reason})") from error
-    return _array(picture, reading.channels)
+    return _array(picture, reading.channels), frame
+
+
+def _square(opened: Image.Image, key: str, reading: Reading) -> tuple[Image.Image, Frame | None]:
+    if reading.crop == "none":
+        return square_on_white(opened, reading.picture_size), None
+    place = 0.5 if reading.crop == "center" else _place(f"crop/{reading.crop_seed}", key)
+    return cropped(opened, reading.picture_size, place)
 
 
 def _array(picture: Image.Image, channels: int) -> np.ndarray:
@@ -100,5 +120,5 @@ def unpack_row(sample: Sample) -> Row:
     row: Row = {"key": sample.key, "caption": sample.members["txt"].decode()}
     for name, data in sample.members.items():
         if name.endswith(".npy"):
-            row[name.removesuffix(".npy")] = np.load(io.BytesIO(data), allow_pickle=False)
+            row[_FORMER.get(name, name).removesuffix(".npy")] = np.load(io.BytesIO(data), allow_pickle=False)
     return row

@@ -14,10 +14,11 @@ from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
 from raystill.config.errors import UserError
-from raystill.data.batches import read_group, to_device
+from raystill.data.batches import read_group
 from raystill.data.derive import Index, Shard, Stage, Transform, derive_shard, find, finish
 from raystill.data.plan import Group, Plan, groups
 from raystill.data.store import Store
+from raystill.data.tensors import batch_of, to_device
 
 # size of a part at most: what is read at a time for a worker into Ray's object store, while the part before is consumed
 PART_BYTES = 2**28
@@ -191,4 +192,4 @@ class _Collate(NumpyBatchCollateFn):
     """
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:  # type: ignore[override]
-        return {k: v.tolist() if v.dtype.kind in "OU" else torch.from_numpy(v.copy()) for k, v in batch.items()}
+        return batch_of({k: v.tolist() if v.dtype.kind in "OU" else v.copy() for k, v in batch.items()})

@@ -1,4 +1,6 @@
-"""The engine of a small module that is whole and equal on every rank, and whose updates never wait for the device."""
+"""The engine of a module that is whole and equal on every rank, and whose updates never wait for the device: of small
+ones, and of LoRAs beside the student's on one base.
+"""
 
 from pathlib import Path
 

@@ -14,6 +14,7 @@ Picture = UInt8[np.ndarray, "h w c"]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
+LARGE = 256  # pixels of a side from which on pictures are not enlarged
 GAP = 6  # pixels between pictures
 FIRST, LAST, RULE = (170, 205, 235), (160, 20, 60), (225, 225, 225)  # colours: first and last curve, grid lines
 PLOT = (420, 220)  # pixels: width and height of the area of curves
@@ -31,9 +32,10 @@ def grid(
 ) -> Image.Image:
     """Draw pictures of one shape (0 to 255, grey or RGB), one row per caption and one column per sampler.
 
-    `scale` enlarges whole-number times, blocky or `smooth` (Lanczos); row labels wrap at `label_width` pixels, column
-    labels at the pictures' width. Raises UserError where counts or shapes do not agree."""
+    `scale` enlarges small pictures whole-number times, blocky or `smooth` (Lanczos); row labels wrap at `label_width`
+    pixels, column labels at the pictures' width. Raises UserError where counts or shapes do not agree."""
     height, width = _check(rows, row_labels, column_labels, scale)
+    scale = scale if max(height, width) < LARGE else 1
     font = ImageFont.load_default(font_size)
     cell_w, cell_h = width * scale, height * scale
     sides = [wrap(label, label_width, font) for label in row_labels]

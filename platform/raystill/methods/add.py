@@ -1,7 +1,7 @@
 """ADD, adversarial diffusion distillation (2311.17042), in the latent space of LADD (2403.12015): the student learns
 from an adversary on the frozen teacher's features and from the teacher's estimate of the student's samples.
 
-Departures: features are the teacher's UNet's, at latents that are noised, where ADD reads DINOv2's of pictures; heads
+Departures: features are the teacher's own, at latents that are noised, where ADD reads DINOv2's of pictures; heads
 are told nothing of caption and picture; the distance of the estimate is one of latents. Losses and R1 are means over
 heads, where the paper sums, and over logits per place, of which it says nothing (StyleGAN-T, whose adversary it takes
 over, has them). LADD's text was not available: of it come the features only.
@@ -35,7 +35,6 @@ from raystill.methods.adversary import (
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import STUDENT, TEACHER, Batch, Distillation, Given, Head, Loss, Networks, check_times
 from raystill.methods.teaching import Guidance, Teaching, any_times, begun, fresh
-from raystill.models.denoiser import Denoiser
 from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 from raystill.models.stock import StockSampler
@@ -51,7 +50,7 @@ class ADD(Distillation):
     distillation: float = introduced(2.5)  # lambda, weight of the distance to the teacher's estimate
     adversarial: float = introduced(1.0)  # weight of the adversary in the student's gradient
     penalty: float = introduced(1e-5)  # weight gamma of R1, the squared gradient of a place's logit in real features
-    features: tuple[str, ...] = introduced(("mid_block",))  # blocks of the teacher's UNet that the adversary reads
+    features: tuple[str, ...] = introduced(("mid_block",))  # blocks of the teacher's network that the adversary reads
     learning_rate: float = introduced(1e-4)  # learning rate of the adversary
     immiscible: bool = introduced(False)  # whether noise is assigned within a batch to latents near it (2406.12303)
 
@@ -98,7 +97,7 @@ class ADD(Distillation):
         t = schedule.sampling_times(self.student_steps)[rng.integers(0, self.student_steps, len(x_0))]
         noise = noise_for(x_0, rng, immiscible=self.immiscible)
         start = begun(schedule, t, x_0, noise)
-        sample = Denoiser(networks[STUDENT], schedule, given.kind)(start, t, condition).data
+        sample = given.denoiser(networks[STUDENT])(start, t, condition).data
         teaching = Teaching.of(networks, given, batch, self.guidance, rng)
         at, own = any_times(len(x_0), rng), fresh(x_0, rng)
         with torch.no_grad():
@@ -107,8 +106,8 @@ class ADD(Distillation):
         seen, noised = any_times(len(x_0), rng), fresh(x_0, rng)
 
         def read(x: Latent) -> FeatureMaps:
-            teacher = Denoiser(networks[TEACHER], schedule, given.kind)
-            return features(teacher, self.features, point(x, noised, schedule.angle(seen)), seen, condition)
+            at = point(x, noised, schedule.angle(seen))
+            return features(given, networks[TEACHER], self.features, at, seen, condition)
 
         value, gradient = input_gradient(lambda x: mean_over_places(torch.neg, networks[ADVERSARY](read(x))), sample)
         student = self.distillation * distance.mean() + towards(sample, self.adversarial * gradient)

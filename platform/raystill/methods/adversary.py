@@ -11,7 +11,9 @@ them to the sample alone (`input_gradient`): nothing lands in a head's parameter
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from math import gcd
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,12 +24,14 @@ from raystill.config.errors import UserError
 from raystill.flow.predictions import Latent
 from raystill.flow.schedules import Times
 from raystill.methods.method import Given, Loss
-from raystill.models.denoiser import Condition, Denoiser
+from raystill.models.conditioning import Condition
 
 ADVERSARY = "discriminator"  # name of the role
 GROUPS = 32  # of the heads' group normalisation; their common divisor with the width is taken
 
-FeatureMaps = dict[str, Float[Tensor, "batch _channels _height _width"]]  # by the names of blocks of the teacher's UNet
+FeatureMaps = dict[
+    str, Float[Tensor, "batch _channels _height _width"]
+]  # by the names of blocks of the teacher's network
 Logits = dict[str, Float[Tensor, "batch _places"]]  # one for each place of a map, row by row; high for real samples
 
 
@@ -62,30 +66,31 @@ class _Head(nn.Module):
 
 
 def check_features(names: tuple[str, ...], there: Mapping[str, int]) -> None:
-    """Refuse, with UserError, names of blocks that a teacher's UNet does not have, or no names."""
+    """Refuse, with UserError, names of blocks that a teacher's network does not have, or no names."""
     absent = [name for name in names if name not in there]
     if absent or not names:
-        advised = "mid_block" if "mid_block" in there else next(iter(there))
+        advised = "mid_block" if "mid_block" in there else list(there)[len(there) // 2]
         raise UserError(
-            f"method.features names {', '.join(absent) or 'nothing'}, and the teacher's UNet has "
+            f"method.features names {', '.join(absent) or 'nothing'}, and the teacher's network has "
             f"{', '.join(there)}: --set 'method.features=[\"{advised}\"]'"
         )
 
 
 def heads_of(given: Given, names: tuple[str, ...], points: int = 1) -> Heads:
-    """Heads on named blocks of a teacher's UNet that read the features of `points` points together; UserError for
-    blocks that the UNet does not have.
+    """Heads on named blocks of a teacher's network that read the features of `points` points together; UserError for
+    blocks that the network does not have.
     """
-    check_features(names, given.features)
-    return Heads({name: points * given.features[name] for name in names})
+    check_features(names, given.backbone.features)
+    return Heads({name: points * given.backbone.features[name] for name in names})
 
 
-def features(teacher: Denoiser, names: tuple[str, ...], x: Latent, t: Times, condition: Condition) -> FeatureMaps:
-    """Feature maps of named blocks of the teacher's UNet at points of unit length, in float32."""
+def features(
+    given: Given, teacher: nn.Module, names: tuple[str, ...], x: Latent, t: Times, condition: Condition
+) -> FeatureMaps:
+    """Feature maps of named blocks of the teacher's network at points of unit length, in float32."""
     found: dict[str, Tensor] = {}
-    assert isinstance(teacher.network, nn.Module)
-    with _listening(teacher.network, names, found), suppress(_HeardError):
-        teacher(x, t, condition)
+    with _listening(teacher, names, found, partial(given.backbone.feature_map, x=x)), suppress(_HeardError):
+        given.denoiser(teacher)(x, t, condition)
     return found
 
 
@@ -94,12 +99,12 @@ class _HeardError(Exception):
 
 
 @contextmanager
-def _listening(network: nn.Module, names: tuple[str, ...], found: dict[str, Tensor]) -> Iterator[None]:
+def _listening(
+    network: nn.Module, names: tuple[str, ...], found: dict[str, Tensor], read: Callable[[Any], Tensor]
+) -> Iterator[None]:
     def keep(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            assert isinstance(first, Tensor)
-            found[name] = first.float()
+            found[name] = read(output).float()
             if len(found) == len(names):
                 raise _HeardError
 

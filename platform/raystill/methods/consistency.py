@@ -15,7 +15,6 @@ from raystill.flow.premetrics import Premetric
 from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import DiffusionSchedule, Grid, Schedule, Times
 from raystill.methods.method import STUDENT, TARGET, Batch, Given, Loss, Networks, check_times
-from raystill.models.denoiser import Denoiser
 
 Indices = Int[Tensor, " batch"]
 Lead = Callable[[Latent, Times, Times], Latent]  # (x, t, t') -> the point at t' to which the teacher leads
@@ -102,8 +101,8 @@ def consistency_loss(
     """Mean distance of G(x_t, t -> r) from the target network's G(x', t' -> r), which gets no gradient."""
     x_0, condition, schedule = batch["x_0"], batch["condition"], given.schedule
     x = point(x_0, eps, schedule.angle(draw.t))
-    student = Denoiser(networks[STUDENT], schedule, given.kind)
-    target = Denoiser(networks.get(TARGET, networks[STUDENT]), schedule, given.kind)
+    student = given.denoiser(networks[STUDENT])
+    target = given.denoiser(networks.get(TARGET, networks[STUDENT]))
     with torch.no_grad():
         led = lead(x, draw.t, draw.led)
         asked = draw.led.clamp(min=1 / schedule.steps)  # at data itself the answer is not used: it is the landing

@@ -41,8 +41,8 @@ from raystill.methods.method import (
     generator,
 )
 from raystill.methods.teaching import Guidance, Teaching, fresh
-from raystill.models.ctm import check_room, told
-from raystill.models.denoiser import Condition, Denoiser
+from raystill.models.conditioning import Condition
+from raystill.models.ctm import check_room, embedded
 from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ctm_scheduler
 from raystill.models.stock import StockSampler
@@ -106,7 +106,7 @@ class CTM(Distillation):
         """
         condition, schedule = batch["condition"], given.schedule
         led = self._led(given, step)
-        draw = self._drawn(schedule, led, len(condition), rng)
+        draw = self._drawn(schedule, led, len(batch["x_0"]), rng)
         teaching = Teaching.of(networks, given, batch, self.guidance, rng)
         x = point(batch["x_0"], noise_for(batch["x_0"], rng, immiscible=self.immiscible), schedule.angle(draw.t))
         data = torch.zeros_like(draw.t)
@@ -169,8 +169,9 @@ class CTM(Distillation):
         """The prediction of a network that is told the time of its landing; at data itself the network is asked at the
         first step's time.
         """
-        knows = told(network, given.schedule, landing, x.device)
-        return Denoiser(knows, given.schedule, given.kind)(x, t.clamp(min=1 / given.schedule.steps), condition)
+        lands = embedded(given.schedule.timestep(landing)).to(x.device, non_blocking=True)
+        knows = given.backbone.landing_at(network, lands)
+        return given.denoiser(knows)(x, t.clamp(min=1 / given.schedule.steps), condition)
 
     def scheduler(self, stock: StockSampler, sampling: Sampling, start: StartLaw) -> Scheduler:
         """The sampler of DDIM's steps, which tells the network the end of each step."""

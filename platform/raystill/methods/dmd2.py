@@ -45,7 +45,8 @@ from raystill.methods.method import (
     generator,
 )
 from raystill.methods.teaching import Guidance, Teaching, any_times, fresh
-from raystill.models.denoiser import Condition, Denoiser
+from raystill.models.conditioning import Condition
+from raystill.models.denoiser import Denoiser
 from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 from raystill.models.stock import StockSampler
@@ -62,7 +63,7 @@ class DMD2(Distillation):
     guidance: float = introduced(3.0)  # guidance scale w of the teacher, the real score
     lowest: float = introduced(0.02)  # lowest time at which scores are compared; the highest is 1 less this
     adversarial: float = introduced(5e-3)  # weight of the adversary in the student's gradient; 0 trains none
-    features: tuple[str, ...] = introduced(("mid_block",))  # blocks of the teacher's UNet that the adversary reads
+    features: tuple[str, ...] = introduced(("mid_block",))  # blocks of the teacher's network that the adversary reads
     learning_rate: float = introduced(1e-4)  # learning rate of the adversary
 
     name: ClassVar[str] = "dmd2"
@@ -116,7 +117,7 @@ class DMD2(Distillation):
         condition, turn = batch["condition"], self.turn(step)
         sample = self._sample(given, networks, batch, rng, step, learn=STUDENT in turn)
         teaching = Teaching.of(networks, given, batch, Guidance(low=self.guidance, high=self.guidance), rng)
-        fake = Denoiser(networks[FAKE], given.schedule, given.kind)
+        fake = given.denoiser(networks[FAKE])
         found: dict[str, Loss] = {}
         if STUDENT in turn:
             found[STUDENT] = self._student(given, networks, condition, sample, teaching, fake, rng)
@@ -135,7 +136,7 @@ class DMD2(Distillation):
         """The student's x_0 at one of its N times, to which it has come by itself (section 4.5); the same time for the
         whole step on all ranks.
         """
-        student, schedule = Denoiser(networks[STUDENT], given.schedule, given.kind), given.schedule
+        student, schedule = given.denoiser(networks[STUDENT]), given.schedule
         last = int(generator(given.seed, EVERY_LANE, step).integers(0, self.student_steps, 1))
         x_0: Latent = batch["x_0"]
         x = fresh(x_0, rng)
@@ -173,8 +174,8 @@ class DMD2(Distillation):
         """The adversary's logits for latents, each noised to a time of its own."""
         t = any_times(len(x), rng)
         noised = point(x, fresh(x, rng), given.schedule.angle(t))
-        teacher = Denoiser(networks[TEACHER], given.schedule, given.kind)
-        logits: Logits = networks[ADVERSARY](features(teacher, self.features, noised, t, condition))
+        seen = features(given, networks[TEACHER], self.features, noised, t, condition)
+        logits: Logits = networks[ADVERSARY](seen)
         return logits
 
     def noisy(self, sampling: Sampling) -> bool:

@@ -9,6 +9,7 @@ one of four times, as the paper's last stage does.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -46,7 +47,6 @@ from raystill.methods.method import (
     check_times,
 )
 from raystill.methods.teaching import Guidance, Teaching, begun, fresh
-from raystill.models.denoiser import Denoiser
 from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling
 
@@ -62,7 +62,7 @@ class Lightning(Distillation):
     first: int = introduced(128)  # steps of the guided teacher, from which the first stage learns
     stage_steps: int = introduced(100)  # training steps of each stage; the last stage goes on to the end
     guidance: Guidance = introduced_group(Guidance)  # of the teacher in the first stage; later students have learned it
-    features: tuple[str, ...] = introduced(("mid_block",))  # blocks of the teacher's UNet that the adversary reads
+    features: tuple[str, ...] = introduced(("mid_block",))  # blocks of the teacher's network that the adversary reads
     learning_rate: float = introduced(1e-4)  # learning rate of the adversary
     premetric: Premetric = introduced_group(SquaredError)  # distance in the first stage's loss
     immiscible: bool = introduced(False)  # whether noise is assigned within a batch to latents near it (2406.12303)
@@ -151,14 +151,12 @@ class Lightning(Distillation):
         start = begun(schedule, t, x_0, noise)
         teaching = Teaching.of(networks, given, batch, self.guidance, rng)
         if stage:
-            teaching = Teaching(
-                Denoiser(networks[TARGET], schedule, given.kind), teaching.unconditional, condition, None
-            )
+            teaching = Teaching(given.denoiser(networks[TARGET]), teaching.unconditional, condition, None)
         with torch.no_grad():
             end = start
             for i in range(ratio):
                 end = teaching(end, knots[index + i]).moved(schedule.angle(knots[index + i + 1]))
-        jumped = Denoiser(networks[STUDENT], schedule, given.kind)(start, t, condition).moved(schedule.angle(r))
+        jumped = given.denoiser(networks[STUDENT])(start, t, condition).moved(schedule.angle(r))
         if not stage:
             return {STUDENT: Loss(self.premetric.per_sample(jumped - end).mean(), times=t)}
         seen = _Seen(self, given, networks, batch, start, t, r, rng)
@@ -178,17 +176,17 @@ class _Seen:
         self, settings: Lightning, given: Given, networks: Networks, batch: Batch, start: Latent, t: Times, r: Times,
         rng: RandomStream,
     ) -> None:  # fmt: skip
-        self.names, self.adversary, self.condition = settings.features, networks[ADVERSARY], batch["condition"]
-        self.teacher = Denoiser(networks[TEACHER], given.schedule, given.kind)
+        self.names, self.adversary, self.schedule = settings.features, networks[ADVERSARY], given.schedule
+        self.read = partial(features, given, networks[TEACHER], self.names, condition=batch["condition"])
         with torch.no_grad():
-            self.begun = features(self.teacher, self.names, start, t, self.condition)
+            self.begun = self.read(start, t)
         times = torch.tensor(NOISED, dtype=torch.float64)[rng.integers(0, len(NOISED), len(t))]
         self.clean = r == 0
         self.r, self.noise = torch.where(self.clean, times, r), fresh(start, rng)
 
     def __call__(self, end: Latent) -> Logits:
-        noised = point(end, self.noise, self.teacher.schedule.angle(self.r))
+        noised = point(end, self.noise, self.schedule.angle(self.r))
         shown = torch.where(self.clean.to(end.device, non_blocking=True)[:, None, None, None], noised, end)
-        ended = features(self.teacher, self.names, shown, self.r, self.condition)
+        ended = self.read(shown, self.r)
         logits: Logits = self.adversary({name: torch.cat([ended[name], self.begun[name]], 1) for name in self.names})
         return logits

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from raystill.config.errors import UserError
@@ -18,6 +17,9 @@ from raystill.flow.predictions import Kind
 from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Schedule, Times
 from raystill.flow.starts import StartLaw
+from raystill.models.backbones.backbone import Backbone
+from raystill.models.conditioning import Condition
+from raystill.models.denoiser import Denoiser
 from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 from raystill.models.stock import StockSampler
@@ -87,10 +89,13 @@ class Given:
 
     schedule: Schedule
     kind: Kind
-    channels: int  # channels of a latent
-    unconditional: Float[Tensor, "1 length features"]  # condition of the empty caption
+    backbone: Backbone  # how its network, and copies of it, are asked
+    unconditional: Condition  # of guidance's other branch, one row
     seed: int  # seed of the training, for random draws that all lanes share
-    features: Mapping[str, int]  # name -> channels of the teacher's UNet blocks that an adversary may read
+
+    def denoiser(self, network: Any) -> Denoiser:
+        """A network of the teacher's family on the teacher's schedule; an engine's wrapper of one, for learners."""
+        return Denoiser(self.backbone.bound(network), self.schedule, self.kind)
 
 
 @dataclass(slots=True)

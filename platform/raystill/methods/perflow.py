@@ -25,7 +25,7 @@ from raystill.flow.windows import SOONEST, Piece, constant_of, on_line, window_o
 from raystill.methods.coupling import noise_for
 from raystill.methods.method import DEFAULT_STEPS, STUDENT, Batch, Distillation, Given, Loss, Networks
 from raystill.methods.teaching import Guidance, Teaching, weighted
-from raystill.models.denoiser import Denoiser
+from raystill.models.conditioning import chosen, moved
 from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling, Scheduler, perflow_scheduler
 from raystill.models.stock import StockSampler
@@ -118,8 +118,8 @@ class PeRFlow(Distillation):
         t = draw.t.clamp(min=SOONEST)
         window = window_of(self.windows, t)
         dropped = rng.uniform(len(x_0)) < self.caption_dropout
-        empty = given.unconditional.to(batch["condition"], non_blocking=True).expand_as(batch["condition"])
-        seen = torch.where(dropped.to(x_0.device, non_blocking=True)[:, None, None], empty, batch["condition"])
+        empty = moved(given.unconditional, x_0.device)
+        seen = chosen(dropped.to(x_0.device, non_blocking=True), empty, batch["condition"])
         scale = 1.0 if self.synchronised else self.guidance
         taught = {**batch, "condition": seen} if self.synchronised else batch
         teaching = Teaching.of(networks, given, taught, Guidance(low=scale, high=scale), rng)
@@ -129,7 +129,7 @@ class PeRFlow(Distillation):
             x_e = ddim_between(teaching, schedule, x_s, window.start, window.end, self.substeps)
             wanted = constant_of(self.target, schedule, window, x_s, x_e)
             x = on_line(schedule, window, t, x_s, x_e)
-        found = Denoiser(networks[STUDENT], schedule, given.kind)(x, t, seen)
+        found = given.denoiser(networks[STUDENT])(x, t, seen)
         error = (found.flow if self.target == "velocity" else found.epsilon) - wanted
         return {STUDENT: Loss(weighted(self.premetric.per_sample(error), draw.weight), times=t)}
 

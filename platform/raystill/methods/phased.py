@@ -33,7 +33,6 @@ from raystill.methods.method import (
     whole_steps,
 )
 from raystill.methods.teaching import Guidance, Teaching, weighted
-from raystill.models.denoiser import Denoiser
 from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling
 
@@ -98,7 +97,7 @@ class PhasedRectifiedDiffusion(Distillation):
             noise = constant_of("ddim_eps", schedule, window, x_s, x_e)
             data = (column(a_s.sin(), x_s) * x_e - column(a_e.sin(), x_s) * x_s) / column((a_s - a_e).sin(), x_s)
             x = point(data, noise, schedule.angle(t))
-        found = Denoiser(networks[STUDENT], schedule, given.kind)(x, t, batch["condition"]).moved(a_e)
+        found = given.denoiser(networks[STUDENT])(x, t, batch["condition"]).moved(a_e)
         return {STUDENT: Loss(weighted(self.premetric.per_sample(found - x_e), draw.weight), times=t)}
 
 

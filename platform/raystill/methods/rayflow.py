@@ -25,7 +25,6 @@ from raystill.flow.starts import StartLaw
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, TimeDraw, TimeSampler, UniformTimes, UShapedTimes
 from raystill.methods.method import STUDENT, TIME_SAMPLER, Batch, Distillation, Given, Head, Loss, Networks
-from raystill.models.denoiser import Denoiser
 from raystill.models.sampling import Sampling, Scheduler, ray_scheduler
 from raystill.models.stock import StockSampler
 
@@ -72,7 +71,11 @@ class RayFlow(Distillation):
     def heads(self, given: Given) -> dict[str, Head]:
         """The network of the law of times, by role, where the law is learned."""
         times = self.learned_times
-        return {} if times is None else {TIME_SAMPLER: Head(times.network(given.channels), times.learning_rate)}
+        return (
+            {}
+            if times is None
+            else {TIME_SAMPLER: Head(times.network(given.backbone.latent_shape[0]), times.learning_rate)}
+        )
 
     def noisy(self, sampling: Sampling) -> bool:
         """Whether the method's sampler draws fresh noise: where eta > 0, or where anchored jumps follow a path with a
@@ -119,7 +122,7 @@ class RayFlow(Distillation):
         """The student's predictions at times of the samples' own paths, and what they are compared with."""
         x_0, target_mean = batch["x_0"], batch["target_mean"]
         c = self.path.coefficients(given.schedule, t)
-        denoiser = Denoiser(student, given.schedule, given.kind)
+        denoiser = given.denoiser(student)
         prediction = denoiser.on_path(interpolate(c, x_0, target_mean, eps), c, batch["condition"])
         return Answers(prediction, x_0, effective_noise(c, target_mean, eps), c)
 

@@ -19,7 +19,6 @@ from raystill.flow.times import AnyTimes, UniformTimes
 from raystill.methods.consistency import consistency_loss, drawn, grid_of
 from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks, check_times
 from raystill.methods.teaching import weighted
-from raystill.models.denoiser import Denoiser
 from raystill.models.pipeline import TeacherFacts
 from raystill.models.sampling import Sampling
 
@@ -78,7 +77,7 @@ class RectifiedDiffusion(Distillation):
         law = self.times.draw(len(x_0), DiffusionPath(), schedule, rng)
         t = law.t
         x = point(x_0, noise, schedule.angle(t))
-        found = Denoiser(networks[STUDENT], schedule, given.kind)(x, t, batch["condition"])
+        found = given.denoiser(networks[STUDENT])(x, t, batch["condition"])
         return {STUDENT: Loss(weighted(self.premetric.per_sample(found.data - x_0), law.weight), times=t)}
 
 

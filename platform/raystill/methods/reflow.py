@@ -23,7 +23,6 @@ from raystill.flow.randomness import RandomStream
 from raystill.flow.times import AnyTimes, UniformTimes
 from raystill.methods.method import STUDENT, Batch, Distillation, Given, Loss, Networks
 from raystill.methods.teaching import weighted
-from raystill.models.denoiser import Denoiser
 from raystill.models.sampling import Sampling
 
 
@@ -71,7 +70,7 @@ class Reflow(Distillation):
         draw = self.times.draw(len(x_0), StraightPath(), given.schedule, rng)
         t, weight = (torch.ones_like(draw.t),) * 2 if last else draw[:2]
         c = StraightPath().coefficients(given.schedule, t)
-        student = Denoiser(networks[STUDENT], given.schedule, given.kind)
+        student = given.denoiser(networks[STUDENT])
         found = student.on_path(interpolate(c, x_0, noise, noise), c, batch["condition"])
         error = found.data - x_0 if last else found.flow - (noise - x_0)
         return {STUDENT: Loss(weighted(self.premetric.per_sample(error), weight), times=t)}

@@ -13,7 +13,8 @@ from raystill.flow.predictions import Latent, Prediction, column, point
 from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import Schedule, Times
 from raystill.methods.method import TEACHER, Batch, Given, Networks
-from raystill.models.denoiser import Condition, Denoiser, with_guidance
+from raystill.models.conditioning import Condition, moved
+from raystill.models.denoiser import Denoiser, with_guidance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class Teaching:
     """The frozen teacher under a batch's captions, guided; no gradient passes through it."""
 
     teacher: Denoiser
-    unconditional: Float[Tensor, "1 length features"]
+    unconditional: Condition  # one row
     condition: Condition
     scale: Float[Tensor, " batch"] | None  # None: no guidance
 
@@ -52,9 +53,9 @@ class Teaching:
     def of(cls, networks: Networks, given: Given, batch: Batch, guidance: Guidance, rng: RandomStream) -> "Teaching":
         """The teacher under one batch's captions, with guidance scales drawn for one training step."""
         condition = batch["condition"]
-        scale = guidance.draw(len(condition), rng) if guidance.branches == 2 else None
-        teacher = Denoiser(networks[TEACHER], given.schedule, given.kind)
-        return cls(teacher, given.unconditional.to(condition, non_blocking=True), condition, scale)
+        scale = guidance.draw(len(batch["x_0"]), rng) if guidance.branches == 2 else None
+        teacher = given.denoiser(networks[TEACHER])
+        return cls(teacher, moved(given.unconditional, batch["x_0"].device), condition, scale)
 
     @torch.no_grad()
     def __call__(self, x: Latent, t: Times) -> Prediction:

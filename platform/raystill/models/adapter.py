@@ -1,25 +1,25 @@
 """Sampling with an adapter directory: its weights on the base pipeline, its own scheduler and step counts."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 
 from raystill.config.errors import UserError
 from raystill.config.shipped import located
 from raystill.flow.predictions import Latent
-from raystill.models.artifact import DELTA_NAME, LANDING_NAME, verify
+from raystill.models.artifact import LANDING_NAME, read_weights, verify
 from raystill.models.card import AdapterCard
+from raystill.models.conditioning import Condition
 from raystill.models.counts import wrong_counts
 from raystill.models.ctm import CTMScheduler
 from raystill.models.pipeline import Pipeline, load_pipeline
 from raystill.models.revision import is_of
 from raystill.models.sampling import draw, guided_network, load_scheduler
-from raystill.models.weights import add_delta
+from raystill.models.weights import add_delta, add_lora
 
 
 class Adapter:
@@ -33,9 +33,9 @@ class Adapter:
         self.pipeline = _on_base(directory, self.card, base or located(self.card.base.id))
         self.pipeline.to(device or torch.device("cpu"))
         self.scheduler = load_scheduler(directory)
-        self._network = guided_network(self.pipeline, self.card.guidance_scale)
+        self._network = guided_network(self.pipeline.call, self.card.guidance_scale, self.pipeline.empty)
         if isinstance(self.scheduler, CTMScheduler):
-            self.scheduler.attach(self.pipeline.unet, load_file(directory / LANDING_NAME))
+            self.scheduler.attach(self.pipeline.network, load_file(directory / LANDING_NAME))
 
     def latents(self, captions: Sequence[str], steps: int, seed: int) -> Latent:
         """Clean latents of captions from the starts that diffusers draws with `torch.manual_seed(seed)`."""
@@ -43,7 +43,7 @@ class Adapter:
         normal = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         return self.sample(normal, self.pipeline.condition(list(captions)), steps)
 
-    def sample(self, normal: Latent, condition: Tensor, steps: int) -> Latent:
+    def sample(self, normal: Latent, condition: Condition, steps: int) -> Latent:
         """Clean latents from N(0, I) draws."""
         return draw(self._network, self.scheduler, normal, condition, steps)
 
@@ -70,7 +70,7 @@ class Adapter:
 
 
 def _on_base(directory: Path, card: AdapterCard, base: Path) -> Pipeline:
-    """The base pipeline with the adapter's weights in its UNet."""
+    """The base pipeline with the adapter's weights in its network."""
     if not (base / "model_index.json").is_file():
         raise UserError(
             f"the adapter's base {card.base.id} is not in {base.resolve()}, expected a diffusers pipeline there; "
@@ -82,21 +82,14 @@ def _on_base(directory: Path, card: AdapterCard, base: Path) -> Pipeline:
             f"the adapter is for {card.base.id} at revision {card.base.revision}, "
             f"and {base} is at {pipeline.revision}; give the directory of the right base: --base DIRECTORY"
         )
-    add_trained(pipeline.unet, directory, card)
+    add_trained(pipeline.network, directory, card)
     return pipeline
 
 
-def add_trained(unet: UNet2DConditionModel, directory: Path, card: AdapterCard) -> None:
-    """Add a verified adapter's weights to those of a UNet; UserError where they are for another UNet."""
-    if DELTA_NAME in card.files:
-        add_delta(unet, load_file(directory / DELTA_NAME))
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        state, alphas, *rest = StableDiffusionPipeline.lora_state_dict(directory, return_lora_metadata=True)
-        try:
-            StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, metadata=rest[0] if rest else None)
-        except (RuntimeError, ValueError) as error:  # other shapes, or other names
-            raise UserError(f"the adapter is for another UNet; give a fine-tune of its base ({error})") from error
-    unet.fuse_lora()
-    unet.unload_lora()
+def add_trained(network: Any, directory: Path, card: AdapterCard) -> None:
+    """Add a verified adapter's weights to those of a network; UserError where they are for another one."""
+    tensors, settings = read_weights(directory, card)
+    if settings is None:
+        add_delta(network, tensors)
+    else:
+        add_lora(network, tensors, settings)

@@ -18,20 +18,23 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raystill.config.errors import UserError
 from raystill.models.card import CARD_NAME, AdapterCard, from_json, to_json
 
 LORA_NAME = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
-DELTA_NAME = "unet_delta.safetensors"  # W - W_base, where every weight was trained
-WEIGHTS_NAMES = (LORA_NAME, DELTA_NAME)  # an adapter has exactly one of these two files
+PEFT_NAME, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # those that peft looks for
+DELTA_NAME = "{}_delta.safetensors"  # W - W_base of a part, where every weight was trained
+PARTS = ("unet", "transformer")  # parts of pipelines that are trained
+# an adapter has exactly one of these files
+WEIGHTS_NAMES = (LORA_NAME, PEFT_NAME, *(DELTA_NAME.format(part) for part in PARTS))
 LANDING_NAME = "landing.safetensors"  # the layer that embeds the end time of a CTM student's jump
 SCHEDULER_NAME = "scheduler/scheduler_config.json"
 README_NAME = "README.md"
 PICTURE_NAME = "picture.png"
-PREFIX = "unet."  # before the names of LoRA tensors: the part of the pipeline that they belong to
+_PEFT_PREFIX = "base_model.model."  # before the names of tensors in peft's own directories
 _SUFFIXES = (".safetensors", ".json", ".png", ".md")
 _BYSTANDERS = (".png", ".md")  # unlisted files that may lie beside the listed ones, since no loader reads them
 
@@ -57,8 +60,9 @@ def write(
 ) -> AdapterCard:
     """Write an adapter directory in one move and return its card with the SHA-256 of every file.
 
-    `trained` is what `peft.get_peft_model_state_dict` gives for the pipeline's UNet, and `lora_config` what
-    `LoraConfig.to_dict` gives; where `lora_config` is None, `trained` is the delta W - W_base of the UNet's weights.
+    `trained` is what `peft.get_peft_model_state_dict` gives for the card's part of the pipeline, and `lora_config` what
+    `LoraConfig.to_dict` gives; where `lora_config` is None, `trained` is the delta W - W_base of the part's weights.
+    Where the pipeline has no `load_lora_weights`, the LoRA is written as a directory of peft's.
     `landing` is the layer that a CTM student has beside its weights. An earlier adapter at `directory` is replaced;
     anything else there, and empty or non-finite weights, raise `ArtifactError`."""
     weights = _checked(trained) if lora_config is None else _checked_lora(trained)
@@ -74,10 +78,13 @@ def write(
         # One metadata entry only: safetensors writes several in an order that differs from process to process, and the
         # file's digest decides whether an adapter has been registered already.
         if lora_config is None:
-            save_file(weights, draft / DELTA_NAME)
+            save_file(weights, draft / DELTA_NAME.format(card.part))
+        elif card.loads_lora:
+            metadata = {"lora_adapter_metadata": _dump_settings(lora_config, f"{card.part}.")}
+            save_file({f"{card.part}.{name}": t for name, t in weights.items()}, draft / LORA_NAME, metadata=metadata)
         else:
-            metadata = {"lora_adapter_metadata": _lora_metadata(lora_config)}
-            save_file(weights, draft / LORA_NAME, metadata=metadata)
+            save_file({_PEFT_PREFIX + name: t for name, t in weights.items()}, draft / PEFT_NAME)
+            (draft / PEFT_CONFIG).write_text(_dump({"peft_type": "LORA", **lora_settings(lora_config)}))
         if landing is not None:
             save_file(_checked(landing), draft / LANDING_NAME)
         # diffusers puts a leading underscore before private entries, among them the path that the config was read from
@@ -122,7 +129,8 @@ def verify(directory: Path) -> AdapterCard:
     card = from_json((directory / CARD_NAME).read_text(), source=str(directory / CARD_NAME))
     present = set(_listing(directory)) - {CARD_NAME}
     weights = [name for name in WEIGHTS_NAMES if name in card.files]
-    missing = ([] if weights else [LORA_NAME]) + [name for name in (SCHEDULER_NAME,) if name not in card.files]
+    needed = [SCHEDULER_NAME, *([PEFT_CONFIG] if PEFT_NAME in weights else [])]
+    missing = ([] if weights else [LORA_NAME]) + [name for name in needed if name not in card.files]
     if missing:
         raise ArtifactError(
             f"{directory / CARD_NAME} lists no {', '.join(sorted(missing))}: the adapter is incomplete, export it again"
@@ -202,22 +210,44 @@ def _checked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _checked_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights = _checked(state)
     for name in state:
-        if name.startswith(PREFIX):
-            raise ArtifactError(
-                f"weight {name} already carries the prefix `{PREFIX}`; pass the names as peft gives them"
-            )
+        if name.startswith((*(f"{part}." for part in PARTS), _PEFT_PREFIX)):
+            raise ArtifactError(f"weight {name} already carries a prefix; pass the names as peft gives them")
     pairs = {side: {n.replace(side, "") for n in state if side in n} for side in ("lora_A", "lora_B")}
     if not pairs["lora_A"] or pairs["lora_A"] != pairs["lora_B"]:
         lonely = sorted(pairs["lora_A"] ^ pairs["lora_B"])[:3] or sorted(state)[:3]
         raise ArtifactError(
             f"expected lora_A and lora_B for every adapted layer, found no pair for {', '.join(lonely)}"
         )
-    return {PREFIX + name: tensor for name, tensor in weights.items()}
+    return weights
 
 
-def _lora_metadata(fields: Mapping[str, Any]) -> str:
-    chosen = {name: sorted(fields[name]) if isinstance(fields[name], set) else fields[name] for name in _LORA_FIELDS}
-    return json.dumps({PREFIX + name: value for name, value in chosen.items()}, sort_keys=True)
+def lora_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a LoRA that decide what it computes, of all those that `LoraConfig.to_dict` gives."""
+    return {name: sorted(fields[name]) if isinstance(fields[name], set) else fields[name] for name in _LORA_FIELDS}
+
+
+def _dump_settings(fields: Mapping[str, Any], prefix: str) -> str:
+    return json.dumps({prefix + name: value for name, value in lora_settings(fields).items()}, sort_keys=True)
+
+
+def read_weights(directory: Path, card: AdapterCard) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The weights of a verified adapter, as `write` takes them: a LoRA's tensors under peft's names and its settings,
+    or a delta and None.
+    """
+    (name,) = (name for name in WEIGHTS_NAMES if name in card.files)
+    tensors = load_file(directory / name)
+    if name == PEFT_NAME:
+        settings = json.loads((directory / PEFT_CONFIG).read_text())
+        return {key.removeprefix(_PEFT_PREFIX): t for key, t in tensors.items()}, lora_settings(settings)
+    if name != LORA_NAME:
+        return tensors, None
+    with safe_open(directory / name, framework="pt") as file:
+        settings = json.loads(file.metadata()["lora_adapter_metadata"])
+    prefix = next(iter(tensors)).partition(".")[0] + "."
+    return (
+        {key.removeprefix(prefix): t for key, t in tensors.items()},
+        lora_settings({key.removeprefix(prefix): value for key, value in settings.items()}),
+    )
 
 
 def _check_weights_file(path: Path) -> None:

@@ -12,11 +12,17 @@ from raystill.config.shipped import SCHEME, located
 
 CARD_NAME = "adapter.json"
 FORMAT = 3  # of adapter.json; format 2 had no fingerprint, format 1 repeated the scheduler's settings
+UNETS, WITHOUT_LORA = ("StableDiffusionPipeline", "StableDiffusionXLPipeline"), "PixArt"  # beginnings of classes
 RAYSTILL_SCHEDULERS = {
     "RayFlowScheduler": "raystill.models.scheduler",
     "PeRFlowScheduler": "raystill.models.perflow",
     "CTMScheduler": "raystill.models.ctm",
 }  # class -> module; all other schedulers are diffusers' own
+
+
+# Fields that a card lacks where they say nothing: only pipelines of flow-matching models take sigmas, and cards older
+# than other families are of Stable Diffusion's.
+OPTIONAL: dict[str, Any] = {"sigmas": {}, "pipeline": "StableDiffusionPipeline"}
 
 
 class CardError(UserError):
@@ -46,6 +52,7 @@ class AdapterCard:
     recipe_digest: str  # checksum of the whole recipe (`config.digest`)
     fingerprint: str | None = None  # of the recipe (`config.fingerprint`); None in adapters older than fingerprints
     commit: str  # commit of raystill's code at the export
+    pipeline: str = "StableDiffusionPipeline"  # class of the base in diffusers
     start: Mapping[str, Any] = field(default_factory=lambda: {"law": "normal"})  # law of the start (`flow.starts`)
     evaluation: Mapping[str, Any] = field(default_factory=dict)  # {} or {"digest", "frechet": {"4": ...}, ...}
     files: Mapping[str, str] = field(default_factory=dict)  # name -> SHA-256, filled in by `artifact.write`
@@ -73,6 +80,16 @@ class AdapterCard:
             raise CardError("evaluation needs `digest` and `frechet` (step count -> distance), or must be empty")
 
     @property
+    def part(self) -> str:
+        """The part of the pipeline that was trained."""
+        return "unet" if self.pipeline.startswith(UNETS) else "transformer"
+
+    @property
+    def loads_lora(self) -> bool:
+        """Whether the pipeline has `load_lora_weights`; where not, its LoRA is a directory of peft's."""
+        return not self.pipeline.startswith(WITHOUT_LORA)
+
+    @property
     def evaluation_digest(self) -> str | None:
         """The fingerprint of the evaluation that measured the figures, None where nothing was measured."""
         return str(self.evaluation["digest"]) if self.evaluation else None
@@ -95,8 +112,7 @@ class AdapterCard:
 def to_json(card: AdapterCard) -> dict[str, Any]:
     """Give the JSON form of a card, which `from_json` reads back."""
     written = {f.name: canonical(getattr(card, f.name)) for f in fields(card)}
-    if not card.sigmas:  # only pipelines of flow-matching models take them
-        del written["sigmas"]
+    written = {name: value for name, value in written.items() if name not in OPTIONAL or value != OPTIONAL[name]}
     written["base"] = {"id": card.base.id, "revision": card.base.revision}
     return {"format": FORMAT, **written}
 
@@ -119,7 +135,7 @@ def from_json(text: str, source: str) -> AdapterCard:
             "install the raystill that wrote it, or export again"
         )
     del found["format"]
-    found.setdefault("sigmas", {})
+    found = {**OPTIONAL, **found}
     names = {f.name for f in fields(AdapterCard)}
     if set(found) != names:
         raise CardError(f"{source}: missing {sorted(names - set(found))}, unknown {sorted(set(found) - names)}")
@@ -189,9 +205,10 @@ def model_card(
 
 
 def _sampling_lines(card: AdapterCard, scheduler: str, here: str, caption: str, *, delta: bool) -> list[str]:
+    part = f"pipeline.{card.part}"
     landing = []
     if scheduler == "CTMScheduler":  # its network is given the time at which each step ends
-        landing = [f"pipeline.scheduler.attach(pipeline.unet, load_file({here + '/landing.safetensors'!r}))"]
+        landing = [f"pipeline.scheduler.attach({part}, load_file({here + '/landing.safetensors'!r}))"]
     settings = f"num_inference_steps={card.default_steps}, guidance_scale={card.guidance_scale}"
     if sigmas := card.sigmas.get(str(card.default_steps)):
         settings += f", sigmas={list(sigmas)}"
@@ -207,9 +224,14 @@ def _sampling_lines(card: AdapterCard, scheduler: str, here: str, caption: str, 
         imports = [*imports, "from safetensors.torch import load_file"]
     if delta:
         weights = [
-            f"for name, gained in load_file({here + '/unet_delta.safetensors'!r}).items():",
-            "    pipeline.unet.get_parameter(name).data += gained",
+            f"for name, gained in load_file({f'{here}/{card.part}_delta.safetensors'!r}).items():",
+            f"    {part}.get_parameter(name).data += gained",
         ]
+    if not card.loads_lora:  # such pipelines round the size of pictures to one of their own, and change captions
+        settings += ", use_resolution_binning=False, clean_caption=False"
+        if not delta:
+            imports = [*imports, "from peft import PeftModel"]
+            weights = [f"{part} = PeftModel.from_pretrained({part}, {here!r})"]
     base = repr(card.base.id)
     if card.base.id.startswith(SCHEME):  # no name of the Hub, and a directory of its own on every machine
         imports, base = [*imports, f"from {located.__module__} import located"], f"located({base})"

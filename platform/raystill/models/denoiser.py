@@ -1,23 +1,22 @@
-"""Networks as denoisers: a UNet evaluated on its own schedule, under guidance, or at a point of any path."""
+"""Networks as denoisers: evaluated on their own schedule, under guidance, or at a point of any path."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from raystill.flow.paths import Coefficients
 from raystill.flow.predictions import Kind, Latent, Prediction, check_data, column, guided
 from raystill.flow.schedules import Schedule, Times
+from raystill.models.conditioning import Condition, joined
 
-Condition = Float[Tensor, "batch length features"]
-Network = Callable[..., tuple[Tensor, ...]]  # a UNet2DConditionModel, or an engine's wrapper of one
+Network = Callable[[Latent, Tensor, Condition], Latent]  # from points, timesteps and condition to the value
 
 
 @dataclass(frozen=True, slots=True)
 class Denoiser:
-    """A UNet trained on a schedule, evaluated at points of unit length x = cos(angle) x_0 + sin(angle) e; one network
+    """A network trained on a schedule, evaluated at points of unit length x = cos(angle) x_0 + sin(angle) e; one
     evaluation per sample and call.
     """
 
@@ -37,7 +36,7 @@ class Denoiser:
         check_data(self.kind, angle)
         timestep = self.schedule.timestep(self.schedule.time_of(angle)).to(x.device, torch.float32, non_blocking=True)
         scaled = x * column(self.schedule.input_scale(angle), x)
-        value = self.network(scaled, timestep, condition, return_dict=False)[0].to(x.dtype)  # bfloat16 under autocast
+        value = self.network(scaled, timestep, condition)
         return Prediction(self.kind, value, x, column(angle.cos(), x), column(angle.sin(), x))
 
     def on_path(self, x: Latent, c: Coefficients, condition: Condition) -> Prediction:
@@ -55,7 +54,7 @@ class GuidedDenoiser:
     """
 
     denoiser: Denoiser
-    unconditional: Float[Tensor, "1 length features"]
+    unconditional: Condition  # one row
     scale: float  # w; 1 is no guidance
 
     def __call__(self, x: Latent, t: Times, condition: Condition) -> Prediction:
@@ -66,13 +65,12 @@ class GuidedDenoiser:
 
 
 def with_guidance(
-    denoiser: Denoiser, unconditional: Float[Tensor, "1 length features"], scale: float | Tensor, x: Latent, t: Times,
-    condition: Condition,
+    denoiser: Denoiser, unconditional: Condition, scale: float | Tensor, x: Latent, t: Times, condition: Condition
 ) -> Prediction:  # fmt: skip
-    """Predict under guidance of a scale w, or one for each sample, shape (batch, 1, 1, 1); both branches in one
-    forward. Every kind of prediction is linear in the network's value, so guiding the value guides the noise.
+    """Predict under guidance of a scale w, or one for each sample, shape (batch, 1, 1, 1), where `unconditional` has
+    one row; both branches in one forward. Every kind of prediction is linear in the network's value, so guiding the
+    value guides the noise.
     """
-    both = torch.cat([unconditional.expand_as(condition), condition])
-    p = denoiser(torch.cat([x, x]), t.repeat(2), both)
+    p = denoiser(torch.cat([x, x]), t.repeat(2), joined(unconditional, condition))
     without, told = p.value.chunk(2)
     return Prediction(p.kind, guided(without, told, scale), x, p.signal[: len(x)], p.noise[: len(x)])

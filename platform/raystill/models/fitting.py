@@ -1,53 +1,40 @@
-"""Whether the parts of a pipeline fit each other and are of the kind that students are distilled from, by their
-settings alone.
-"""
+"""Whether the parts of a pipeline fit each other, and whether it looks distilled already."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from raystill.config.errors import UserError
+from raystill.models.backbones.backbone import Backbone
+from raystill.models.backbones.settings import Settings
 
-# Settings of UNets that ask for more than a time and text features; diffusers' default is None for each.
-MORE_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 FEW_STEP_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
 # Words by which few-step models call themselves in a directory's name, or in the header of a README.
 FEW_STEP_NAMES = re.compile(r"\b(turbo|lightning|hyper-?sd\w*|lcm|dmd2?|few-step)\b", re.IGNORECASE)
-VOCABULARIES = ("tokenizer.json", "vocab.json")  # files of a CLIP tokenizer, of which one is enough
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")  # files of which one is enough
 
 
-def check_fit(path: Path) -> None:
-    """Refuse, with UserError, a Stable Diffusion pipeline whose UNet has other inputs, whose parts do not fit each
-    other, or whose tokenizer has no vocabulary, which would turn every caption into the same tokens without a word.
+def check_vocabularies(backbone: Backbone) -> None:
+    """Refuse, with UserError, a tokenizer without a vocabulary, which would turn every caption into the same tokens
+    without a word.
     """
-    unet, vae, text = (_settings(path, part) for part in ("unet", "vae", "text_encoder"))
-    here = f"teacher {str(path)!r}"
-    if more := {name: unet[name] for name in MORE_INPUTS if unet.get(name) is not None}:
-        told = ", ".join(f"{name}={value}" for name, value in more.items())
-        raise UserError(
-            f"{here} has a UNet that is told more than a time and a caption ({told}), as SDXL's and class-conditional "
-            "ones are; expected one of the Stable Diffusion 1.x and 2.x layout"
-        )
-    latent, channels = int(vae.get("latent_channels", 4)), (unet.get("in_channels", 4), unet.get("out_channels", 4))
-    if channels != (latent, latent):
-        raise UserError(
-            f"{here} has a UNet of {channels[0]} input and {channels[1]} output channels, and an autoencoder of "
-            f"{latent}: UNets for inpainting, editing or upscaling take more than a latent, and are not distilled here"
-        )
-    width, attended = text.get("hidden_size", 512), unet.get("cross_attention_dim", 1280)
-    if set(attended if isinstance(attended, list) else [attended]) != {width}:
-        raise UserError(f"{here}: its text encoder gives {width} features a token, and its UNet attends to {attended}")
-    if not any((path / "tokenizer" / name).is_file() for name in VOCABULARIES):
-        raise UserError(f"{here}: its tokenizer has no vocabulary; expected {' or '.join(VOCABULARIES)} in tokenizer/")
+    settings = backbone.settings
+    for name in backbone.encoders:
+        if not name.startswith("tokenizer") or settings.part_class(name) is None:
+            continue
+        if not any((settings.path / name / file).is_file() for file in VOCABULARIES):
+            raise UserError(
+                f"{settings.here}: its {name} has no vocabulary; expected one of {', '.join(VOCABULARIES)} in {name}/"
+            )
 
 
 def sign_of_distillation(path: Path) -> str:
     """Why a pipeline looks as if it had been distilled already, in words; empty where it does not."""
-    scheduler = json.loads((path / "model_index.json").read_text()).get("scheduler", ["", ""])[1]
+    settings = Settings(path)
+    scheduler = settings.part_class("scheduler")
     if scheduler in FEW_STEP_SCHEDULERS:
         return f"its scheduler is {scheduler}"
-    if _settings(path, "unet").get("time_cond_proj_dim") is not None:
+    if settings.part_class("unet") and settings["unet"].get("time_cond_proj_dim") is not None:
         return "its UNet is told a guidance scale"
     readme = path / "README.md"
     head = readme.read_text(errors="replace")[:4000] if readme.is_file() else ""
@@ -55,23 +42,12 @@ def sign_of_distillation(path: Path) -> str:
     return f"it is called {named[0]}" if named else ""
 
 
-def check_tokens(path: Path, tokenizer: Any, text_encoder: Any) -> None:
-    """Refuse, with UserError, a tokenizer that gives more tokens, or longer captions, than a text encoder takes."""
-    for what, given, taken in (
-        ("tokens", len(tokenizer), text_encoder.config.vocab_size),
-        ("tokens a caption", tokenizer.model_max_length, text_encoder.config.max_position_embeddings),
-    ):
+def check_tokens(backbone: Backbone, name: str, tokenizer: Any, text_encoder: Any) -> None:
+    """Refuse, with UserError, a tokenizer that gives more tokens, or longer captions, than its text encoder takes."""
+    config = text_encoder.config
+    longest = getattr(config, "max_position_embeddings", None)  # T5 takes captions of any length
+    pairs = [("tokens", len(tokenizer), config.vocab_size)]
+    pairs += [] if longest is None else [("tokens a caption", tokenizer.model_max_length, longest)]
+    for what, given, taken in pairs:
         if given > taken:
-            raise UserError(f"teacher {str(path)!r}: its tokenizer has {given} {what}, and its text encoder {taken}")
-
-
-def _settings(path: Path, part: str) -> dict[str, Any]:
-    """The settings of one part; UserError where they cannot be read."""
-    file = path / part / "config.json"
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"teacher {str(path)!r}: {file.relative_to(path)} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"teacher {str(path)!r}: {file.relative_to(path)} holds a {type(found).__name__}, no settings")
-    return found
+            raise UserError(f"{backbone.settings.here}: its tokenizer has {given} {what}, and its {name} {taken}")

@@ -9,11 +9,17 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from raystill.config.fingerprint import introduced
 from raystill.flow.predictions import Kind
 from raystill.models.artifact import let_read
+from raystill.models.backbones.settings import INDEX, Settings
+from raystill.models.backbones.stable_diffusion import StableDiffusion
+from raystill.models.parts import pipeline_of
+from raystill.models.pipeline import Pipeline
+from raystill.models.stock import StockSampler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +175,19 @@ def save_pipeline(unet: nn.Module, text_encoder: nn.Module, kind: Kind, director
     let_read(directory)
 
 
+def pipeline_in_memory(
+    unet: Any, text_encoder: nn.Module, vae: Any, tokenizer: Any, scheduler: StockSampler
+) -> Pipeline:
+    """A Stable Diffusion pipeline of networks that are being trained."""
+    index = {"_class_name": StableDiffusion.pipelines[0]}
+    settings = Settings(Path("in-memory"), {INDEX: index, "unet": dict(unet.config), "vae": dict(vae.config)})
+    backbone = StableDiffusion(settings)
+    encoder = pipeline_of(backbone, scheduler, {"tokenizer": tokenizer, "text_encoder": text_encoder})
+    return Pipeline(
+        backbone, scheduler, "", {"encoder": lambda: encoder, "network": lambda: unet, "vae": lambda: vae}
+    )  # fmt: skip
+
+
 def load_autoencoder(directory: Path) -> Any:
     """Read an AutoencoderKL in single precision, ready to encode."""
     from diffusers import AutoencoderKL
@@ -183,6 +202,15 @@ def load_tokenizer(directory: Path) -> Any:
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+def tokenize(tokenizer: Any, captions: list[str]) -> Int[Tensor, "batch length"]:
+    """Token ids padded and truncated to the tokenizer's own length."""
+    length = tokenizer.model_max_length
+    ids: Tensor = tokenizer(
+        captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    ).input_ids
+    return ids
 
 
 def tokens_of(tokenizer: Any) -> Tokens:

@@ -2,32 +2,28 @@
 
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
-
-import torch
-from diffusers import StableDiffusionPipeline
 
 from raystill.config.errors import UserError
 from raystill.config.shipped import located
 from raystill.models.adapter import add_trained
 from raystill.models.artifact import LANDING_NAME, let_read, verify
 from raystill.models.card import RAYSTILL_SCHEDULERS
-from raystill.models.pipeline import WEIGHTED, check_pipeline, licence_of, quiet
+from raystill.models.parts import load_whole
+from raystill.models.pipeline import check_pipeline, licence_of
 from raystill.models.revision import is_of, revision
 from raystill.models.sampling import load_scheduler
 from raystill.models.stock import kind_of, read_scheduler, same_schedule
-from raystill.models.weight_files import weight_variant
 
 
 def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
     """Write a copy of the pipeline in `onto`, by default the adapter's base, to `out`, with the adapter's weights added
-    to its UNet; returns a line that describes the copy. The adapter's scheduler replaces the pipeline's where diffusers
-    has its class. UserError where adapter and pipeline do not fit, or where there is something at `out` already.
+    to its network; returns a line that describes the copy. The adapter's scheduler replaces the pipeline's where
+    diffusers has its class. UserError where adapter and pipeline do not fit, or where there is something at `out`.
     """
     card = verify(directory)
     base = onto or located(card.base.id)
-    check_pipeline(base)
+    backbone = check_pipeline(base)
     found = revision(base)
     if onto is None and not is_of(base, card.base.revision):
         raise UserError(
@@ -46,14 +42,8 @@ def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
         raise UserError(
             "a CTM student is told where each step lands, which no plain pipeline does: draw with the adapter itself"
         )
-    quiet()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            base, safety_checker=None, dtype=torch.float32, local_files_only=True, use_safetensors=True,
-            variant=weight_variant(base, WEIGHTED),
-        )  # fmt: skip
-        add_trained(pipeline.unet, directory, card)
+    pipeline = load_whole(base, backbone, theirs)
+    add_trained(getattr(pipeline, backbone.network), directory, card)
     name = type(ours).__name__
     if name in RAYSTILL_SCHEDULERS:
         said = f"sample it with the adapter's {name}, {directory}/scheduler,"

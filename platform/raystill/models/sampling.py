@@ -3,9 +3,10 @@
 import importlib
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import diffusers
 import torch
@@ -21,11 +22,11 @@ from raystill.flow.predictions import Latent, guided
 from raystill.flow.starts import StartLaw
 from raystill.flow.windows import Piece
 from raystill.models.card import RAYSTILL_SCHEDULERS
+from raystill.models.conditioning import Condition, joined
 from raystill.models.counts import timesteps_of
 from raystill.models.ctm import CTMScheduler
-from raystill.models.denoiser import Condition, Network
+from raystill.models.denoiser import Network
 from raystill.models.perflow import PeRFlowScheduler
-from raystill.models.pipeline import Pipeline
 from raystill.models.scheduler import RayFlowScheduler
 from raystill.models.stock import StockSampler, ddim_sampler, same_schedule, schedule_settings
 
@@ -63,22 +64,23 @@ def draw(network: Network, scheduler: Scheduler, normal: Latent, condition: Cond
     fresh = {"generator": generators} if takes else {}
     x = normal * float(scheduler.init_noise_sigma)
     for t in scheduler.timesteps:
-        value = network(scheduler.scale_model_input(x, t), t.expand(len(x)).to(x.device), condition, return_dict=False)
-        x = scheduler.step(value[0], t, x, **fresh, return_dict=False)[0]
+        value = network(scheduler.scale_model_input(x, t), t.expand(len(x)).to(x.device), condition)
+        x = scheduler.step(value, t, x, **fresh, return_dict=False)[0]
     return x
 
 
-def guided_network(pipeline: Pipeline, scale: float) -> Network:
-    """A pipeline's UNet under guidance (2207.12598); the UNet itself where the scale w is 1."""
+def guided_network(plain: Network, scale: float, empty: Callable[[], Condition]) -> Network:
+    """A network under guidance (2207.12598); the network itself where the scale w is 1. `empty` gives the condition of
+    guidance's other branch, one row.
+    """
     if scale == 1:
-        return cast("Network", pipeline.unet)
-    empty = pipeline.condition([""])
+        return plain
+    without = empty()
 
-    def network(x: Tensor, t: Tensor, condition: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
-        both = torch.cat([empty.expand_as(condition), condition])
-        value = pipeline.unet(torch.cat([x, x]), t.repeat(2), both, return_dict=return_dict)[0]
+    def network(x: Latent, t: Tensor, condition: Condition) -> Latent:
+        value = plain(torch.cat([x, x]), t.repeat(2), joined(without, condition))
         unconditional, conditional = value.chunk(2)
-        return (guided(unconditional, conditional, scale),)
+        return guided(unconditional, conditional, scale)
 
     return network
 
@@ -137,9 +139,11 @@ def check_solver(stock: Scheduler, name: str) -> None:
     schedule, or that calls the network more than once a step.
     """
     kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+    known = isinstance(kind, type) and issubclass(kind, SchedulerMixin) and hasattr(kind, "scale_model_input")
+    if not known:
         raise UserError(
-            f"there is no scheduler {name!r} in diffusers; write such as --set 'solvers=[\"DDIMScheduler\"]'"
+            f"there is no scheduler {name!r} in diffusers that pipelines of any family take; write such as "
+            "--set 'solvers=[\"DDIMScheduler\"]'"
         )
     made = solver(stock, name)
     if not same_schedule(made, stock):

@@ -23,6 +23,7 @@ from raystill.evaluation.timing import seconds
 from raystill.flow.randomness import RandomStream
 from raystill.launch.launcher import Launcher, LocalLauncher
 from raystill.methods.method import Batch, Composition, Loss, Method, Networks, generator
+from raystill.models.conditioning import expanded
 from raystill.run.distill import compute_targets, target_maker, training_source
 from raystill.run.experiments import prepare_experiment
 from raystill.run.jobs import surroundings
@@ -124,11 +125,11 @@ class TargetsBench:
         inner, pipeline = self.inner, self.inner.teacher.pipeline
         branches = 1 if getattr(inner.estimator, "guidance", 1.0) == 1 else 2
         x = torch.randn(branches * len(rows), *pipeline.latent_shape, device=inner.device)
-        condition = pipeline.condition([""]).expand(len(x), -1, -1)
+        condition = expanded(pipeline.empty(), len(x))
         t = torch.full((len(x),), 500, device=inner.device)
         with torch.autocast(inner.device.type, torch.bfloat16, enabled=inner.precision == "bfloat16"):
             for _ in range(inner.estimator.calls // branches):
-                pipeline.unet(x, t, condition)
+                pipeline.call(x, t, condition)
 
 
 def bench(run: Run, *, local: bool = False, blocks: int = 8) -> str:

@@ -5,7 +5,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,7 +150,8 @@ def train_student(
 ) -> Store:
     """Train a run's student to the end, or until a step, from where an earlier run stopped; returns its checkpoints."""
     return train_at(
-        open_store(run.work), run.task, targets, index, launcher, recorder, name=run.name, until=until,
+        open_store(run.work), replace(run.task, targets=targets.uri), targets, index, launcher, recorder,
+        name=run.name, until=until,
         teacher=revision(located(run.teacher)),
     )  # fmt: skip
 
@@ -216,6 +217,7 @@ def target_maker(run: Run, launcher: Launcher) -> partial[TargetTransform]:
         settings.batch_size,
         settings.precision,
         launcher.stage_device,
+        half=settings.half,
     )
 
 

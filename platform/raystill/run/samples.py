@@ -9,7 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from raystill.config.fingerprint import Knob
 from raystill.config.shipped import located
@@ -21,13 +20,14 @@ from raystill.evaluation.features import FeatureNetwork, Lpips, extract, feature
 from raystill.flow.paths import RayPath
 from raystill.flow.predictions import Latent
 from raystill.flow.solvers import ddim
-from raystill.models.denoiser import Denoiser, GuidedDenoiser
+from raystill.models.conditioning import Condition, split
+from raystill.models.denoiser import GuidedDenoiser
 from raystill.models.pipeline import Pipeline, load_pipeline
 from raystill.models.revision import revision
 from raystill.models.sampling import NORMAL, ODE, draw, guided_network, ray_scheduler, solver
 from raystill.run.settings import Evaluation
 
-SampleLatents = Callable[[Latent, Tensor, int], Latent]  # (start, condition, steps) -> clean latents
+SampleLatents = Callable[[Latent, Condition, int], Latent]  # (start, condition, steps) -> clean latents
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class PictureColumns:
     @torch.inference_mode()
     def columns(self, rows: list[Row], steps: tuple[int, ...]) -> dict[str, np.ndarray]:
         """Pictures, features and seconds per picture, named `image_4`, `features_4`, `seconds_4` and so on."""
-        device = self.pipeline.unet.device
+        device = self.pipeline.device
         start = torch.stack([start_of(r["key"], self.settings.seed, self.pipeline.latent_shape) for r in rows]).to(
             device
         )
@@ -54,7 +54,7 @@ class PictureColumns:
                 parts = [
                     self.draw(z, c, count)
                     for z, c in zip(
-                        start.split(self.settings.batch_size), condition.split(self.settings.batch_size), strict=True
+                        start.split(self.settings.batch_size), split(condition, self.settings.batch_size), strict=True
                     )
                 ]
             images = self.pipeline.decode(torch.cat(parts).float()).numpy()
@@ -68,7 +68,7 @@ def teacher_draw(teacher: str, guidance: float, device: str) -> tuple[Pipeline, 
     """A teacher's pipeline, and its guided DDIM sampling at the stock timesteps."""
     pipeline = load_pipeline(teacher).to(torch.device(device))
     schedule = pipeline.schedule
-    guided = GuidedDenoiser(Denoiser(pipeline.unet, schedule, pipeline.kind), pipeline.condition([""]), guidance)
+    guided = GuidedDenoiser(pipeline.denoiser, pipeline.empty(), guidance)
     return pipeline, lambda z, c, n: ddim(lambda x, t: guided(x, t, c), schedule, z, schedule.sampling_times(n))
 
 
@@ -94,7 +94,7 @@ class Solver:
     def draw(self, device: str) -> tuple[Pipeline, SampleLatents]:
         """Load the teacher on a device; return its pipeline and a function that samples."""
         pipeline = load_pipeline(self.teacher).to(torch.device(device))
-        network = guided_network(pipeline, self.guidance)
+        network = guided_network(pipeline.call, self.guidance, pipeline.empty)
         if self.scheduler is None:
             scheduler = ray_scheduler(pipeline.scheduler, RayPath(), ODE, NORMAL)
         else:

@@ -36,6 +36,8 @@ class Targets:
     seed: int = introduced(0)  # seed of the samples' starts
     batch_size: Knob[int] = 64  # samples per call of the teacher
     precision: str = introduced("float32")  # precision of the teacher's activations: "float32" or "bfloat16"
+    # whether targets are stored in half the bytes: latents in float16, conditions in bfloat16
+    half: bool = introduced(False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ class Run:
     sample: Knob[str | None] = None  # local shards that are copied to `shards` first
     shards: Knob[str]  # source shards: s3://bucket/prefix or a local path
     work: Knob[str]  # where targets, samples and checkpoints go: s3://bucket/prefix or a local path
-    teacher: Knob[str]  # directory of a Stable Diffusion pipeline
+    teacher: Knob[str]  # directory of a pipeline in diffusers' format
     model: Knob[str]  # name of the adapter in the registry
     experiment: Knob[str] = "raystill"  # experiment in MLflow
     artifacts: Knob[str | None] = None  # s3://bucket/mlflow, where MLflow keeps files; None leaves it to MLflow
@@ -89,6 +91,7 @@ class Run:
         return DistillTask(
             teacher=self.teacher, method=self.method, weights=self.weights, optimizer=self.optimizer,
             training=self.training, picture_captions=self.evaluation.captions[:8],
+            separate=self.cluster.zero_stage == 3,
         )  # fmt: skip
 
     def check(self) -> None:
@@ -102,6 +105,12 @@ class Run:
         if isinstance(self.weights, Lora):
             at_least(1, "weights.rank", self.weights.rank)
             within(1e-12, inf, "weights.alpha", self.weights.alpha, self.weights.rank)
+            check_precision("weights.base", self.weights.base)
+            if self.weights.base == "bfloat16" and self.training.precision != "bfloat16":
+                raise UserError(
+                    "weights.base is bfloat16, and activations are float32, which do not go through such weights: "
+                    "--set training.precision=bfloat16 or --set weights.base=float32"
+                )
         self.method.check(self.sampling, self.training.lane_size, self.evaluation.student_steps)
         setting, begins = self.method.last_stage
         if begins >= self.training.steps:

@@ -21,7 +21,7 @@ from raystill.models import artifact
 from raystill.models.adapter import Adapter
 from raystill.models.card import AdapterCard, Base, model_card
 from raystill.models.counts import sigmas_of, timesteps_of
-from raystill.models.ctm import WEIGHT
+from raystill.models.ctm import landing_of
 from raystill.models.pipeline import Pipeline, licence_of, load_pipeline
 from raystill.models.sampling import Sampling
 from raystill.models.weights import Full, Lora, delta, load_trained, lora_state, peft_config, prepare
@@ -67,6 +67,7 @@ class TrainedStudent:
         steps = (method.default_steps,) if run is None else run.evaluation.student_steps
         card = AdapterCard(
             base=Base(id=self.task.teacher, revision=teacher.revision),
+            pipeline=str(teacher.backbone.settings.index["_class_name"]),
             method=method.name,
             steps=steps,
             default_steps=method.default_steps,
@@ -91,12 +92,13 @@ class TrainedStudent:
         that only a CTM student has. The teacher's network is changed.
         """
         tensors = read_averages(self.checkpoints, self.averages)[STUDENT]
-        landing = {WEIGHT: tensors.pop(WEIGHT)} if WEIGHT in tensors else None
+        landing = landing_of(tensors) or None
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in (landing or {})}
         weights = self.task.weights
         if not isinstance(weights, Lora):
-            return delta(teacher.unet, tensors), None, landing
-        load_trained(prepare(teacher.unet, weights), tensors)
-        return lora_state(teacher.unet), peft_config(weights).to_dict(), landing
+            return delta(teacher.network, tensors), None, landing
+        load_trained(prepare(teacher.network, weights), tensors)
+        return lora_state(teacher.network), peft_config(weights).to_dict(), landing
 
     def assembly(self, device: torch.device) -> Assembly:
         """Build the task's method, and its networks with their averaged weights."""

@@ -1,6 +1,8 @@
 """Every check of a run that needs no store and no cluster, in order, before anything starts."""
 
+import json
 import logging
+import shlex
 from collections.abc import Mapping
 from math import lcm
 
@@ -11,8 +13,9 @@ from raystill.flow.schedules import Times
 from raystill.methods.method import check_times
 from raystill.models.counts import wrong_counts
 from raystill.models.fitting import sign_of_distillation
-from raystill.models.pipeline import TeacherFacts, picture_shape, teacher_facts
+from raystill.models.pipeline import TeacherFacts, teacher_facts
 from raystill.models.sampling import NORMAL
+from raystill.models.weights import Lora
 from raystill.run.settings import Run
 from raystill.training.lanes import advice, check_lanes
 
@@ -32,11 +35,28 @@ def validate(run: Run, teacher: TeacherFacts | None = None, *, local: bool = Fal
             "teacher %s looks as if it had been distilled already (%s): teach students by the pipeline that it was "
             "made from, whose ODE takes many steps", run.teacher, sign,
         )  # fmt: skip
+    _advise(run, teacher)
     check_teacher(run, teacher)
     run.targets.estimator.check(teacher.schedule, teacher.kind)
-    _check_reading(run)
+    _check_reading(run, teacher)
     if not local:
         share_out(run.training.lanes, run.cluster.workers)
+
+
+def _advise(run: Run, teacher: TeacherFacts) -> None:
+    """Warn of settings that are those of another family of pipelines, which nothing refuses."""
+    usual = isinstance(run.weights, Lora) and run.weights.targets == Lora().targets  # those of UNets
+    asked = Lora().targets if usual else teacher.layers
+    if left := [name for name in teacher.layers if not any(name == one or name.endswith(f".{one}") for one in asked)]:
+        log.warning(
+            "weights.targets leave out %s, which scripts for this family of pipelines give a LoRA: --set %s",
+            ", ".join(left), shlex.quote(f"weights.targets={json.dumps(teacher.layers)}"),
+        )  # fmt: skip
+    if teacher.told_frames and run.targets.estimator.reads_picture and run.reading.crop == "none":
+        log.warning(
+            "pictures are laid whole on white, and the teacher is told that they are so by themselves, which students "
+            "would learn; to cut squares out of them: --set reading.crop=random"
+        )
 
 
 def check_teacher(run: Run, teacher: TeacherFacts) -> None:
@@ -76,9 +96,9 @@ def share_out(lanes: int, workers: int, prefix: str = "") -> None:
         log.warning("%s", line)
 
 
-def _check_reading(run: Run) -> None:
+def _check_reading(run: Run, teacher: TeacherFacts) -> None:
     """Refuse, with UserError, to compare a teacher's pictures with real ones of another size or number of channels."""
-    size, channels = picture_shape(located(run.teacher))
+    size, channels = teacher.picture_shape
     if (run.reading.picture_size, run.reading.channels) != (size, channels):
         raise UserError(
             f"{run.teacher} draws pictures of {size} pixels and {channels} channels, and reading asks for "

@@ -17,6 +17,7 @@ from ray import tune
 
 from raystill.config.errors import UserError
 from raystill.config.home import DIRECTORY
+from raystill.config.shipped import located
 from raystill.evaluation.notes import notes_on
 from raystill.evaluation.pictures import rendered
 from raystill.evaluation.tables import markdown
@@ -24,7 +25,7 @@ from raystill.flow.efficiency import midpoints
 from raystill.launch.launcher import LocalLauncher
 from raystill.launch.placement import room
 from raystill.methods.method import TIME_SAMPLER
-from raystill.models.pipeline import load_pipeline
+from raystill.models.pipeline import teacher_facts
 from raystill.run.distill import Seconds, checkpoints_of, compute_targets, distil, inputs_of
 from raystill.run.evaluate import draw_teacher
 from raystill.run.experiments import prepare_experiment
@@ -34,7 +35,7 @@ from raystill.search.settings import Search
 from raystill.search.trials import METRIC, last_line, state_of, tuned
 from raystill.tracking.runs import TrackedRun
 from raystill.tracking.tracking import Tracking, tracking_uri
-from raystill.training.distillation import POINTS, typical_density
+from raystill.training.pictures import POINTS, typical_density
 from raystill.training.task import newest_averages, read_averages
 
 log = logging.getLogger(__name__)
@@ -207,7 +208,7 @@ def _laws(search: Search, trials: Sequence[Trial]) -> Image.Image | None:
             continue
         checkpoints = checkpoints_of(run, compute_targets(run, launcher)[0])
         tensors = read_averages(checkpoints, newest_averages(checkpoints))[TIME_SAMPLER]
-        channels = load_pipeline(run.teacher).latent_shape[0]
+        channels = teacher_facts(located(run.teacher)).channels
         curve = typical_density(times, tensors, channels, v)
         axes.plot(v.tolist(), curve.tolist(), label=f"{type(times).__name__}, {math.exp(one.quality):.4g}")
     if not axes.lines:

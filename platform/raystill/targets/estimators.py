@@ -18,8 +18,10 @@ from raystill.flow.predictions import Kind, Latent
 from raystill.flow.schedules import Schedule
 from raystill.flow.solvers import VPDenoise
 from raystill.flow.starts import StartLaw
-from raystill.models.denoiser import Condition, Denoiser, GuidedDenoiser
-from raystill.models.pipeline import Pictures, Pipeline
+from raystill.models.backbones.backbone import Pictures
+from raystill.models.conditioning import Condition
+from raystill.models.denoiser import Denoiser, GuidedDenoiser
+from raystill.models.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,12 @@ class Teacher:
 
     pipeline: Pipeline
     denoiser: Denoiser
-    unconditional: Condition  # condition of the empty caption, one row
+    unconditional: Condition  # of guidance's other branch, one row
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> "Teacher":
         """The teacher of a pipeline, with what all batches share computed once."""
-        return cls(pipeline, Denoiser(pipeline.unet, pipeline.schedule, pipeline.kind), pipeline.condition([""]))
+        return cls(pipeline, pipeline.denoiser, pipeline.empty())
 
     def guided(self, condition: Condition, scale: float) -> VPDenoise:
         """The teacher's guided denoiser under a condition; both branches are one batched forward."""

@@ -14,8 +14,8 @@ from raystill.flow.schedules import Grid, Schedule
 from raystill.flow.solvers import Solver, calls, ddim, dpm_solver_2m, euler, heun
 from raystill.flow.starts import StartLaw
 from raystill.flow.trajectories import TimeMean, angle_times, constant_noise, invert
-from raystill.models.denoiser import Condition
-from raystill.models.pipeline import Pictures
+from raystill.models.backbones.backbone import Pictures
+from raystill.models.conditioning import Condition
 from raystill.targets.estimators import Estimator, Teacher, check_revision
 
 SolverName = Literal["ddim", "euler", "heun", "dpm_solver_2m"]

@@ -6,16 +6,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import by_former_name
 from raystill.data.derive import Index
-from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
+from raystill.data.records import Reading, Row, caption_of, framed_picture_of, unpack_row
 from raystill.data.shards import Sample, unpack
 from raystill.data.starts import start_of
 from raystill.data.store import Store
+from raystill.data.tensors import arrays_of
 from raystill.flow.schedules import Schedule
 from raystill.flow.starts import StartLaw
+from raystill.models.conditioning import EMPTY, Condition, concatenated, moved
 from raystill.models.pipeline import load_pipeline
 from raystill.targets.estimators import Assignment, Encoding, Estimator, IndependentMeans, Teacher
 from raystill.targets.solved import Expectation, Generation, Inversion
@@ -40,10 +43,12 @@ class TargetTransform:
         batch_size: int,
         precision: str,
         device: str = "cpu",
+        *,
+        half: bool = False,
     ) -> None:
         self.teacher = Teacher.of(load_pipeline(teacher).to(torch.device(device)))
         self.estimator, self.reading, self.seed, self.batch_size = estimator, reading, seed, batch_size
-        self.precision, self.device = precision, torch.device(device)
+        self.precision, self.device, self.half = precision, torch.device(device), half
 
     def read(self, sample: Sample) -> Row:
         """The row of one sample: its caption, and its picture where the estimator needs it; RejectedSampleError where
@@ -51,7 +56,7 @@ class TargetTransform:
         """
         row: Row = {"key": sample.key, "caption": caption_of(sample, self.reading)}
         if self.estimator.reads_picture:
-            row["image"] = picture_of(sample, self.reading)
+            row["image"], row["frame"] = framed_picture_of(sample, self.reading)
         return row
 
     @torch.inference_mode()
@@ -62,21 +67,35 @@ class TargetTransform:
         parts = (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
         return self.estimator.arranged([row for part in parts for row in self._batch(part)])
 
+    def beside(self) -> dict[str, bytes]:
+        """The condition of guidance's other branch, so that trainings need no text encoder."""
+        return {EMPTY: save({name: tensor.contiguous().cpu() for name, tensor in self.teacher.unconditional.items()})}
+
+    def _frames(self, rows: list[Row]) -> Condition:
+        """What the network is told of pictures that were cut out of larger ones; nothing where none was."""
+        if not any(row.get("frame") for row in rows):
+            return {}
+        backbone, side = self.teacher.pipeline.backbone, self.reading.picture_size
+        told = [backbone.framed(size, crop, side) for size, crop in (row["frame"] for row in rows)]
+        return moved(concatenated(told), self.device)
+
     def _batch(self, rows: list[Row]) -> list[Row]:
         pipeline = self.teacher.pipeline
         shape, revision = pipeline.latent_shape, self.estimator.revision
         start = torch.stack([start_of(row["key"], self.seed, shape, revision) for row in rows]).to(self.device)
-        condition = pipeline.condition([row["caption"] for row in rows])
+        told, frames = pipeline.condition([row["caption"] for row in rows]), self._frames(rows)
+        condition = told | frames
         picture = None
         if self.estimator.reads_picture:
             stacked = torch.from_numpy(np.stack([row["image"] for row in rows])).to(self.device)
             picture = stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             x_0, mean = self.estimator.targets(self.teacher, start, condition, picture)
-        made = {"x_0": x_0, "target_mean": mean, "condition": condition}
-        arrays = {
-            name: t.float().cpu().numpy() for name, t in made.items() if t is not None
-        }  # HOST SYNC: one per batch
+        kept = torch.float16 if self.half else torch.float32
+        made = {"x_0": x_0.to(kept), "target_mean": None if mean is None else mean.to(kept), "condition": condition}
+        if self.half:  # not float16, whose range the features of some encoders exceed; sizes are told exactly
+            made["condition"] = {k: t.bfloat16() if t.is_floating_point() else t for k, t in told.items()} | frames
+        arrays = arrays_of(made)  # HOST SYNC: one per batch
         return [
             {"key": row["key"], "caption": row["caption"], **{name: array[i] for name, array in arrays.items()}}
             for i, row in enumerate(rows)
@@ -116,7 +135,8 @@ def _starts(schedule: Schedule, store: Store, index: Index) -> Iterator[np.ndarr
     for shard in index.shards:
         if shard.count:
             rows = (unpack_row(sample) for sample in unpack(store.read(shard.key), shard.key))
-            yield from (signal * row["x_0"] + noise * row["target_mean"] for row in rows)
+            pairs = ((row["x_0"].astype(np.float32), row["target_mean"].astype(np.float32)) for row in rows)
+            yield from (signal * x_0 + noise * mean for x_0, mean in pairs)
 
 
 def check_identity(index: Index, identity: Mapping[str, Any], uri: str) -> None:

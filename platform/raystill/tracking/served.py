@@ -7,6 +7,7 @@ another of the adapter's trained step counts.
 
 import hashlib
 import importlib
+import inspect
 import io
 import json
 from pathlib import Path
@@ -16,6 +17,7 @@ import diffusers
 import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext  # type: ignore[attr-defined]
+from peft import PeftModel
 from safetensors.torch import load_file
 
 
@@ -39,14 +41,22 @@ class FewStepModel(PythonModel):
         revision = base["revision"] if moved == base["id"] and not Path(moved).is_dir() else None
         pipeline = diffusers.DiffusionPipeline.from_pretrained(moved, revision=revision, dtype=torch.float32)
         pipeline.scheduler = scheduler
-        if "unet_delta.safetensors" in self._card["files"]:
-            for name, gained in load_file(directory / "unet_delta.safetensors").items():
-                pipeline.unet.get_parameter(name).data += gained
+        part = "unet" if hasattr(pipeline, "unet") else "transformer"
+        network = getattr(pipeline, part)
+        if f"{part}_delta.safetensors" in self._card["files"]:
+            for name, gained in load_file(directory / f"{part}_delta.safetensors").items():
+                network.get_parameter(name).data += gained
+        elif "adapter_model.safetensors" in self._card["files"]:  # the pipeline has no load_lora_weights
+            setattr(pipeline, part, PeftModel.from_pretrained(network, directory, use_safetensors=True))
         else:
             pipeline.load_lora_weights(directory, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True)
         if "landing.safetensors" in self._card["files"]:
-            scheduler.attach(pipeline.unet, load_file(directory / "landing.safetensors"))
+            scheduler.attach(network, load_file(directory / "landing.safetensors"))
         pipeline.set_progress_bar_config(disable=True)
+        # Some pipelines round the size of pictures to one of a list, which is not the size that was trained, and change
+        # captions where libraries for that are installed.
+        rounds = "use_resolution_binning" in inspect.signature(pipeline.__call__).parameters
+        self._exactly = {"use_resolution_binning": False, "clean_caption": False} if rounds else {}
         self._pipeline = pipeline.to(config.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def predict(
@@ -61,8 +71,9 @@ class FewStepModel(PythonModel):
         # One generator for each prompt: a picture does not depend on what is drawn beside it.
         generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(len(prompts))]
         drawn = self._pipeline(
-            prompt=prompts, generator=generators, guidance_scale=self._card["guidance_scale"], **self._schedule(steps)
-        )
+            prompt=prompts, generator=generators, guidance_scale=self._card["guidance_scale"], **self._schedule(steps),
+            **self._exactly,
+        )  # fmt: skip
         return [_png(picture) for picture in drawn.images]
 
     def _schedule(self, steps: int) -> dict[str, Any]:

@@ -153,15 +153,21 @@ def train(  # noqa: PLR0913
         if stop:
             return
         if training.picture_every and (done % training.picture_every == 0 or last):
-            observers.picture(done)
+            with fitting(training, picturing=True):
+                observers.picture(done)
 
 
 @contextmanager
-def fitting(training: Training) -> Iterator[None]:
+def fitting(training: Training, *, picturing: bool = False) -> Iterator[None]:
     """Turn an out-of-memory error of the device into a UserError that says which settings need less."""
     try:
         yield
     except torch.OutOfMemoryError as error:
+        if picturing:
+            raise UserError(
+                f"the device is out of memory while pictures of the training are drawn: {error}\n"
+                "--set training.picture_every=0 draws none, and changes no number"
+            ) from error
         lanes, size = training.lanes, training.lane_size
         anew = "--set training.checkpointing=true computes activations anew and changes no number; or "
         halves = f"--set training.lane_size={size // 2} --set training.lanes={lanes * 2}"

@@ -26,8 +26,9 @@ from raystill.models.fresh import (
     fresh_scheduler,
     load_autoencoder,
     load_tokenizer,
+    pipeline_in_memory,
 )
-from raystill.models.pipeline import Pipeline, to_bytes
+from raystill.models.pipeline import to_bytes
 from raystill.models.stock import schedule_of, stock_sampler
 from raystill.models.stock_pipeline import StockPipeline
 from raystill.training.loop import Training
@@ -123,7 +124,7 @@ class DenoiserTask:
         networks.load_state_dict(values, strict=False)
         scheduler = stock_sampler(fresh_scheduler(self.kind))
         vae, tokenizer = load_autoencoder(place / "vae"), load_tokenizer(place / "tokenizer")
-        pipeline = Pipeline(vae, networks.text_encoder, tokenizer, networks.unet, scheduler, revision="")
+        pipeline = pipeline_in_memory(networks.unet, networks.text_encoder, vae, tokenizer, scheduler)
         pipeline.to(next(iter(values.values())).device)
         drawing, captions = StockPipeline(pipeline, SHOWN_GUIDANCE), list(self.shown)
         columns = [drawing.draw(captions, steps).numpy() for steps in SHOWN_STEPS]

@@ -36,6 +36,7 @@ class Assembly:
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
     followers: dict[str, Follower] = field(default_factory=dict)
     small: frozenset[str] = frozenset()  # roles whose modules are whole on every rank and wait for no device
+    sharing: frozenset[str] = frozenset()  # roles that are trained beside the first one on the same frozen weights
     given: Given | None = None  # facts of the teacher, in a distillation
     pictures: dict[str, Picture] = field(default_factory=dict)  # name for the recorder -> picture; rank 0 draws
 
@@ -95,8 +96,12 @@ def run_task(task: Task, place: Place) -> None:
     """
     torch.manual_seed(task.training.seed)
     built = task.build(place.device)
+    # Several of DeepSpeed's engines may not share weights at every stage.
+    replicated = built.sharing if place.world_size > 1 else frozenset[str]()
     learners = {
-        role: _learner(module, built.optimizers.get(role, task.optimizer), task, place, small=role in built.small)
+        role: _learner(
+            module, built.optimizers.get(role, task.optimizer), task, place, small=role in built.small | replicated
+        )
         for role, module in built.modules.items()
     }
     start = _restore(learners, built.followers, place)

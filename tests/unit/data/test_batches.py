@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raystill.data.batches import collate, read_group, to_device
+from raystill.data.batches import collate, read_group
 from raystill.data.local import LocalStore
 from raystill.data.plan import Group
 from raystill.data.records import Row, pack_row
 from raystill.data.shards import pack
+from raystill.data.tensors import to_device
 
 
 def row(number: int) -> Row:

@@ -11,6 +11,7 @@ from raystill.data.encode import LatentTransform, PictureTransform
 from raystill.data.pictures import encode_webp
 from raystill.data.records import Reading, Row, pack_row
 from raystill.data.shards import Sample
+from raystill.models.fresh import tokenize
 from raystill.models.pipeline import load_pipeline
 
 
@@ -31,8 +32,8 @@ def test_latents_and_tokens_are_the_pipelines_own(tiny_pipeline: Path, rows: lis
     latents = np.stack([row["latent"] for row in derived])
     assert latents.shape == (67, 4, 8, 8)
     np.testing.assert_allclose(latents, pipeline.encode(pictures).numpy(), rtol=1e-4, atol=1e-5)
-    tokens = np.stack([row["tokens"] for row in derived])
-    np.testing.assert_array_equal(tokens, pipeline.tokens([row["caption"] for row in rows]).numpy())
+    tokens, tokenizer = np.stack([row["tokens"] for row in derived]), pipeline.encoder.tokenizer
+    np.testing.assert_array_equal(tokens, tokenize(tokenizer, [row["caption"] for row in rows]).numpy())
     assert tokens.shape == (67, 8)
 
 

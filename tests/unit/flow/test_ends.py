@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.given import given, prompted
 from torch import Tensor, nn
 
 from raystill.flow.jumps import Walk, entry, stop, stops
@@ -23,7 +24,6 @@ from raystill.flow.paths import (
 )
 from raystill.flow.predictions import Kind
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule, Times, zero_terminal_snr
-from raystill.methods.method import Given
 from raystill.methods.rayflow import RayFlow
 from raystill.models.fresh import stable_diffusion_scheduler
 from raystill.models.pipeline import load_pipeline
@@ -121,10 +121,9 @@ def test_the_last_time_of_training_is_the_first_one_of_sampling(
     )  # fmt: skip
     schedule, student = schedule_of(scheduler), Told()
     x_0, mu, eps = latents(3)
-    batch = {"x_0": x_0, "target_mean": mu, "condition": torch.zeros(3, 2, 4)}
+    batch = {"x_0": x_0, "target_mean": mu, "condition": prompted(torch.zeros(3, 2, 4))}
     method = RayFlow(path=path)
-    given = Given(schedule, kind, 2, torch.zeros(1, 2, 4), 0, {})
-    method.answers(given, student, batch, ONE.expand(3), eps)
+    method.answers(given(schedule, kind, channels=2), student, batch, ONE.expand(3), eps)
     for steps in (1, 4, 8):
         scheduler.set_timesteps(steps)
         assert student.timesteps == pytest.approx([float(scheduler.timesteps[0])] * 3, abs=1e-3)

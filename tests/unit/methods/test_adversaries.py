@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.given import given
+from tests.given import given, prompted
 from torch import Tensor, nn
 
 from raystill.flow.randomness import RandomStream
@@ -16,7 +16,7 @@ from raystill.methods.add import ADD
 from raystill.methods.adversary import ADVERSARY, Heads, mean_over_places, non_saturating, r1, told_apart, towards
 from raystill.methods.dmd2 import DMD2, FAKE
 from raystill.methods.lightning import Lightning
-from raystill.methods.method import STUDENT, TARGET, TEACHER, Distillation
+from raystill.methods.method import STUDENT, TARGET, TEACHER, Batch, Distillation
 from raystill.methods.teaching import Guidance
 
 SD = DiffusionSchedule.from_alphas(scaled_linear_alphas())
@@ -66,8 +66,8 @@ def roles(teacher: Tensor, fake: Tensor) -> dict[str, nn.Module]:
     }  # fmt: skip
 
 
-def batch() -> dict[str, Tensor]:
-    return {"x_0": torch.full(SHAPE, 3.0), "condition": torch.zeros(SHAPE[0], 4, 4)}
+def batch() -> Batch:
+    return {"x_0": torch.full(SHAPE, 3.0), "condition": prompted(torch.zeros(SHAPE[0], 4, 4))}
 
 
 ADVERSARIAL: tuple[Distillation, ...] = (

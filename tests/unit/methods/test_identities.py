@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.given import given
+from tests.given import given, prompted
 from tests.oracles.mixtures import Mixture, MixtureDenoiser
 from torch import Tensor, nn
 
@@ -70,7 +70,11 @@ def batch(schedule: Schedule) -> dict[str, Any]:
     """One latent for each caption, with a pair's noise."""
     condition = torch.linspace(-1, 1, SHAPE[0]).view(-1, 1, 1).expand(-1, 4, 4).double()
     noise = rng(7).normal(SHAPE).double()
-    return {"x_0": condition[:, :1, :1, None].expand(SHAPE).clone(), "target_mean": noise, "condition": condition}
+    return {
+        "x_0": condition[:, :1, :1, None].expand(SHAPE).clone(),
+        "target_mean": noise,
+        "condition": prompted(condition),
+    }
 
 
 PERFECT: dict[str, tuple[Distillation, Kind, Schedule]] = {
@@ -121,8 +125,8 @@ def test_lcm_s_target_is_the_published_one_and_tcd_s_at_landing_0() -> None:
     assert float(tcd) == float(found)
     x = point(fields["x_0"], eps, SD.angle(draw.t))
     led = teaching.step(x, draw.t, draw.led)
-    published = boundary(roles[STUDENT], x, draw.t, fields["condition"]) - boundary(
-        target, led, draw.led, fields["condition"]
+    published = boundary(roles[STUDENT], x, draw.t, fields["condition"]["prompt"]) - boundary(
+        target, led, draw.led, fields["condition"]["prompt"]
     )
     expected = ((published.square() + 1e-6).sqrt() - 1e-3).mean()
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
@@ -344,7 +348,7 @@ def test_unsynchronised_students_lose_captions_that_the_teacher_keeps() -> None:
         student, teacher = Sees(SD, "epsilon"), Sees(SD, "v_prediction")
         method = PeRFlow(guidance=1.0, caption_dropout=0.5, synchronised=synchronised)
         method.losses(told, {STUDENT: student, TEACHER: teacher}, batch(SD), rng(1), 0)
-        lost = (seen["epsilon"] == told.unconditional.double()).all(dim=(1, 2))
+        lost = (seen["epsilon"] == told.unconditional["prompt"].double()).all(dim=(1, 2))
         assert 0 < int(lost.sum()) < SHAPE[0]
         assert torch.equal(seen["epsilon"], seen["v_prediction"]) is synchronised
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.given import given
+from tests.given import given, prompted
 from tests.oracles.mixtures import Mixture
 from torch import Tensor, nn
 
+from raystill.data.tensors import to_device
 from raystill.flow.importance import BatchLaw, GridTimes, SecondMomentTimes
 from raystill.flow.objectives import Objective, Target
 from raystill.flow.paths import PairedDiffusionPath, RayPath
@@ -18,7 +19,7 @@ from raystill.flow.randomness import RandomStream
 from raystill.flow.schedules import DiffusionSchedule
 from raystill.flow.stein import SteinTimes
 from raystill.flow.times import LogitNormalTimes, SamplingTimes, UniformTimes, UShapedTimes
-from raystill.methods.method import TIME_SAMPLER
+from raystill.methods.method import TIME_SAMPLER, Batch
 from raystill.methods.rayflow import RayFlow
 from raystill.models.fresh import stable_diffusion_scheduler
 
@@ -37,9 +38,9 @@ def rng(seed: int = 0) -> RandomStream:
     return RandomStream.of(seed)
 
 
-def batch_of(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+def batch_of(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Batch:
     x_0, mu = (rng(i).normal(shape, torch.float64).to(dtype) for i in (1, 2))
-    return {"x_0": x_0, "target_mean": mu, "condition": rng(3).normal((shape[0], 6, 9)).to(dtype)}
+    return {"x_0": x_0, "target_mean": mu, "condition": prompted(rng(3).normal((shape[0], 6, 9)).to(dtype))}
 
 
 class Network(nn.Module):
@@ -69,9 +70,7 @@ class Oracle(nn.Module):
         return (self.gain * (s * x - self.mixture.posterior_mean(x, s, n)) / n,)
 
 
-def one_sample(
-    method: RayFlow, kind: Kind, batch: dict[str, Tensor], i: int, t: float, eps: Tensor
-) -> tuple[float, float]:
+def one_sample(method: RayFlow, kind: Kind, batch: Batch, i: int, t: float, eps: Tensor) -> tuple[float, float]:
     """Squared errors (data, velocity) of sample i, written out with numbers from the paper's formulas."""
     time = torch.tensor([t], dtype=torch.float64)
     s_t, n_t = float(SCHEDULE.signal(time)), float(SCHEDULE.noise(time))
@@ -85,7 +84,7 @@ def one_sample(
     c = math.hypot(s_t, b)
     s, n, x = s_t / c, b / c, x / c
     k = SCHEDULE.timestep(SCHEDULE.time_of(torch.tensor([math.atan2(b, s_t)], dtype=torch.float64)))
-    value = Network()(x[None], k.float(), batch["condition"][i : i + 1], return_dict=False)[0].detach()
+    value = Network()(x[None], k.float(), batch["condition"]["prompt"][i : i + 1], return_dict=False)[0].detach()
     data = {"epsilon": (x - n * value[0]) / s, "v_prediction": s * x - n * value[0], "sample": value[0]}[kind]
     v, v_hat = (s * (x - s * d) / n - n * d for d in (batch["x_0"][i], data))
     return float((data - batch["x_0"][i]).square().mean()), float((v_hat - v).square().mean())
@@ -139,7 +138,7 @@ def test_with_unrelated_target_means_the_minimum_is_the_posterior_mean(
     batch = {
         "x_0": mixture.draw(count, torch.Generator().manual_seed(1)),
         "target_mean": rng(2).normal((count, 2, 2, 3)).double(),
-        "condition": torch.zeros(count, 1, 1),
+        "condition": prompted(torch.zeros(count, 1, 1)),
     }
     method = RayFlow(path=path, times=UniformTimes(), objective=Objective(target=loss)).bind(
         given(SCHEDULE, "v_prediction")
@@ -170,7 +169,10 @@ def networks_of(times: Learned, channels: int) -> dict[str, nn.Module]:
 @pytest.mark.parametrize("times", LEARNED, ids=lambda times: type(times).__name__)
 def test_a_learned_law_is_a_role_whose_weights_keep_the_loss_unbiased(times: Learned, shape: tuple[int, ...]) -> None:
     batch, networks = batch_of(shape), networks_of(times, shape[1])
-    batch = {name: value.repeat(200, *[1] * (value.ndim - 1)) for name, value in batch.items()}
+    batch = {
+        name: {k: t.repeat(200, 1, 1) for k, t in value.items()} if name == "condition" else value.repeat(200, 1, 1, 1)
+        for name, value in batch.items()
+    }
     uniform = RayFlow(times=UniformTimes()).bind(given(SCHEDULE, "v_prediction"))
     learned = RayFlow(times=replace(times, warmup_steps=0)).bind(given(SCHEDULE, "v_prediction"))
     assert uniform.learners == uniform.turn(3) == ("student",)
@@ -255,7 +257,7 @@ def test_a_step_with_a_learned_law_looks_at_no_value_on_the_device(times: Learne
     shape = SHAPES[0]
     bound = RayFlow(path=path, times=times).bind(given(SCHEDULE, kind))
     networks = {"student": Network().to("meta"), TIME_SAMPLER: times.network(shape[1]).to("meta")}
-    batch = {name: tensor.to("meta") for name, tensor in batch_of(shape).items()}
+    batch = to_device(dict(batch_of(shape)), torch.device("meta"))
     for step in (0, times.warmup_steps):
         losses = bound.losses(networks, batch, rng(), step)
         assert set(losses) == {"student", TIME_SAMPLER}

@@ -201,7 +201,7 @@ def test_a_missing_file_and_a_missing_card_are_named(directory: Path) -> None:
         (lambda state: {n: torch.empty(0) for n in state}, "is empty: under ZeRO-3"),
         (lambda state: {n: t * float("nan") for n, t in state.items()}, "NaN or infinite"),
         (lambda state: {n: t for n, t in state.items() if "lora_A" in n}, "lora_A and lora_B for every"),
-        (lambda state: {f"unet.{n}": t for n, t in state.items()}, "already carries the prefix"),
+        (lambda state: {f"unet.{n}": t for n, t in state.items()}, "already carries a prefix"),
         (lambda state: {}, "has no weights"),
     ],
 )

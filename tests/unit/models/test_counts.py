@@ -16,6 +16,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from tests.given import bound, prompted
 from tests.unit.models.test_scheduler import sd3
 from torch import Tensor
 
@@ -30,8 +31,9 @@ from raystill.methods.rayflow import RayFlow
 from raystill.methods.reflow import Reflow
 from raystill.methods.scott import SCott
 from raystill.methods.tcd import TCD
+from raystill.models.conditioning import Condition
 from raystill.models.counts import sigmas_of, timesteps_of, wrong_counts
-from raystill.models.denoiser import Denoiser
+from raystill.models.denoiser import Denoiser, Network
 from raystill.models.sampling import NORMAL, ODE, Sampling, draw, load_scheduler
 from raystill.models.stock import ddim_sampler, kind_of, schedule_of, stock_sampler
 
@@ -69,7 +71,7 @@ def by_plain_diffusers(plain: StableDiffusionPipeline, scheduler: SchedulerMixin
     return latents
 
 
-def own_jumps(network: Callable[..., Any], teacher: SchedulerMixin, condition: Tensor) -> Callable[[int], Latent]:
+def own_jumps(network: Network, teacher: SchedulerMixin, condition: Condition) -> Callable[[int], Latent]:
     """Raystill's DDIM by step count, on a teacher's schedule."""
     schedule, denoiser = schedule_of(teacher), Denoiser(network, schedule_of(teacher), kind_of(teacher))
     return lambda n: ddim(lambda x, t: denoiser(x, t, condition), schedule, STARTS, schedule.sampling_times(n))
@@ -81,11 +83,11 @@ def test_every_count_is_drawn_alike(name: str, plain: StableDiffusionPipeline, t
     stock = stock_sampler(TEACHERS[name])
     RayFlow().scheduler(stock, ODE, NORMAL).save_pretrained(tmp_path / "scheduler")
     carried = load_scheduler(tmp_path)
-    condition = plain.encode_prompt(CAPTIONS, "cpu", 1, False)[0]
-    own = own_jumps(plain.unet, stock, condition)
+    condition, network = prompted(plain.encode_prompt(CAPTIONS, "cpu", 1, False)[0]), bound(plain.unet)
+    own = own_jumps(network, stock, condition)
     for n in COUNTS:
         expected = own(n)
-        found = draw(plain.unet, carried, STARTS, condition, n)
+        found = draw(network, carried, STARTS, condition, n)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
         found = by_plain_diffusers(plain, type(carried).from_pretrained(tmp_path / "scheduler"), num_inference_steps=n)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
@@ -115,8 +117,8 @@ def test_a_flow_pipeline_with_the_sigmas_of_the_card_draws_alike() -> None:
     scheduler, rng = stock_sampler(pipeline.scheduler), torch.Generator().manual_seed(1)
     text, pooled = torch.randn(2, 5, 16, generator=rng), torch.randn(2, 24, generator=rng)
 
-    def network(x: Tensor, t: Tensor, condition: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = pipeline.transformer(x, condition, pooled, t, return_dict=return_dict)
+    def network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        found: Tensor = pipeline.transformer(x, condition["prompt"], pooled, t, return_dict=False)[0]
         return found
 
     def drawn(n: int, **sigmas: Any) -> Tensor:
@@ -127,7 +129,7 @@ def test_a_flow_pipeline_with_the_sigmas_of_the_card_draws_alike() -> None:
         ).images
         return found
 
-    own = own_jumps(network, scheduler, text)
+    own = own_jumps(network, scheduler, prompted(text))
     for n in COUNTS:
         torch.testing.assert_close(drawn(n, sigmas=list(sigmas_of(scheduler, n))), own(n), rtol=0, atol=1e-4)
     assert timesteps_of(scheduler, 4) == pytest.approx((1000, 900, 750, 500))
@@ -187,7 +189,7 @@ def test_an_adapter_of_before_draws_as_it_did(plain: StableDiffusionPipeline, tm
     old = DDIMScheduler(**SD, prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False)
     old.save_pretrained(tmp_path / "scheduler")
     assert json.loads((tmp_path / "scheduler/scheduler_config.json").read_text())["_class_name"] == "DDIMScheduler"
-    condition = plain.encode_prompt(CAPTIONS, "cpu", 1, False)[0]
+    condition = prompted(plain.encode_prompt(CAPTIONS, "cpu", 1, False)[0])
     for n in (3, 4):
-        found = draw(plain.unet, load_scheduler(tmp_path), STARTS, condition, n)
+        found = draw(bound(plain.unet), load_scheduler(tmp_path), STARTS, condition, n)
         assert torch.equal(found, by_plain_diffusers(plain, old, num_inference_steps=n))

@@ -9,12 +9,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.given import bound, prompted
 from tests.oracles.mixtures import Mixture, MixtureDenoiser
 from torch import Tensor
 
 from raystill.flow.paths import Coefficients, PairedDiffusionPath, Path, RayPath, interpolate
 from raystill.flow.predictions import Kind, column
 from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule
+from raystill.models.conditioning import Condition, expanded, part
 from raystill.models.denoiser import Denoiser, GuidedDenoiser
 from raystill.models.fresh import DenoiserShape, stable_diffusion_scheduler
 from raystill.models.weights import Lora, prepare
@@ -45,8 +47,8 @@ class Recorded:
         return (self.truth(x / column(own, x), t.clamp(0, 1)).value,)
 
 
-def condition(count: int) -> Tensor:
-    return torch.randn(count, 5, 6, generator=rng(9))
+def condition(count: int) -> Condition:
+    return prompted(torch.randn(count, 5, 6, generator=rng(9)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +66,7 @@ def test_a_point_of_any_path_gets_its_posterior_mean(
     x_0 = mixture.draw(4, rng(3))
     x = interpolate(c, x_0, mu, eps)
     network = Recorded(kind, mixture, schedule)
-    prediction = Denoiser(network, schedule, kind).on_path(x, c, condition(4))
+    prediction = Denoiser(bound(network), schedule, kind).on_path(x, c, condition(4))
     b = torch.hypot(c.mean, c.noise)
     truth = mixture.posterior_mean(x, column(c.data, x), column(b, x))
     torch.testing.assert_close(prediction.data, truth, rtol=0, atol=2e-5)  # timesteps are told in single precision
@@ -76,7 +78,7 @@ def test_a_perfect_student_knows_the_effective_noise_of_the_point() -> None:
     shape = (3, 2, 3, 4)
     x_0, mu, eps = (torch.randn(shape, generator=rng(i), dtype=torch.float64) for i in range(3))
     c = RayPath(sigma=0.4).coefficients(SCHEDULE, torch.tensor([0.2, 0.6, 1.0], dtype=torch.float64))
-    denoiser = Denoiser(lambda *_, **__: (x_0,), SCHEDULE, "sample")
+    denoiser = Denoiser(lambda *_: x_0, SCHEDULE, "sample")
     prediction = denoiser.on_path(interpolate(c, x_0, mu, eps), c, condition(3))
     unit = (column(c.mean, mu) * mu + column(c.noise, eps) * eps) / column(torch.hypot(c.mean, c.noise), mu)
     torch.testing.assert_close(prediction.epsilon, unit)
@@ -89,8 +91,8 @@ def test_a_unet_is_called_as_diffusers_calls_it(k: int) -> None:
     x = torch.randn(3, 4, 6, 8, generator=rng())
     t = torch.full((3,), (k + 1) / 1000, dtype=torch.float64)
     with torch.no_grad():
-        expected = unet(x, torch.tensor(k), condition(3)).sample
-        found = Denoiser(unet, SCHEDULE, "epsilon")(x, t, condition(3))
+        expected = unet(x, torch.tensor(k), condition(3)["prompt"]).sample
+        found = Denoiser(bound(unet), SCHEDULE, "epsilon")(x, t, condition(3))
     torch.testing.assert_close(found.value, expected)
     torch.testing.assert_close(found.signal[0].squeeze() ** 2, STOCK.alphas_cumprod[k])
 
@@ -98,10 +100,12 @@ def test_a_unet_is_called_as_diffusers_calls_it(k: int) -> None:
 def test_each_sample_has_its_own_time() -> None:
     network = Recorded("epsilon", Mixture.random(2, (3, 3, 3), rng()))
     x, t = torch.randn(3, 3, 3, 3, generator=rng()).double(), torch.tensor([0.001, 0.5, 1.0], dtype=torch.float64)
-    whole = Denoiser(network, SCHEDULE, "epsilon")(x, t, condition(3))
+    whole = Denoiser(bound(network), SCHEDULE, "epsilon")(x, t, condition(3))
     assert network.asked[0][1].tolist() == [0, 499, 999]
     for i in range(3):
-        alone = Denoiser(network, SCHEDULE, "epsilon")(x[i : i + 1], t[i : i + 1], condition(3)[i : i + 1])
+        alone = Denoiser(bound(network), SCHEDULE, "epsilon")(
+            x[i : i + 1], t[i : i + 1], part(condition(3), slice(i, i + 1))
+        )
         torch.testing.assert_close(whole.data[i], alone.data[0])
 
 
@@ -111,8 +115,8 @@ def test_pure_noise_is_refused_for_epsilon_and_fine_for_v() -> None:
     schedule = DiffusionSchedule.from_alphas(zero_snr.alphas_cumprod)
     x, one = torch.randn(2, 3, 2, 2, generator=rng()), torch.ones(2, dtype=torch.float64)
     with pytest.raises(ValueError, match="needs v_prediction"):
-        Denoiser(lambda *_, **__: (x,), schedule, "epsilon")(x, one, condition(2))
-    torch.testing.assert_close(Denoiser(lambda *_, **__: (x,), schedule, "v_prediction")(x, one, condition(2)).data, -x)
+        Denoiser(lambda *_: x, schedule, "epsilon")(x, one, condition(2))
+    torch.testing.assert_close(Denoiser(lambda *_: x, schedule, "v_prediction")(x, one, condition(2)).data, -x)
 
 
 class TextNetwork:
@@ -134,9 +138,9 @@ def test_guidance_is_that_of_diffusers_pipelines(scale: float, kind: Kind) -> No
         torch.randn(3, 2, 4, 5, generator=rng()),
         torch.tensor([0.2, 0.7, 1.0], dtype=torch.float64),
     )
-    denoiser, nothing = Denoiser(network, SCHEDULE, kind), torch.randn(1, 5, 6, generator=rng(4))
+    denoiser, nothing = Denoiser(bound(network), SCHEDULE, kind), prompted(torch.randn(1, 5, 6, generator=rng(4)))
     text = condition(3)
-    alone, empty = denoiser(x, t, text), denoiser(x, t, nothing.expand(3, 5, 6))
+    alone, empty = denoiser(x, t, text), denoiser(x, t, expanded(nothing, 3))
     network.evaluations = 0
     found = GuidedDenoiser(denoiser, nothing, scale)(x, t, text)
     assert network.evaluations == (3 if scale == 1 else 6)
@@ -163,7 +167,7 @@ def teacher_and_student() -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
     return unet, prepare(deepcopy(unet), Lora(rank=2, targets=("to_q", "to_v"))).eval()
 
 
-def told(schedule: Schedule, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def asked(schedule: Schedule, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Timestep, signal and noise level at which a teacher of a schedule meets a signal-to-noise ratio, by bisection."""
     low, high = torch.zeros_like(angle), torch.ones_like(angle)
     for _ in range(80):
@@ -201,13 +205,13 @@ def test_a_fresh_student_on_any_path_is_the_teacher_s_own_function(
     x_0, mu, eps = (torch.randn(shape, generator=rng(i)) for i in range(3))
     c: Coefficients = path.coefficients(schedule, torch.tensor([time, time / 2], dtype=torch.float64))
     x, b = interpolate(c, x_0, mu, eps), torch.hypot(c.mean, c.noise)
-    timestep, s, n = told(schedule, torch.atan2(b, c.data))
+    timestep, s, n = asked(schedule, torch.atan2(b, c.data))
     signal, noise = column(s, x), column(n, x)
     own = x * signal / column(c.data, x)  # the same point on the teacher's own path
     with torch.no_grad():
-        value = unet(own, timestep, condition(2)).sample
+        value = unet(own, timestep, condition(2)["prompt"]).sample
         data, epsilon = in_diffusers_words(kind, value, own, signal, noise)
-        found = Denoiser(student, schedule, kind).on_path(x, c, condition(2))
+        found = Denoiser(bound(student), schedule, kind).on_path(x, c, condition(2))
     torch.testing.assert_close(found.value, value, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.data, data, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found.epsilon, epsilon, rtol=1e-3, atol=1e-3)

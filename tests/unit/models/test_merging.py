@@ -20,7 +20,6 @@ from raystill.config.errors import UserError
 from raystill.models import artifact
 from raystill.models.adapter import Adapter
 from raystill.models.card import AdapterCard, Base
-from raystill.models.ctm import WEIGHT
 from raystill.models.merging import merge_adapter
 from raystill.models.pipeline import load_pipeline
 from raystill.models.sampling import perflow_scheduler
@@ -35,18 +34,18 @@ def adapter(
 ) -> Path:
     """An adapter of random weights on a pipeline."""
     pipeline = load_pipeline(base)
-    prepare(pipeline.unet, weights)
+    prepare(pipeline.network, weights)
     rng = torch.Generator().manual_seed(1)
-    learned = {n: p for n, p in pipeline.unet.named_parameters() if p.requires_grad}
+    learned = {n: p for n, p in pipeline.network.named_parameters() if p.requires_grad}
     trained: dict[str, Tensor] = {
         n: p.detach() + 0.02 * torch.randn(p.shape, generator=rng) for n, p in learned.items()
     }
     if isinstance(weights, Full):
-        state, config = delta(pipeline.unet, trained), None
+        state, config = delta(pipeline.network, trained), None
     else:
         for name, parameter in learned.items():
             parameter.data.copy_(trained[name])
-        state, config = lora_state(pipeline.unet), peft_config(weights).to_dict()
+        state, config = lora_state(pipeline.network), peft_config(weights).to_dict()
     scheduler = perflow_scheduler(pipeline.scheduler, 4, "ddim_eps") if own_scheduler else pipeline.scheduler
     recipe = canonical({"made": "here"})
     card = AdapterCard(
@@ -74,7 +73,7 @@ def test_a_merged_pipeline_draws_what_the_adapter_draws(
     drawn = found(CAPTIONS, latents=normal, num_inference_steps=4, guidance_scale=1.0, output_type="latent").images
     torch.testing.assert_close(drawn, made.latents(CAPTIONS, 4, 3), rtol=1e-3, atol=1e-3)
     own = load_pipeline(pipeline_directory)
-    assert not torch.equal(found.unet.conv_in.weight, own.unet.conv_in.weight) or weights == LORA
+    assert not torch.equal(found.unet.conv_in.weight, own.network.conv_in.weight) or weights == LORA
 
 
 def test_a_delta_goes_onto_another_fine_tune_of_the_base(
@@ -94,8 +93,8 @@ def test_a_delta_goes_onto_another_fine_tune_of_the_base(
     said = capsys.readouterr().out
     assert "another pipeline than its base" in said
     assert f"sample it with the adapter's PeRFlowScheduler, {directory}/scheduler, and guidance scale 1" in said
-    base, merged = load_pipeline(pipeline_directory).unet, load_pipeline(tmp_path / "merged").unet
-    for name, tensor in load_file(directory / artifact.DELTA_NAME).items():
+    base, merged = load_pipeline(pipeline_directory).network, load_pipeline(tmp_path / "merged").network
+    for name, tensor in load_file(directory / "unet_delta.safetensors").items():
         expected = 1.1 * base.get_parameter(name) + tensor
         torch.testing.assert_close(merged.get_parameter(name), expected, rtol=1e-4, atol=1e-5)
 
@@ -110,7 +109,7 @@ def test_an_adapter_goes_onto_another_fine_tune_of_the_base(pipeline_directory: 
     assert "another pipeline than its base" in merge_adapter(directory, other, tmp_path / "onto")
     merge_adapter(directory, None, tmp_path / "own")
     moved, merged, tuned, base = (
-        load_pipeline(place).unet for place in (tmp_path / "onto", tmp_path / "own", other, pipeline_directory)
+        load_pipeline(place).network for place in (tmp_path / "onto", tmp_path / "own", other, pipeline_directory)
     )
     changed = 0
     for name, parameter in moved.named_parameters():
@@ -128,7 +127,9 @@ def test_nothing_is_written_over_or_merged_into_what_it_is_not_for(pipeline_dire
         merge_adapter(directory, None, tmp_path / "there")
     with pytest.raises(UserError, match=r"is not a diffusers pipeline: expected model_index.json"):
         merge_adapter(directory, tmp_path / "nowhere", tmp_path / "out")
-    ctm = adapter(pipeline_directory, tmp_path / "ctm", LORA, landing={WEIGHT: torch.ones(8, 64)})
+    ctm = adapter(
+        pipeline_directory, tmp_path / "ctm", LORA, landing={"time_embedding.cond_proj.weight": torch.ones(8, 64)}
+    )
     with pytest.raises(UserError, match=r"a CTM student is told where each step lands, which no plain pipeline does"):
         merge_adapter(ctm, None, tmp_path / "out")
     card = json.loads((directory / "adapter.json").read_text())

@@ -22,10 +22,9 @@ from raystill.config.errors import UserError
 from raystill.config.shipped import located
 from raystill.flow.schedules import FlowSchedule
 from raystill.flow.solvers import euler
-from raystill.models.denoiser import Denoiser
 from raystill.models.fitting import sign_of_distillation
 from raystill.models.fresh import save_pipeline
-from raystill.models.pipeline import check_pipeline, load_pipeline
+from raystill.models.pipeline import Pipeline, check_pipeline, load_pipeline
 from raystill.models.revision import _content, former_revisions, is_of, revision
 
 
@@ -41,9 +40,8 @@ def test_what_is_loaded_is_what_was_written(pipeline_directory: Path) -> None:
     assert pipeline.schedule.steps == 1000
     scheduler = pipeline.scheduler.config
     assert (scheduler.timestep_spacing, scheduler.clip_sample, scheduler.set_alpha_to_one) == ("trailing", False, True)
-    assert {p.dtype for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet) for p in part.parameters()} == {
-        torch.float32
-    }
+    networks = (pipeline.vae, pipeline.encoder.text_encoder, pipeline.network)
+    assert {p.dtype for network in networks for p in network.parameters()} == {torch.float32}
 
 
 def test_condition_is_what_diffusers_encodes(pipeline_directory: Path) -> None:
@@ -52,12 +50,24 @@ def test_condition_is_what_diffusers_encodes(pipeline_directory: Path) -> None:
     captions = ["red heart", "", "cat face red heart cat face red heart"]
     expected, _ = stock.encode_prompt(captions, "cpu", 1, do_classifier_free_guidance=False)
     found = pipeline.condition(captions)
-    assert found.shape == (3, 6, 12)
-    torch.testing.assert_close(found, expected)
-    tokens = pipeline.tokens(captions)
-    assert tokens.shape == (3, 6)
-    assert tokens[:, 0].tolist() == [pipeline.tokenizer.bos_token_id] * 3
-    assert tokens[2, -1] == pipeline.tokenizer.eos_token_id
+    assert list(found) == ["prompt"]
+    assert found["prompt"].shape == (3, 6, 12)
+    torch.testing.assert_close(found["prompt"], expected)
+    torch.testing.assert_close(pipeline.empty()["prompt"], expected[1:2])
+    again = pipeline.condition([*captions, *captions[::-1]], batch_size=2)["prompt"]
+    torch.testing.assert_close(again, torch.cat([expected, expected.flip(0)]))
+
+
+def test_a_stage_is_loaded_when_it_is_used_and_let_go(pipeline_directory: Path) -> None:
+    pipeline, held = load_pipeline(pipeline_directory), []
+    for use in (lambda: pipeline.network, lambda: pipeline.condition(["red heart"]), lambda: pipeline.vae):
+        use()
+        held.append(set(pipeline._held))
+    assert held == [{"network"}, {"network", "encoder"}, {"network", "encoder", "vae"}]
+    before = pipeline.network
+    pipeline.release("network", "vae")
+    assert set(pipeline._held) == {"encoder"}
+    assert pipeline.network is not before
 
 
 def test_latents_are_scaled_means_and_decoding_undoes_the_scale(pipeline_directory: Path) -> None:
@@ -76,7 +86,7 @@ def test_latents_are_scaled_means_and_decoding_undoes_the_scale(pipeline_directo
 
 def test_to_freezes_every_network(pipeline_directory: Path) -> None:
     pipeline = load_pipeline(pipeline_directory).to(torch.device("cpu"))
-    for network in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+    for network in (pipeline.vae, pipeline.encoder.text_encoder, pipeline.network):
         assert not network.training
         assert not any(p.requires_grad for p in network.parameters())
 
@@ -168,7 +178,13 @@ def test_a_pipeline_of_another_kind_is_refused(copied: Path) -> None:
     index = json.loads((copied / "model_index.json").read_text())
     other = {**index, "_class_name": "PixArtAlphaPipeline", "unet": ["diffusers", "PixArtTransformer2DModel"]}
     (copied / "model_index.json").write_text(json.dumps(other))
-    with pytest.raises(UserError, match="PixArtAlphaPipeline whose denoiser is PixArtTransformer2DModel"):
+    with pytest.raises(UserError, match="PixArtAlphaPipeline without transformer"):
+        load_pipeline(copied)
+    (copied / "model_index.json").write_text(json.dumps({**other, "_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(UserError, match="whose unet is a PixArtTransformer2DModel; expected a UNet2DConditionModel"):
+        load_pipeline(copied)
+    (copied / "model_index.json").write_text(json.dumps({**index, "_class_name": "KandinskyPipeline"}))
+    with pytest.raises(UserError, match=r"is a KandinskyPipeline; supported are StableDiffusionPipeline, .*backbone"):
         load_pipeline(copied)
     del index["vae"]
     (copied / "model_index.json").write_text(json.dumps(index))
@@ -194,12 +210,12 @@ def with_scheduler(directory: Path, scheduler: SchedulerMixin) -> Path:
 
 def test_a_flow_teacher_is_made_saved_loaded_and_sampled(pipeline_directory: Path, copied: Path) -> None:
     parts = load_pipeline(pipeline_directory)
-    save_pipeline(parts.unet, parts.text_encoder, "flow_prediction", copied)
+    save_pipeline(parts.network, parts.encoder.text_encoder, "flow_prediction", copied)
     teacher = load_pipeline(copied)
     assert (teacher.kind, teacher.schedule) == ("flow_prediction", FlowSchedule())
     assert type(teacher.scheduler) is FlowMatchEulerDiscreteScheduler
     assert teacher.revision != parts.revision
-    denoiser, condition = Denoiser(teacher.unet, teacher.schedule, teacher.kind), teacher.condition(["red heart"])
+    denoiser, condition = teacher.denoiser, teacher.condition(["red heart"])
     start = torch.randn(1, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         times = teacher.schedule.sampling_times(3)
@@ -207,7 +223,7 @@ def test_a_flow_teacher_is_made_saved_loaded_and_sampled(pipeline_directory: Pat
         teacher.scheduler.set_timesteps(sigmas=[1, 2 / 3, 1 / 3])
         x = start
         for k in teacher.scheduler.timesteps:
-            x = teacher.scheduler.step(teacher.unet(x, k, condition).sample, k, x).prev_sample
+            x = teacher.scheduler.step(teacher.network(x, k, condition["prompt"]).sample, k, x).prev_sample
     torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-5)
 
 
@@ -269,7 +285,7 @@ def test_weights_of_a_variant_and_in_parts_are_read_and_count(
     copy = variants(pipeline_directory, tmp_path / "copy", **how)
     check_pipeline(copy)
     found, expected = load_pipeline(copy), load_pipeline(pipeline_directory)
-    for ours, theirs in zip(found.unet.parameters(), expected.unet.parameters(), strict=True):
+    for ours, theirs in zip(found.network.parameters(), expected.network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     written = sorted((copy / "unet").glob("*.safetensors"))
     assert (len(written) > 1) == ("max_shard_size" in how)
@@ -298,7 +314,7 @@ def test_parts_of_different_variants_only_are_refused(copied: Path) -> None:
     for part, variant in (("unet", "fp16"), ("vae", "bf16")):
         (weights,) = (copied / part).glob("*.safetensors")
         weights.rename(weights.with_suffix(f".{variant}.safetensors"))
-    with pytest.raises(UserError, match=r"different variants only: vae in bf16, unet in fp16"):
+    with pytest.raises(UserError, match=r"different variants only: unet in fp16, vae in bf16"):
         check_pipeline(copied)
 
 
@@ -325,6 +341,11 @@ def change(directory: Path, part: str, how: str) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
+def used(pipeline: Pipeline, part: str) -> Any:
+    """Load the stage that a part belongs to."""
+    return {"unet": lambda: pipeline.network, "vae": lambda: pipeline.vae}.get(part, lambda: pipeline.encoder)()
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 @pytest.mark.parametrize(
     ("how", "message"),
@@ -332,8 +353,9 @@ def change(directory: Path, part: str, how: str) -> None:
 )
 def test_weights_that_loaders_pass_over_are_refused(copied: Path, part: str, how: str, message: str) -> None:
     change(copied, part, how)
+    pipeline = load_pipeline(copied)
     with pytest.raises(UserError, match=f"{message}") as refused:
-        load_pipeline(copied)
+        used(pipeline, part)
     assert part in str(refused.value)
 
 
@@ -342,7 +364,7 @@ def test_a_part_of_a_class_of_nobody_known_is_refused(copied: Path) -> None:
     index["text_encoder"] = ["mine", "Encoder"]
     (copied / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"text_encoder is a mine\.Encoder, of neither diffusers nor transformers"):
-        load_pipeline(copied)
+        used(load_pipeline(copied), "text_encoder")
 
 
 def rewritten(directory: Path, part: str, **settings: Any) -> None:
@@ -354,11 +376,15 @@ def rewritten(directory: Path, part: str, **settings: Any) -> None:
 @pytest.mark.parametrize(
     ("part", "settings", "message"),
     [
-        ("unet", {"addition_embed_type": "text_time"}, "told more than a time and a caption .*text_time.* as SDXL's"),
+        ("unet", {"addition_embed_type": "text_time"}, "told more than a time and a caption .*text_time"),
         ("unet", {"num_class_embeds": 10}, "told more .*num_class_embeds=10"),
-        ("unet", {"in_channels": 9}, "9 input and 4 output channels, and an autoencoder of 4: UNets for inpainting"),
-        ("vae", {"latent_channels": 16}, "4 input and 4 output channels, and an autoencoder of 16"),
-        ("text_encoder", {"hidden_size": 768}, "gives 768 features a token, and its UNet attends to 12"),
+        ("unet", {"in_channels": 9}, "UNet of 9 input channels, and an autoencoder of 4: networks for inpainting"),
+        ("vae", {"latent_channels": 16}, "UNet of 4 input channels, and an autoencoder of 16"),
+        (
+            "text_encoder",
+            {"hidden_size": 768},
+            "its text encoders give 768 features a token, and its UNet attends to 12",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_named_before_anything_is_loaded(
@@ -371,12 +397,12 @@ def test_parts_that_do_not_fit_are_named_before_anything_is_loaded(
 
 def test_a_tokenizer_that_does_not_fit_is_refused(copied: Path) -> None:
     rewritten(copied, "text_encoder", max_position_embeddings=3)
-    with pytest.raises(UserError, match=r"cannot be read: text_encoder|6 tokens a caption, and its text encoder 3"):
-        load_pipeline(copied)
+    with pytest.raises(UserError, match=r"cannot be read: text_encoder|6 tokens a caption, and its text_encoder 3"):
+        used(load_pipeline(copied), "text_encoder")
     for file in (copied / "tokenizer").glob("*o*.json"):
         if file.name in ("tokenizer.json", "vocab.json"):
             file.unlink()
-    with pytest.raises(UserError, match=r"its tokenizer has no vocabulary; expected tokenizer\.json or vocab\.json"):
+    with pytest.raises(UserError, match=r"tokenizer has no vocabulary; expected one of tokenizer\.json, vocab\.json"):
         check_pipeline(copied)
 
 

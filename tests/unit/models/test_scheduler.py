@@ -28,6 +28,7 @@ from diffusers import (
     StableDiffusionPipeline,
     TCDScheduler,
 )
+from tests.given import prompted
 from tests.sampling import sample_student
 from torch import Tensor
 
@@ -36,6 +37,7 @@ from raystill.flow.jumps import Jump, Walk, own_noise, own_seeds, stops
 from raystill.flow.paths import PairedDiffusionPath, RayPath, interpolate, path_of, times_at
 from raystill.flow.predictions import column, guided
 from raystill.flow.starts import StartLaw
+from raystill.models.conditioning import Condition
 from raystill.models.denoiser import Denoiser
 from raystill.models.sampling import Sampling
 from raystill.models.scheduler import ENDED, RayFlowScheduler
@@ -77,16 +79,18 @@ def by_raystill(stock: StableDiffusionPipeline, scheduler: RayFlowScheduler, ste
     config = scheduler.config
     condition, empty = (stock.encode_prompt(c, "cpu", 1, False)[0] for c in (CAPTIONS, ["", "", ""]))
 
-    def network(x: Tensor, t: Tensor, c: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
-        alone = stock.unet(x, t, c, return_dict=False)[0]
-        return (alone if scale == 1 else guided(stock.unet(x, t, empty, return_dict=False)[0], alone, scale),)
+    def network(x: Tensor, t: Tensor, c: Condition) -> Tensor:
+        alone: Tensor = stock.unet(x, t, c["prompt"], return_dict=False)[0]
+        return alone if scale == 1 else guided(stock.unet(x, t, empty, return_dict=False)[0], alone, scale)
 
     ray = {"sigma": config.sigma} if config.path == "RayPath" else {}
     ends = {"end": config.end} if config.path in ENDED else {}
     start = StartLaw.from_json(config.start or {"law": "normal"}).apply(draws())
     denoiser = Denoiser(network, schedule_of(scheduler), kind_of(scheduler))
     sampling = Sampling(jump=config.jump, eta=config.eta)
-    return sample_student(denoiser, path_of({"kind": config.path, **ray, **ends}), start, condition, steps, sampling)
+    return sample_student(
+        denoiser, path_of({"kind": config.path, **ray, **ends}), start, prompted(condition), steps, sampling
+    )
 
 
 @pytest.mark.parametrize("teacher", ["epsilon", "v", "flow"])

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from tests.given import bound, prompted
 from tests.sampling import sample_student
+from tests.student import MakeScheduler, Student
 from torch import Tensor
 
 from raystill.config.errors import UserError
@@ -18,13 +20,13 @@ from raystill.flow.schedules import DiffusionSchedule, FlowSchedule, Schedule
 from raystill.flow.starts import StartLaw
 from raystill.methods.lcm import LCM
 from raystill.methods.perflow import PeRFlow
+from raystill.models.conditioning import part
 from raystill.models.counts import timesteps_of
 from raystill.models.denoiser import Denoiser
 from raystill.models.fresh import DenoiserShape, stable_diffusion_scheduler
 from raystill.models.pipeline import load_pipeline
 from raystill.models.sampling import ODE, Sampling, Scheduler, load_scheduler, ray_scheduler
 from raystill.models.scheduler import RayFlowScheduler
-from raystill.models.student import MakeScheduler, Student
 from raystill.models.weights import Lora, prepare
 
 SCHEDULE = DiffusionSchedule.from_alphas(stable_diffusion_scheduler("epsilon").alphas_cumprod)
@@ -60,11 +62,11 @@ def test_a_fresh_student_is_its_teacher_at_the_same_snr_on_any_path(path: AnyPat
     teacher, student = networks[0], prepare(networks[1], LORA)
     c = path.coefficients(SCHEDULE, torch.tensor([0.1, 0.6, 0.9], dtype=torch.float64))
     x_0, mu, eps = (torch.randn(3, 4, 6, 8, generator=rng(i)) for i in range(3))
-    x, text = interpolate(c, x_0, mu, eps), torch.randn(3, 5, 6, generator=rng(4))
+    x, text = interpolate(c, x_0, mu, eps), prompted(torch.randn(3, 5, 6, generator=rng(4)))
     with torch.no_grad():
-        found = Denoiser(student, SCHEDULE, kind).on_path(x, c, text)
+        found = Denoiser(bound(student), SCHEDULE, kind).on_path(x, c, text)
         at = SCHEDULE.time_of(c.angle)  # the teacher's own time, and its own point: signal^2 + noise^2 = 1
-        expected = Denoiser(teacher, SCHEDULE, kind)(x / column(c.norm, x), at, text)
+        expected = Denoiser(bound(teacher), SCHEDULE, kind)(x / column(c.norm, x), at, text)
     torch.testing.assert_close(found.data, expected.data)
     torch.testing.assert_close(found.epsilon, expected.epsilon)
 
@@ -72,11 +74,13 @@ def test_a_fresh_student_is_its_teacher_at_the_same_snr_on_any_path(path: AnyPat
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 @pytest.mark.parametrize("path", [*STILL, RayPath(sigma=0.3)], ids=str)
 def test_with_the_ode_jump_a_stock_pipeline_draws_the_same(path: AnyPath, steps: int, pipeline_directory: Path) -> None:
-    tensors = moved(prepare(load_pipeline(pipeline_directory).unet, LORA))
+    tensors = moved(prepare(load_pipeline(pipeline_directory).network, LORA))
     student = Student(pipeline_directory, LORA, tensors, on(path), torch.device("cpu"))
     start, captions = torch.randn(3, 4, 8, 8, generator=rng(7)), ["red heart", "cat face", ""]
     found = student.latents(start, student.pipeline.condition(captions), steps)
-    stock = StableDiffusionPipeline.from_pretrained(pipeline_directory, unet=student.pipeline.unet, dtype=torch.float32)
+    stock = StableDiffusionPipeline.from_pretrained(
+        pipeline_directory, unet=student.pipeline.network, dtype=torch.float32
+    )
     assert type(stock.scheduler) is DDIMScheduler
     stock.set_progress_bar_config(disable=True)
     expected = stock(
@@ -86,13 +90,15 @@ def test_with_the_ode_jump_a_stock_pipeline_draws_the_same(path: AnyPath, steps:
 
 
 def test_a_student_that_has_not_learned_the_guidance_is_guided(pipeline_directory: Path) -> None:
-    tensors = moved(prepare(load_pipeline(pipeline_directory).unet, LORA))
+    tensors = moved(prepare(load_pipeline(pipeline_directory).network, LORA))
     method = PeRFlow(synchronised=True, guidance=4.0)
     assert (method.guides, PeRFlow().guides, LCM().guides) == (4.0, 1.0, 1.0)
     make = partial(method.scheduler, sampling=ODE, start=StartLaw())
     student = Student(pipeline_directory, LORA, tensors, make, torch.device("cpu"), method.guides)
     start, captions = torch.randn(2, 4, 8, 8, generator=rng(7)), ["red heart", "cat face"]
-    stock = StableDiffusionPipeline.from_pretrained(pipeline_directory, unet=student.pipeline.unet, dtype=torch.float32)
+    stock = StableDiffusionPipeline.from_pretrained(
+        pipeline_directory, unet=student.pipeline.network, dtype=torch.float32
+    )
     stock.scheduler = student.scheduler
     stock.set_progress_bar_config(disable=True)
     expected = stock(captions, latents=start, num_inference_steps=4, guidance_scale=4.0, output_type="latent").images
@@ -101,7 +107,7 @@ def test_a_student_that_has_not_learned_the_guidance_is_guided(pipeline_director
 
 
 def test_the_adapter_s_tensors_are_the_ones_that_draw(pipeline_directory: Path) -> None:
-    tensors = moved(prepare(load_pipeline(pipeline_directory).unet, LORA))
+    tensors = moved(prepare(load_pipeline(pipeline_directory).network, LORA))
     zero = {name: torch.zeros_like(t) for name, t in tensors.items()}
     start = torch.randn(2, 4, 8, 8, generator=rng(7))
     drawn = []
@@ -109,7 +115,7 @@ def test_the_adapter_s_tensors_are_the_ones_that_draw(pipeline_directory: Path) 
         student = Student(pipeline_directory, LORA, held, on(RayPath()), torch.device("cpu"))
         drawn.append(student.latents(start, student.pipeline.condition(["cat", "heart"]), 2))
     teacher = load_pipeline(pipeline_directory)
-    denoiser = Denoiser(teacher.unet, teacher.schedule, teacher.kind)
+    denoiser = teacher.denoiser
     with torch.no_grad():
         expected = sample_student(denoiser, RayPath(), start, teacher.condition(["cat", "heart"]), 2)
     torch.testing.assert_close(drawn[1], expected)
@@ -136,8 +142,8 @@ def test_anchored_jumps_stay_on_the_path_of_the_start_and_end_at_the_data(
     path: AnyPath, schedule: Schedule, steps: int
 ) -> None:
     x_0, start = (torch.randn(3, 2, 4, 5, generator=rng(i), dtype=torch.float64) for i in (1, 2))
-    network, text = Knows(x_0), torch.zeros(3, 1, 1)
-    found = sample_student(Denoiser(network, schedule, "sample"), path, start, text, steps, ANCHORED)
+    network, text = Knows(x_0), prompted(torch.zeros(3, 1, 1))
+    found = sample_student(Denoiser(bound(network), schedule, "sample"), path, start, text, steps, ANCHORED)
     assert torch.equal(found, x_0)
     assert len(network.asked) == steps
     grid = schedule.sampling_times(steps)[:-1]
@@ -163,8 +169,8 @@ def test_students_are_asked_in_sampling_where_they_are_asked_in_training(steps: 
     for path in (RayPath(), RayPath(sigma=0.1), RayPath(sigma=1.0)):
         for sampling in (ODE, ANCHORED):
             network = Knows(torch.zeros(1, 1, 2, 2))
-            denoiser = Denoiser(network, SCHEDULE, "sample")
-            sample_student(denoiser, path, torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 1), steps, sampling)
+            denoiser = Denoiser(bound(network), SCHEDULE, "sample")
+            sample_student(denoiser, path, torch.ones(1, 1, 2, 2), prompted(torch.zeros(1, 1, 1)), steps, sampling)
             asked = [float(timestep[0]) for _, timestep in network.asked]
             assert asked == pytest.approx(stock, abs=1e-3)
             trained = times_at(path, SCHEDULE, SCHEDULE.angle(SCHEDULE.sampling_times(steps)[:-1]))
@@ -179,13 +185,13 @@ def test_students_are_asked_in_sampling_where_they_are_asked_in_training(steps: 
     ids=str,
 )
 def test_a_picture_does_not_depend_on_its_batch(sigma: float, sampling: Sampling, pipeline_directory: Path) -> None:
-    tensors = moved(prepare(load_pipeline(pipeline_directory).unet, LORA))
+    tensors = moved(prepare(load_pipeline(pipeline_directory).network, LORA))
     student = Student(pipeline_directory, LORA, tensors, on(RayPath(sigma=sigma), sampling), torch.device("cpu"))
     start, text = torch.randn(4, 4, 8, 8, generator=rng(3)), student.pipeline.condition(["a", "b", "c", "d"])
     whole = student.latents(start, text, 3)
     for i in range(4):
         torch.testing.assert_close(
-            student.latents(start[i : i + 1], text[i : i + 1], 3), whole[i : i + 1], rtol=1e-4, atol=1e-4
+            student.latents(start[i : i + 1], part(text, slice(i, i + 1)), 3), whole[i : i + 1], rtol=1e-4, atol=1e-4
         )
 
 
@@ -194,10 +200,13 @@ def test_fresh_noise_changes_the_picture_and_a_repetition_does_not() -> None:
         def __call__(self, x: Tensor, timestep: Tensor, condition: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
             return (0.5 * x,)
 
-    denoiser, start = Denoiser(Halves(torch.zeros(1)), SCHEDULE, "sample"), torch.randn(2, 3, 4, 4, generator=rng(1))
+    denoiser, start = (
+        Denoiser(bound(Halves(torch.zeros(1))), SCHEDULE, "sample"),
+        torch.randn(2, 3, 4, 4, generator=rng(1)),
+    )
     for path, jump in ((RayPath(sigma=0.5), "anchored"), (RayPath(), "ode")):
         drawn = [
-            sample_student(denoiser, path, start, torch.zeros(2, 1, 1), 4, Sampling(jump=jump, eta=eta))  # type: ignore[arg-type]
+            sample_student(denoiser, path, start, prompted(torch.zeros(2, 1, 1)), 4, Sampling(jump=jump, eta=eta))  # type: ignore[arg-type]
             for eta in (0.0, 0.5, 0.5)
         ]
         assert torch.equal(drawn[1], drawn[2])
@@ -205,7 +214,7 @@ def test_fresh_noise_changes_the_picture_and_a_repetition_does_not() -> None:
 
 
 def test_a_start_law_is_applied_before_the_first_step(pipeline_directory: Path) -> None:
-    tensors = moved(prepare(load_pipeline(pipeline_directory).unet, LORA))
+    tensors = moved(prepare(load_pipeline(pipeline_directory).network, LORA))
     law = StartLaw(law="channel_normal", mean=(0.1, -0.2, 0.3, 0.0), std=(0.5, 1.0, 2.0, 0.7))
     normal = torch.randn(2, 4, 8, 8, generator=rng(7))
     fitted, plain = (

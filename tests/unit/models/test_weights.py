@@ -83,7 +83,9 @@ def test_the_state_has_peft_s_names_and_the_trained_values() -> None:
 
 
 def test_targets_that_name_nothing_are_refused_with_examples() -> None:
-    with pytest.raises(UserError, match=r"name no layer of the UNet: to_qq, attention; expected names such as to_q"):
+    with pytest.raises(
+        UserError, match=r"name no layer of the UNet2DConditionModel: to_qq, attention; expected names such as to_q"
+    ):
         prepare(unet(), Lora(targets=("to_qq", "attention")))
 
 
@@ -121,5 +123,5 @@ def test_a_delta_moves_another_fine_tune_of_the_same_base_as_it_moved_the_base()
 def test_a_delta_for_another_network_is_refused() -> None:
     torch.manual_seed(0)
     wider = DenoiserShape(widths=(8, 24), groups=4, heads=2, text_width=6).unet(4, 8)
-    with pytest.raises(UserError, match="the delta is for another UNet: "):
+    with pytest.raises(UserError, match="the delta is for another network: "):
         add_delta(unet(), delta(wider, {name: p.detach() for name, p in wider.named_parameters()}))

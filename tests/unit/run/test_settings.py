@@ -55,7 +55,7 @@ def test_bad_settings_say_what_to_write(path: str, value: object, message: str) 
 
 def facts(scheduler: SchedulerMixin) -> TeacherFacts:
     stock = stock_sampler(scheduler)
-    return TeacherFacts(schedule_of(stock), kind_of(stock), {"mid_block": 8}, stock, time_condition=False)
+    return TeacherFacts(schedule_of(stock), kind_of(stock), {"mid_block": 8}, stock, False, (32, 3), (), False, 4)
 
 
 BENT, STRAIGHT = facts(DDIMScheduler()), facts(FlowMatchEulerDiscreteScheduler(shift=3.0))
@@ -147,7 +147,7 @@ def test_a_teacher_that_is_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected model_index.json in it, found: notes.txt"):
         check_pipeline(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline", "transformer": ["a", "b"]}')
-    with pytest.raises(UserError, match="is a FluxPipeline without vae"):
+    with pytest.raises(UserError, match="is a FluxPipeline; supported are StableDiffusionPipeline"):
         check_pipeline(tmp_path)
     with pytest.raises(UserError, match="no such directory"):
         check_pipeline(tmp_path / "absent")

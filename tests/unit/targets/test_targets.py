@@ -27,7 +27,7 @@ from raystill.flow.schedules import DiffusionSchedule, FlowSchedule
 from raystill.flow.solvers import dpm_solver_2m
 from raystill.flow.starts import StartLaw
 from raystill.flow.trajectories import angle_times
-from raystill.models.denoiser import Denoiser
+from raystill.models.conditioning import Condition
 from raystill.models.fresh import stable_diffusion_scheduler
 from raystill.models.pipeline import load_pipeline
 from raystill.targets.estimators import Estimator, Teacher, assignment
@@ -117,10 +117,10 @@ def test_generated_targets_lie_on_one_ddim_step_from_the_start(tiny_pipeline: Pa
     for row in targets(tiny_pipeline, [sample(i) for i in range(5)], estimator):
         start = start_of(row["key"], 0, (4, 8, 8)).numpy()
         np.testing.assert_allclose(signal * row["x_0"] + noise * row["target_mean"], start, atol=1e-5)
-        assert {name: row[name].shape for name in ("x_0", "target_mean", "condition")} == {
+        assert {name: row[name].shape for name in ("x_0", "target_mean", "condition.prompt")} == {
             "x_0": (4, 8, 8),
             "target_mean": (4, 8, 8),
-            "condition": (8, 16),
+            "condition.prompt": (8, 16),
         }
         assert row["x_0"].dtype == row["target_mean"].dtype == np.float32
 
@@ -130,13 +130,15 @@ def test_generated_data_is_the_teachers_own_sample(tiny_pipeline: Path) -> None:
     rows = targets(tiny_pipeline, [sample(0), sample(2)], Generation(solver_steps=4, guidance=1.0), seed=7)
     start = torch.stack([start_of(key, 7, (4, 8, 8)) for key in ("s0", "s2")])
     condition = teacher.condition(["red heart", "blue car"])
-    denoiser = Denoiser(teacher.unet, teacher.schedule, teacher.kind)
+    denoiser = teacher.denoiser
     with torch.inference_mode():
         expected = dpm_solver_2m(
             lambda x, t: denoiser(x, t, condition), teacher.schedule, start, teacher.schedule.sampling_times(4)
         )
     np.testing.assert_allclose(np.stack([row["x_0"] for row in rows]), expected.numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(np.stack([row["condition"] for row in rows]), condition.numpy(), atol=1e-6)
+    np.testing.assert_allclose(
+        np.stack([row["condition.prompt"] for row in rows]), condition["prompt"].numpy(), atol=1e-6
+    )
 
 
 def test_guidance_and_caption_matter(tiny_pipeline: Path) -> None:
@@ -167,7 +169,7 @@ def test_calls_are_those_that_the_network_gets(
 ) -> None:
     teacher = Teacher.of(load_pipeline(tiny_pipeline))
     rows = []
-    teacher.pipeline.unet.register_forward_hook(lambda unet, given, answer: rows.append(len(given[0])))
+    teacher.pipeline.network.register_forward_hook(lambda unet, given, answer: rows.append(len(given[0])))
     estimator = kind(solver_steps=3, guidance=guidance, solver=solver, rho=rho)
     condition = teacher.pipeline.condition(["red heart", "blue car"])
     with torch.inference_mode():
@@ -201,7 +203,7 @@ def test_targets_do_not_depend_on_how_shards_are_cut(
         found[name] = {row["key"]: row for row in rows}
     assert set(found["one"]) == set(found["three"]) == {f"s{i}" for i in range(5)}
     for key, row in found["one"].items():
-        for member in ("x_0", "target_mean", "condition"):
+        for member in ("x_0", "target_mean", "condition.prompt"):
             np.testing.assert_allclose(found["three"][key][member], row[member], rtol=1e-4, atol=atol)
 
 
@@ -227,7 +229,7 @@ def test_only_what_starts_from_real_latents_needs_the_picture(tiny_pipeline: Pat
             targets(tiny_pipeline, [blind], estimator)
 
 
-def latents_of(pipeline: Path, numbers: list[int]) -> tuple[Teacher, torch.Tensor, torch.Tensor]:
+def latents_of(pipeline: Path, numbers: list[int]) -> tuple[Teacher, torch.Tensor, Condition]:
     """The teacher, and the real latents and conditions of samples."""
     teacher = Teacher.of(load_pipeline(pipeline).to(torch.device("cpu")))
     colours = torch.tensor([[40.0 * i, 90.0, 200.0 - 30 * i] for i in numbers]).view(-1, 3, 1, 1)

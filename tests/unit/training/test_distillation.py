@@ -27,8 +27,9 @@ from raystill.methods.table import METHODS, Distilling
 from raystill.methods.tcd import TCD
 from raystill.models.averaging import Average
 from raystill.models.weights import Lora
-from raystill.training.distillation import DistillTask, LawPicture, typical_density
+from raystill.training.distillation import DistillTask
 from raystill.training.loop import Training
+from raystill.training.pictures import LawPicture, typical_density
 from raystill.training.task import Place, final_averages, last_step, run_task
 
 TRAINING = Training(steps=6, lane_size=3, log_every=1, checkpoint_every=2, picture_every=3, average_decay=0.9)
@@ -59,7 +60,7 @@ class Seen:
 def fields(step: int) -> dict[str, Any]:
     x_0, mu = (torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1000 * k + step)) for k in (1, 2))
     text = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(step))
-    return {"x_0": x_0, "target_mean": mu, "condition": text}
+    return {"x_0": x_0, "target_mean": mu, "condition": {"prompt": text}}
 
 
 def place(store: Store, stop: int | None = None, seen: Seen | None = None) -> Place:

@@ -255,7 +255,7 @@ def fields(name: str, step: int) -> dict[str, Any]:
         case "denoiser":
             return {"latent": latent, "tokens": torch.tensor([[1, 3, 4, 8, 8]] * 3)}
         case _:
-            return {"x_0": latent, "target_mean": mean, "condition": rng(step).normal((3, 5, 4))}
+            return {"x_0": latent, "target_mean": mean, "condition": {"prompt": rng(step).normal((3, 5, 4))}}
 
 
 def task_of(name: str, teacher: Path, training: Training = TRAINING) -> Task:

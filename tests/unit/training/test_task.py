@@ -56,7 +56,7 @@ def fields(step: int) -> dict[str, Any]:
     """Batch of one step."""
     x_0, mu = (torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1000 * k + step)) for k in (1, 2))
     text = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(step))
-    return {"x_0": x_0, "target_mean": mu, "condition": text}
+    return {"x_0": x_0, "target_mean": mu, "condition": {"prompt": text}}
 
 
 def place(store: Store, stop: int | None = None) -> Place:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from raystill.flow.predictions import Latent
-from raystill.models.ctm import WEIGHT, CTMScheduler, make_room
+from raystill.models.conditioning import Condition
+from raystill.models.ctm import CTMScheduler, landing_of, make_room
 from raystill.models.pipeline import Pipeline, load_pipeline
 from raystill.models.sampling import Scheduler, draw, guided_network
 from raystill.models.stock import StockSampler
@@ -30,16 +31,16 @@ class Student:
     ) -> None:
         self.pipeline: Pipeline = load_pipeline(teacher)
         self.scheduler = scheduler(self.pipeline.scheduler)
-        prepare(self.pipeline.unet, weights)
-        if WEIGHT in tensors:
-            make_room(self.pipeline.unet)
-        load_trained(self.pipeline.unet, tensors)
-        merge(self.pipeline.unet, weights)
+        prepare(self.pipeline.network, weights)
+        if landing_of(tensors):
+            make_room(self.pipeline.network, self.pipeline.backbone.landing)
+        load_trained(self.pipeline.network, tensors)
+        merge(self.pipeline.network)
         if isinstance(self.scheduler, CTMScheduler):
-            self.scheduler.attach(self.pipeline.unet)
+            self.scheduler.attach(self.pipeline.network)
         self.pipeline.to(device)
-        self._network = guided_network(self.pipeline, guidance)
+        self._network = guided_network(self.pipeline.call, guidance, self.pipeline.empty)
 
-    def latents(self, normal: Latent, condition: Tensor, steps: int) -> Latent:
+    def latents(self, normal: Latent, condition: Condition, steps: int) -> Latent:
         """Clean latents from N(0, I) draws."""
         return draw(self._network, self.scheduler, normal, condition, steps)

@@ -1,0 +1,1 @@
+"""Families of text-to-image pipelines: a small file each, behind one protocol, listed in one table."""
