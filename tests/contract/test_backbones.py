@@ -99,6 +99,13 @@ def test_a_row_alone_is_the_row_in_a_batch(pipeline: Pipeline) -> None:
         torch.testing.assert_close(own, value[one], rtol=1e-4, atol=1e-4)
 
 
+def test_captions_that_are_cut_are_counted(pipeline: Pipeline) -> None:
+    tokenizer, limit = pipeline.backbone.limit(pipeline.encoder)
+    fits = "a " * (limit // 2 - 2)
+    assert len(tokenizer(fits).input_ids) <= limit
+    assert pipeline.backbone.cut(pipeline.encoder, ["", fits, "cat " * limit, "a red heart " * limit]) == 2
+
+
 @torch.no_grad()
 def test_pictures_of_latents_are_the_autoencoder_s_own_round_trip(name: str, pipeline: Pipeline) -> None:
     vae, picture = stock(name).vae, torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1

@@ -34,7 +34,9 @@ class Transform(Protocol):
 
 @runtime_checkable
 class Companion(Protocol):
-    """What a transform may have besides: files that belong to all shards of its stage."""
+    """What a transform may have besides: files that belong to all shards of its stage, and captions that it cut."""
+
+    cut: int  # captions of the shard that was computed last that were longer than the text encoder takes
 
     def beside(self) -> Mapping[str, bytes]:
         """Return the files by name."""
@@ -42,13 +44,14 @@ class Companion(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """One derived shard: its key below the store, how many samples it holds, and which source samples were rejected,
-    with reasons.
+    """One derived shard: its key below the store, how many samples it holds, which source samples were rejected, with
+    reasons, and how many captions were cut.
     """
 
     key: str
     count: int
     rejected: tuple[str, ...] = ()
+    cut: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +73,13 @@ class Index:
 
     @property
     def left_out(self) -> str:
-        """The number of rejected samples, and each with its reason, as lines of text; empty where none was rejected."""
-        bad = self.rejected
+        """The number of rejected samples, and each with its reason, and the number of captions of which an end was left
+        out, as lines of text; empty where there is none of either.
+        """
+        bad, cut = self.rejected, sum(shard.cut for shard in self.shards)
         head = f"{len(bad)} of {self.count + len(bad)} samples were left out:"
-        return "\n  ".join([head, *bad]) if bad else ""
+        ends = f"{cut} of {self.count} captions are longer than the text encoder takes, and their ends were left out"
+        return "\n".join(filter(None, ["\n  ".join([head, *bad]) if bad else "", ends if cut else ""]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +157,16 @@ def find(target: Store, max_bad_fraction: float = 1.0) -> Index | None:
     if not target.exists(INDEX):
         return None
     found = json.loads(target.read(INDEX))
-    shards = tuple(Shard(key=s["key"], count=s["count"], rejected=tuple(s["rejected"])) for s in found["shards"])
+    shards = tuple(_shard(s["key"], s) for s in found["shards"])
     index = Index(identity=found["identity"], shards=shards)
     _check(index, max_bad_fraction)
     _warn(index)
     return index
+
+
+def _shard(key: str, found: Mapping[str, Any]) -> Shard:
+    """A shard as its note has it; those of before have no number of cut captions."""
+    return Shard(key=key, count=found["count"], rejected=tuple(found["rejected"]), cut=found.get("cut", 0))
 
 
 def derive_shard(source: Store, key: str, target: Store, transform: Transform) -> Shard:
@@ -163,8 +174,7 @@ def derive_shard(source: Store, key: str, target: Store, transform: Transform) -
     name = plain_name(key)
     note = name.removesuffix(".tar") + ".json"
     if target.exists(note):
-        done = json.loads(target.read(note))
-        return Shard(key=name, count=done["count"], rejected=tuple(done["rejected"]))
+        return _shard(name, json.loads(target.read(note)))
     rows, rejected = [], []
     for sample in unpack(source.read(key), key):
         try:
@@ -172,13 +182,16 @@ def derive_shard(source: Store, key: str, target: Store, transform: Transform) -
         except RejectedSampleError as error:
             rejected.append(str(error))
     derived = transform.compute(rows) if rows else []
-    for file, data in (transform.beside() if isinstance(transform, Companion) else {}).items():
-        if not target.exists(file):
-            target.write(file, data)
+    cut = 0
+    if isinstance(transform, Companion):
+        cut = transform.cut if rows else 0
+        for file, data in transform.beside().items():
+            if not target.exists(file):
+                target.write(file, data)
     if derived:
         target.write(name, pack(pack_row(row) for row in derived))
-    shard = Shard(key=name, count=len(derived), rejected=tuple(rejected))
-    target.write(note, json.dumps({"count": shard.count, "rejected": rejected}).encode())
+    shard = Shard(key=name, count=len(derived), rejected=tuple(rejected), cut=cut)
+    target.write(note, json.dumps({"count": shard.count, "rejected": rejected, "cut": cut}).encode())
     return shard
 
 

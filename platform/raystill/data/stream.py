@@ -51,7 +51,8 @@ def derive_stream(stage: Stage, *, actors: int, options: Mapping[str, Any]) -> I
         for row in dataset.iter_rows():
             if row["error"]:
                 raise UserError(row["error"])
-            shards.append(Shard(key=str(row["key"]), count=int(row["count"]), rejected=tuple(row["rejected"])))
+            rejected, cut = tuple(row["rejected"]), int(row["cut"])
+            shards.append(Shard(key=str(row["key"]), count=int(row["count"]), rejected=rejected, cut=cut))
             bar.update()
     return finish(stage.store, stage.identity, shards, stage.max_bad_fraction)
 
@@ -69,6 +70,7 @@ class _ShardWorker:
             "key": [s.key for s in shards],
             "count": [s.count for s in shards],
             "rejected": [list(s.rejected) for s in shards],
+            "cut": [s.cut for s in shards],
             "error": [error for _, error in found],
         }
 

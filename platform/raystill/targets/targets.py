@@ -49,6 +49,7 @@ class TargetTransform:
         self.teacher = Teacher.of(load_pipeline(teacher).to(torch.device(device)))
         self.estimator, self.reading, self.seed, self.batch_size = estimator, reading, seed, batch_size
         self.precision, self.device, self.half = precision, torch.device(device), half
+        self.cut = 0
 
     def read(self, sample: Sample) -> Row:
         """The row of one sample: its caption, and its picture where the estimator needs it; RejectedSampleError where
@@ -64,6 +65,8 @@ class TargetTransform:
         """Targets of a shard, in batches; a sample's start depends on its key and the seed alone, however shards are
         cut.
         """
+        pipeline = self.teacher.pipeline
+        self.cut = pipeline.backbone.cut(pipeline.encoder, [row["caption"] for row in rows])
         parts = (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
         return self.estimator.arranged([row for part in parts for row in self._batch(part)])
 

@@ -151,6 +151,29 @@ def test_what_was_left_out_is_said_when_computed_and_when_found(
         assert caplog.messages.count(index.left_out) == 1
 
 
+class Cutting(PictureTransform):
+    """Cuts a caption of every shard, and has a file for the stage."""
+
+    cut = 1
+
+    def beside(self) -> dict[str, bytes]:
+        return {"told.json": b"{}"}
+
+
+def test_captions_that_were_cut_are_counted_when_computed_and_when_found(
+    source: LocalStore, work: LocalStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage(Source.of(source), work, {}, partial(Cutting, READING))
+    for _ in ("computed", "found"):
+        caplog.clear()
+        index = derive(stage)
+        assert index.left_out == "3 of 6 captions are longer than the text encoder takes, and their ends were left out"
+        assert caplog.messages == [index.left_out]
+    assert work.read("told.json") == b"{}"
+    (work.root / INDEX).unlink()  # as a stopped run leaves its shards
+    assert derive(stage).left_out == index.left_out
+
+
 def test_nothing_is_said_where_nothing_was_left_out(
     source: LocalStore, work: LocalStore, caplog: pytest.LogCaptureFixture
 ) -> None:

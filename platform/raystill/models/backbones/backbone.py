@@ -97,6 +97,15 @@ class Backbone(ABC):
     def _channels(self) -> int:
         return int(self.settings["vae"].get("latent_channels", 4))
 
+    def limit(self, texts: Any) -> tuple[Any, int]:
+        """The tokenizer that takes the longest captions, and its number of tokens."""
+        return texts.tokenizer, int(texts.tokenizer.model_max_length)
+
+    def cut(self, texts: Any, captions: list[str]) -> int:
+        """How many of the captions are longer than the text encoders take, which leave out their ends."""
+        tokenizer, limit = self.limit(texts)
+        return sum(len(ids) > limit for ids in tokenizer(captions, truncation=False, verbose=False).input_ids)
+
     @abstractmethod
     def encode(self, texts: Any, captions: list[str]) -> Condition:
         """The condition of captions; `texts` is the pipeline with its encoders only."""

@@ -63,6 +63,10 @@ class PixArt(Backbone):
         told = {"resolution": torch.tensor([[float(side)] * 2]), "aspect_ratio": torch.ones(1, 1)}
         return told if self._micro else {}
 
+    def limit(self, texts: Any) -> tuple[Any, int]:
+        """T5's tokenizer, and the pipeline's number of tokens."""
+        return texts.tokenizer, self.tokens
+
     def encode(self, texts: Any, captions: list[str]) -> Condition:
         """The features of captions, shape (batch, tokens, width), and their mask, shape (batch, tokens)."""
         prompt, mask, _, _ = texts.encode_prompt(

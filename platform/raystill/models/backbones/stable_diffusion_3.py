@@ -51,6 +51,10 @@ class StableDiffusion3(Backbone):
                 f"{network['pooled_projection_dim']}"
             )
 
+    def limit(self, texts: Any) -> tuple[Any, int]:
+        """T5's tokenizer, and the pipeline's number of tokens for it; CLIP's, which takes fewer, without T5."""
+        return super().limit(texts) if texts.tokenizer_3 is None else (texts.tokenizer_3, TOKENS)
+
     def encode(self, texts: Any, captions: list[str]) -> Condition:
         """The features of captions, shapes (batch, tokens, width) and (batch, width); without T5, zeros for its own."""
         if texts.text_encoder_3 is None:  # whose width the pipeline asks the network for
