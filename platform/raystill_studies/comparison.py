@@ -10,9 +10,9 @@ from raystill.config.errors import UserError
 from raystill.config.fingerprint import Knob, introduced, introduced_group
 from raystill.config.home import REPORTS
 from raystill.config.overrides import override, setting
-from raystill.config.shipped import located
 from raystill.methods.method import STUDENT
 from raystill.methods.table import Distilling
+from raystill.models.hub import teacher_at
 from raystill.models.pipeline import check_pipeline
 from raystill.models.sampling import check_solver
 from raystill.models.stock import read_scheduler, stock_sampler
@@ -175,8 +175,8 @@ class Comparison:
             )
         if not self.base.evaluation.captions:
             raise UserError("base.evaluation.captions is empty; name those of the picture's rows")
-        check_pipeline(located(self.base.teacher))
-        stock = stock_sampler(read_scheduler(located(self.base.teacher)))  # as its pipeline is loaded
+        check_pipeline(teacher_at(self.base.teacher))
+        stock = stock_sampler(read_scheduler(teacher_at(self.base.teacher)))  # as its pipeline is loaded
         for name in self.solvers:
             check_solver(stock, name)
         for entrant in self.entrants:

@@ -18,12 +18,12 @@ from raystill.config.errors import UserError
 from raystill.config.fingerprint import Knob, fingerprint, identity, introduced, introduced_group
 from raystill.config.home import DIRECTORY, REPORTS
 from raystill.config.overrides import override
-from raystill.config.shipped import located
 from raystill.data.derive import Source, Stage
 from raystill.data.store import Store, open_store
 from raystill.engine.protocol import NonFiniteError
 from raystill.launch.launcher import Launcher, LocalLauncher
 from raystill.methods.rayflow import RayFlow, as_rayflow
+from raystill.models.hub import teacher_at
 from raystill.models.pipeline import teacher_facts
 from raystill.models.revision import is_of, revision
 from raystill.models.sampling import Sampling
@@ -151,7 +151,7 @@ def measure_missing(study: Study, results: dict[str, Any], launcher: Launcher) -
 
 def missing_of(study: Study, results: Mapping[str, Any]) -> dict[str, PlannedRun]:
     """The runs that have not been measured yet, by key; UserError where a run's settings do not fit together."""
-    planned, teacher = study.runs(), teacher_facts(located(study.base.teacher))
+    planned, teacher = study.runs(), teacher_facts(teacher_at(study.base.teacher))
     for one in planned.values():
         validate(one.run, teacher, local=True)
         if one.gradients and as_rayflow(one.run.method) is None:
@@ -199,9 +199,9 @@ def _tracking(study: Study, run: Run, targets: Store) -> Tracking:
 
 def check_revision(base: Run, path: Path, results: dict[str, Any]) -> None:
     """Refuse, with UserError, to add to the results of another teacher."""
-    ours = revision(located(base.teacher))
+    ours = revision(teacher_at(base.teacher))
     found = results.setdefault("teacher_revision", ours)
-    if not is_of(located(base.teacher), found):
+    if not is_of(teacher_at(base.teacher), found):
         raise UserError(
             f"{path} holds results of the teacher {found}, and {base.teacher} is {ours}: move it away, "
             "or write elsewhere: --set output=DIRECTORY"
@@ -309,11 +309,11 @@ def _probe_teacher(study: Study, launcher: Launcher) -> dict[str, Any]:
     """
     run, steps = study.base, study.base.evaluation.teacher_steps
     make = partial(teacher_draw, run.teacher, run.evaluation.guidance, launcher.stage_device)
-    identity = {"teacher": revision(located(run.teacher)), "probe": study.probe, "guidance": run.evaluation.guidance}
+    identity = {"teacher": revision(teacher_at(run.teacher)), "probe": study.probe, "guidance": run.evaluation.guidance}
     targets, _ = compute_targets(run, launcher)
     method = as_rayflow(run.method)
     assert method is not None
-    untrained = {"untrained": run.task, "teacher": revision(located(run.teacher))}
+    untrained = {"untrained": run.task, "teacher": revision(teacher_at(run.teacher))}
     return {
         "floor": round(floor_of(run, launcher), 5),
         "probes": _probe(run, study.probe, launcher, make, steps, identity),

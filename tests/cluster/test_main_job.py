@@ -57,7 +57,7 @@ REPORT: dict[str, Any] = {
 REPORT["required"] = list(REPORT["properties"])
 
 
-STEPS_OF_THE_RUN, REPORTED, PICTURED = 80, 3, 40
+STEPS_OF_THE_RUN, REPORTED, PICTURED = 48, 3, 24
 RUN = {  # long enough to be stopped before its first checkpoint
     "training__steps": str(STEPS_OF_THE_RUN), "training__log_every": str(REPORTED),
     "training__checkpoint_every": "1000", "training__picture_every": str(PICTURED),

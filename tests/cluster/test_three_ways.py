@@ -17,7 +17,7 @@ from tests.workplace import ROOT, SMALL, Typed, cli, script
 from raystill.launch.submit import ADDRESSES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
-STEPS = 120
+STEPS = 72
 
 
 @pytest.fixture(scope="module")

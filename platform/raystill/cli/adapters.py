@@ -6,7 +6,6 @@ from typing import Any
 
 from raystill.cli.registry import DEFAULT_MODEL, directory_of, fetch, registry
 from raystill.config.errors import UserError
-from raystill.config.shipped import located
 
 
 def add(commands: Any) -> None:
@@ -65,6 +64,7 @@ def _pull(arguments: argparse.Namespace) -> None:
 def _sample(arguments: argparse.Namespace) -> None:
     from raystill.evaluation.pictures import grid
     from raystill.models.adapter import Adapter
+    from raystill.models.hub import teacher_at
     from raystill.models.pipeline import load_pipeline
     from raystill.models.stock_pipeline import StockPipeline
 
@@ -73,7 +73,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     if arguments.steps is not None and arguments.steps < 1:
         raise UserError(f"--steps is {arguments.steps}; write 1 or more, such as --steps 4")
     captions = [c for c in arguments.caption for _ in range(arguments.count)]
-    if (located(arguments.model) / "model_index.json").is_file():
+    if (teacher_at(arguments.model) / "model_index.json").is_file():
         if arguments.force or arguments.base is not None:
             raise UserError(f"--force and --base are for adapters; {arguments.model} is a pipeline")
         plain = StockPipeline(load_pipeline(arguments.model), arguments.guidance)
@@ -90,7 +90,9 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 
 def _place(address: str | None) -> Path | None:
-    return None if address is None else located(address)
+    from raystill.models.hub import teacher_at
+
+    return None if address is None else teacher_at(address)
 
 
 def _merge(arguments: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 import os
 
-# The libraries read these while they are imported: no look-ups on the Hub, and errors only, no notes on unused parts.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The libraries read these while they are imported: errors only, no notes on unused parts, and no counting of uses.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from raystill.config.errors import UserError
-from raystill.config.shipped import located
 from raystill.flow.predictions import Latent
 from raystill.models.artifact import LANDING_NAME, read_weights, verify
 from raystill.models.card import AdapterCard
 from raystill.models.conditioning import Condition
 from raystill.models.counts import wrong_counts
 from raystill.models.ctm import CTMScheduler
+from raystill.models.hub import base_at
 from raystill.models.pipeline import Pipeline, load_pipeline
 from raystill.models.revision import is_of
 from raystill.models.sampling import draw, guided_network, load_scheduler
@@ -30,7 +30,7 @@ class Adapter:
         the card's, `device` where it draws, the CPU by default. UserError where adapter and base do not fit.
         """
         self.card = verify(directory)
-        self.pipeline = _on_base(directory, self.card, base or located(self.card.base.id))
+        self.pipeline = _on_base(directory, self.card, base or base_at(self.card.base.id, self.card.base.revision))
         self.pipeline.to(device or torch.device("cpu"))
         self.scheduler = load_scheduler(directory)
         self._network = guided_network(self.pipeline.call, self.card.guidance_scale, self.pipeline.empty)

@@ -5,10 +5,10 @@ import tempfile
 from pathlib import Path
 
 from raystill.config.errors import UserError
-from raystill.config.shipped import located
 from raystill.models.adapter import add_trained
 from raystill.models.artifact import LANDING_NAME, let_read, verify
 from raystill.models.card import RAYSTILL_SCHEDULERS
+from raystill.models.hub import base_at
 from raystill.models.parts import load_whole
 from raystill.models.pipeline import check_pipeline, licence_of
 from raystill.models.revision import is_of, revision
@@ -22,7 +22,7 @@ def merge_adapter(directory: Path, onto: Path | None, out: Path) -> str:
     diffusers has its class. UserError where adapter and pipeline do not fit, or where there is something at `out`.
     """
     card = verify(directory)
-    base = onto or located(card.base.id)
+    base = onto or base_at(card.base.id, card.base.revision)
     backbone = check_pipeline(base)
     found = revision(base)
     if onto is None and not is_of(base, card.base.revision):

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from raystill.config.shipped import located
 from raystill.flow.predictions import Kind, Latent
 from raystill.flow.schedules import Schedule
 from raystill.models.backbones.backbone import Backbone, Pictures
@@ -20,6 +19,7 @@ from raystill.models.backbones.table import backbone_of
 from raystill.models.conditioning import Condition, concatenated, part
 from raystill.models.denoiser import Denoiser, Network
 from raystill.models.fitting import check_vocabularies
+from raystill.models.hub import teacher_at
 from raystill.models.parts import load_encoder, load_network, load_vae
 from raystill.models.revision import revision
 from raystill.models.stock import StockSampler, kind_of, read_scheduler, schedule_of, stock_sampler
@@ -191,7 +191,7 @@ def load_pipeline(directory: str | Path, dtype: torch.dtype = torch.float32) -> 
     """Load a pipeline from a directory in diffusers' format, its encoders and network in a precision, when they are
     used; UserError where it is none, is of an unknown family, or, then, lacks weights.
     """
-    path = located(str(directory))
+    path = teacher_at(str(directory))
     backbone, scheduler = check_pipeline(path), stock_sampler(read_scheduler(path))
     return Pipeline(
         backbone, scheduler, revision(path),

@@ -24,12 +24,17 @@ def revision(directory: Path) -> str:
     """Digest of the names and contents of the files of a pipeline's parts, 16 hex digits; UserError where there is no
     pipeline.
     """
-    parts = [(directory / part, _files(directory, [part])) for part in sorted(_parts(directory))]
-    return _digest(directory, sorted(file for part, files in parts for file in read_files(part, files)))
+    parts = [_files(directory, [part]) for part in sorted(_parts(directory))]
+    return _digest(directory, sorted(file for files in parts for file in read_files(files)))
 
 
 def is_of(directory: Path, found: str | None) -> bool:
-    """Whether a stored revision is that of a pipeline's files, as this version or an earlier one of raystill counts."""
+    """Whether a stored revision is that of a pipeline's files, as this version or an earlier one of raystill counts, or
+    the commit of the Hub that they were fetched at.
+    """
+    at = directory.resolve()
+    if found == at.name and at.parent.name == "snapshots":
+        return True
     return found == revision(directory) or found in former_revisions(directory)
 
 

@@ -2,7 +2,7 @@
 
 It needs torch, diffusers and raystill's mathematics (`flow`), all of which `tracking.registry` puts beside a registered
 model.
-Import it after diffusers: raystill keeps libraries that are imported later from looking things up on the Hub.
+Import it after diffusers: raystill keeps the notes of libraries that are imported later off the terminal.
 
 Between steps the latents are the network's own input, so that `scale_model_input` leaves them alone. Only at the first
 step they are what the pipeline drew, N(0, I): `scale_model_input` and `step` both turn these into the path's end, each

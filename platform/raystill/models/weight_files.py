@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from raystill.config.errors import UserError
@@ -17,14 +17,20 @@ PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".msgpack")
 VARIANTS = ("fp16", "bf16")  # in the order in which they are taken
 
 
-def read_files(part: Path, files: Iterable[Path]) -> list[Path]:
+def read_files(files: Iterable[Path]) -> list[Path]:
     """Those files of a pipeline's part that a loader reads: a variant's weights where there are no plain ones."""
     every = list(files)
-    plain = [file for file in every if PLAIN.fullmatch(file.name)]
-    if any(file.suffix == ".safetensors" for file in plain):
+    names = set(chosen([file.name for file in every]))
+    return [file for file in every if file.name in names]
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """The same by names."""
+    plain = [name for name in names if PLAIN.fullmatch(name)]
+    if any(name.endswith(".safetensors") for name in plain):
         return plain
-    variant = _variant(part)
-    return plain + [file for file in every if variant is not None and _variant_of(file.name) == variant]
+    variant = _variant(names)
+    return plain + [name for name in names if variant is not None and _variant_of(name) == variant]
 
 
 def weight_variant(directory: Path, parts: Iterable[str]) -> str | None:
@@ -37,7 +43,7 @@ def weight_variant(directory: Path, parts: Iterable[str]) -> str | None:
         files = [file.name for file in (directory / name).glob("*") if file.is_file()]
         if any(PLAIN.fullmatch(file) and file.endswith(".safetensors") for file in files):
             continue
-        if (variant := _variant(directory / name)) is not None:
+        if (variant := _variant(files)) is not None:
             found[name] = variant
         elif pickled := sorted(file for file in files if file.endswith(PICKLED)):
             raise UserError(_pickled(directory, name, pickled))
@@ -58,11 +64,11 @@ def _pickled(directory: Path, name: str, files: list[str]) -> str:
     )
 
 
-def _variant(part: Path) -> str | None:
-    """The first of VARIANTS that a part has weights of, else any other one."""
-    names = {found for file in part.glob("*") if file.is_file() and (found := _variant_of(file.name))}
-    known = [name for name in VARIANTS if name in names]
-    return next(iter([*known, *sorted(names)]), None)
+def _variant(names: Iterable[str]) -> str | None:
+    """The first of VARIANTS that there are weights of among files, else any other one."""
+    there = {found for name in names if (found := _variant_of(name))}
+    known = [name for name in VARIANTS if name in there]
+    return next(iter([*known, *sorted(there)]), None)
 
 
 def _variant_of(name: str) -> str | None:

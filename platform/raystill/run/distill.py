@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint
-from raystill.config.shipped import located
 from raystill.data.derive import Index, Source, Stage
 from raystill.data.store import Store, open_store
 from raystill.launch.launcher import Launcher
 from raystill.launch.stopping import MakeRecorder
 from raystill.models import artifact
+from raystill.models.hub import teacher_at
 from raystill.models.revision import former_revisions, revision
 from raystill.models.sampling import NORMAL
 from raystill.models.stock import read_scheduler, schedule_of
@@ -127,17 +127,17 @@ def _register(uri: str | None, name: str, adapter: Path, record: "TrackedRun | F
 
 def inputs_of(run: Run) -> str:
     """The fingerprint of a run's source shards and teacher, which its settings name by their place only."""
-    return fingerprint(Source.of(open_store(run.shards)).identity(teacher=revision(located(run.teacher))))
+    return fingerprint(Source.of(open_store(run.shards)).identity(teacher=revision(teacher_at(run.teacher))))
 
 
 def untold(run: Run, targets: Store) -> tuple[str, ...]:
     """Paths of settings in which trainings that share a run's checkpoints may differ, before the run is trained."""
-    return left_out(open_store(run.work), run.task, targets, teacher=revision(located(run.teacher)))
+    return left_out(open_store(run.work), run.task, targets, teacher=revision(teacher_at(run.teacher)))
 
 
 def checkpoints_of(run: Run, targets: Store) -> Store:
     """The store of the checkpoints of a run's training."""
-    return checkpoints_at(open_store(run.work), run.task, targets, teacher=revision(located(run.teacher)))
+    return checkpoints_at(open_store(run.work), run.task, targets, teacher=revision(teacher_at(run.teacher)))
 
 
 def train_student(
@@ -152,7 +152,7 @@ def train_student(
     return train_at(
         open_store(run.work), replace(run.task, targets=targets.uri), targets, index, launcher, recorder,
         name=run.name, until=until,
-        teacher=revision(located(run.teacher)),
+        teacher=revision(teacher_at(run.teacher)),
     )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def compute_targets(run: Run, launcher: Launcher) -> tuple[Store, Index]:
 
 def _targets_of(run: Run) -> tuple[Source, dict[str, Any], Store]:
     """The source shards of a run's targets, the identity that their index has, and the store where they are."""
-    source, teacher = training_source(run), located(run.teacher)
+    source, teacher = training_source(run), teacher_at(run.teacher)
     depends_on = {"stage": "targets", "teacher": revision(teacher), "reading": run.reading, "targets": run.targets}
     former = ({"teacher": value} for value in former_revisions(teacher))
     store, identity = adopted(open_store(run.work), "targets", source, depends_on, former)
@@ -239,6 +239,6 @@ def trained_student(
     assert averages is not None
     start = NORMAL
     if "target_mean" in run.method.needs:
-        schedule = schedule_of(read_scheduler(located(run.teacher)))
+        schedule = schedule_of(read_scheduler(teacher_at(run.teacher)))
         start = start_law_of(run.targets.estimator, schedule, targets, index)
     return TrainedStudent(run.task, checkpoints, run.sampling, start, averages)

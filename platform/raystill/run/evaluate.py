@@ -11,7 +11,6 @@ from PIL.Image import Image
 
 from raystill.config.digest import canonical
 from raystill.config.fingerprint import fingerprint
-from raystill.config.shipped import located
 from raystill.data.derive import Index, Source, Stage
 from raystill.data.records import Row, unpack_row
 from raystill.data.shards import unpack
@@ -20,6 +19,7 @@ from raystill.evaluation.distances import frechet
 from raystill.evaluation.metrics import METRICS, Pictures, figures
 from raystill.evaluation.pictures import grid
 from raystill.launch.launcher import Launcher
+from raystill.models.hub import teacher_at
 from raystill.models.revision import revision
 from raystill.run.samples import Sampler, StudentSamples, TeacherSamples
 from raystill.run.settings import Run
@@ -68,7 +68,7 @@ def draw_teacher(run: Run, launcher: Launcher) -> tuple[Store, Index]:
     make = partial(TeacherSamples, run.teacher, settings, run.reading, launcher.stage_device)
     stage = Stage.at(
         open_store(run.work), "teacher-samples", source, make, run.reading.max_bad_fraction,
-        stage="teacher samples", teacher=revision(located(run.teacher)), reading=run.reading, settings=apart,
+        stage="teacher samples", teacher=revision(teacher_at(run.teacher)), reading=run.reading, settings=apart,
     )  # fmt: skip
     return stage.store, launcher.derive(stage)
 

@@ -13,6 +13,7 @@ from raystill.launch.command import LEVEL
 from raystill.launch.launcher import Launcher, LocalLauncher
 from raystill.launch.services import object_store, upload_sample
 from raystill.launch.settings import Cluster
+from raystill.models.hub import pinned
 from raystill.run.distill import (
     DistillationResult,
     Seconds,
@@ -50,13 +51,14 @@ def surroundings(run: Run, *, local: bool = False, seconds: Seconds | None = Non
 
 def launch_distillation(run: Run, *, local: bool = False, seconds: Seconds | None = None) -> DistillationResult:
     """Distil a teacher: targets, training, evaluation, registration; `local` does all in this process, without Ray."""
-    seconds = seconds or Seconds()
+    seconds, run = seconds or Seconds(), _pinned(run)
     with surroundings(run, local=local, seconds=seconds) as launcher:
         return distil(run, launcher, DIRECTORY, seconds)
 
 
 def launch_targets(run: Run, *, local: bool = False) -> str:
     """Compute a run's targets and nothing else; return the uri of their store."""
+    run = _pinned(run)
     with surroundings(run, local=local) as launcher:
         return compute_targets(run, launcher)[0].uri
 
@@ -65,6 +67,7 @@ def launch_evaluation(run: Run, *, local: bool = False) -> str:
     """Evaluate a finished training with three seeds of the starts, from the recipe's on; return figures, spread, and
     the floor of the Frechet distances. UserError where the training has not been finished.
     """
+    run = _pinned(run)
     with surroundings(run, local=local) as launcher:
         targets, index = compute_targets(run, launcher)
         checkpoints = checkpoints_of(run, targets)
@@ -79,6 +82,11 @@ def launch_evaluation(run: Run, *, local: bool = False) -> str:
         floor = floor_of(run, launcher)
     said = f"the floor, of two sets of the teacher's own {run.evaluation.reference_steps} steps: {floor:.2f}"
     return "\n\n".join([*(table(one) for one in evaluated), spread(evaluated), said])
+
+
+def _pinned(run: Run) -> Run:
+    """The run with the commit of its teacher, where that is a name on the Hub."""
+    return replace(run, teacher=pinned(run.teacher))
 
 
 def launch_pretraining(run: Pretraining, *, local: bool = False) -> Path:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from raystill.config.fingerprint import Knob
-from raystill.config.shipped import located
 from raystill.data.records import Reading, Row, caption_of, picture_of, unpack_row
 from raystill.data.shards import Sample
 from raystill.data.starts import start_of
@@ -22,6 +21,7 @@ from raystill.flow.predictions import Latent
 from raystill.flow.solvers import ddim
 from raystill.models.conditioning import Condition, split
 from raystill.models.denoiser import GuidedDenoiser
+from raystill.models.hub import teacher_at
 from raystill.models.pipeline import Pipeline, load_pipeline
 from raystill.models.revision import revision
 from raystill.models.sampling import NORMAL, ODE, draw, guided_network, ray_scheduler, solver
@@ -103,7 +103,7 @@ class Solver:
 
     def identity(self) -> dict[str, Any]:
         """Return everything that the samples depend on: the teacher's revision, the solver and the guidance."""
-        return {"teacher": revision(located(self.teacher)), "solver": self.scheduler, "guidance": self.guidance}
+        return {"teacher": revision(teacher_at(self.teacher)), "solver": self.scheduler, "guidance": self.guidance}
 
 
 class TeacherSamples:

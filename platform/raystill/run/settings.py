@@ -71,7 +71,7 @@ class Run:
     sample: Knob[str | None] = None  # local shards that are copied to `shards` first
     shards: Knob[str]  # source shards: s3://bucket/prefix or a local path
     work: Knob[str]  # where targets, samples and checkpoints go: s3://bucket/prefix or a local path
-    teacher: Knob[str]  # directory of a pipeline in diffusers' format
+    teacher: Knob[str]  # directory of a pipeline in diffusers' format, or OWNER/NAME[@REVISION] on the Hub
     model: Knob[str]  # name of the adapter in the registry
     experiment: Knob[str] = "raystill"  # experiment in MLflow
     artifacts: Knob[str | None] = None  # s3://bucket/mlflow, where MLflow keeps files; None leaves it to MLflow

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from raystill.config.digest import canonical, digest
 from raystill.config.fingerprint import fingerprint
-from raystill.config.shipped import located
 from raystill.data.store import Store
 from raystill.flow.starts import StartLaw
 from raystill.methods.method import STUDENT
@@ -22,6 +21,7 @@ from raystill.models.adapter import Adapter
 from raystill.models.card import AdapterCard, Base, model_card
 from raystill.models.counts import sigmas_of, timesteps_of
 from raystill.models.ctm import landing_of
+from raystill.models.hub import published, teacher_at
 from raystill.models.pipeline import Pipeline, licence_of, load_pipeline
 from raystill.models.sampling import Sampling
 from raystill.models.weights import Full, Lora, delta, load_trained, lora_state, peft_config, prepare
@@ -30,6 +30,12 @@ from raystill.run.settings import Run
 from raystill.tracking.commit import code_commit
 from raystill.training.distillation import DistillTask
 from raystill.training.task import Assembly, read_averages
+
+
+def base_of(teacher: str, revision: str) -> Base:
+    """The base on an adapter's card: a name on the Hub and its commit, or a directory and the digest of its files."""
+    name, commit = published(teacher) or (teacher, revision)
+    return Base(id=name, revision=commit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ class TrainedStudent:
         with TemporaryDirectory() as scratch:
             directory = Path(scratch) / "adapter"
             self.write(directory)
-            adapter = Adapter(directory, located(self.task.teacher), torch.device(device))
+            adapter = Adapter(directory, teacher_at(self.task.teacher), torch.device(device))
         return adapter.pipeline, adapter.sample
 
     def write(
@@ -66,7 +72,7 @@ class TrainedStudent:
         scheduler = method.scheduler(teacher.scheduler, self.sampling, self.start)
         steps = (method.default_steps,) if run is None else run.evaluation.student_steps
         card = AdapterCard(
-            base=Base(id=self.task.teacher, revision=teacher.revision),
+            base=base_of(self.task.teacher, teacher.revision),
             pipeline=str(teacher.backbone.settings.index["_class_name"]),
             method=method.name,
             steps=steps,
@@ -81,7 +87,7 @@ class TrainedStudent:
             commit=code_commit(),
             evaluation=evaluation or {},
         )
-        full, licence = isinstance(self.task.weights, Full), licence_of(located(self.task.teacher))
+        full, licence = isinstance(self.task.weights, Full), licence_of(teacher_at(self.task.teacher))
         readme = model_card(card, scheduler=type(scheduler).__name__, licence=licence, delta=full, caption=caption)
         state, lora, landing = self._weights(teacher)
         config = json.loads(scheduler.to_json_string())

@@ -8,11 +8,11 @@ from math import lcm
 
 from raystill.config.errors import UserError
 from raystill.config.extras import need
-from raystill.config.shipped import located
 from raystill.flow.schedules import Times
 from raystill.methods.method import check_times
 from raystill.models.counts import wrong_counts
 from raystill.models.fitting import sign_of_distillation
+from raystill.models.hub import teacher_at
 from raystill.models.pipeline import TeacherFacts, teacher_facts
 from raystill.models.sampling import NORMAL
 from raystill.models.weights import Lora
@@ -29,8 +29,8 @@ def validate(run: Run, teacher: TeacherFacts | None = None, *, local: bool = Fal
     run.check()
     if run.store == "embedded":
         need("tenacity", purpose="store=embedded", otherwise="your own store or folders: --set store=environment")
-    teacher = teacher or teacher_facts(located(run.teacher))
-    if sign := sign_of_distillation(located(run.teacher)):
+    teacher = teacher or teacher_facts(teacher_at(run.teacher))
+    if sign := sign_of_distillation(teacher_at(run.teacher)):
         log.warning(
             "teacher %s looks as if it had been distilled already (%s): teach students by the pipeline that it was "
             "made from, whose ODE takes many steps", run.teacher, sign,

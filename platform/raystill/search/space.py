@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from raystill.config.errors import UserError
 from raystill.config.fingerprint import fingerprint, introduced, introduced_group
 from raystill.config.overrides import override
-from raystill.config.shipped import located
+from raystill.models.hub import teacher_at
 from raystill.models.pipeline import teacher_facts
 from raystill.run.settings import Run
 from raystill.run.validate import validate
@@ -124,7 +124,7 @@ def check_space(space: Space, base: Run) -> None:
     """
     if not space:
         raise UserError("the search space is empty; give at least one Choice or Range")
-    teacher, paths = teacher_facts(located(base.teacher)), [domain.path for domain in space]
+    teacher, paths = teacher_facts(teacher_at(base.teacher)), [domain.path for domain in space]
     twice = sorted({path for path in paths if paths.count(path) > 1})
     if twice:
         raise UserError(f"the search space has {', '.join(twice)} twice; keep one of them")

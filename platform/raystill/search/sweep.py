@@ -17,7 +17,6 @@ from ray import tune
 
 from raystill.config.errors import UserError
 from raystill.config.home import DIRECTORY
-from raystill.config.shipped import located
 from raystill.evaluation.notes import notes_on
 from raystill.evaluation.pictures import rendered
 from raystill.evaluation.tables import markdown
@@ -25,6 +24,7 @@ from raystill.flow.efficiency import midpoints
 from raystill.launch.launcher import LocalLauncher
 from raystill.launch.placement import room
 from raystill.methods.method import TIME_SAMPLER
+from raystill.models.hub import teacher_at
 from raystill.models.pipeline import teacher_facts
 from raystill.run.distill import Seconds, checkpoints_of, compute_targets, distil, inputs_of
 from raystill.run.evaluate import draw_teacher
@@ -208,7 +208,7 @@ def _laws(search: Search, trials: Sequence[Trial]) -> Image.Image | None:
             continue
         checkpoints = checkpoints_of(run, compute_targets(run, launcher)[0])
         tensors = read_averages(checkpoints, newest_averages(checkpoints))[TIME_SAMPLER]
-        channels = teacher_facts(located(run.teacher)).channels
+        channels = teacher_facts(teacher_at(run.teacher)).channels
         curve = typical_density(times, tensors, channels, v)
         axes.plot(v.tolist(), curve.tolist(), label=f"{type(times).__name__}, {math.exp(one.quality):.4g}")
     if not axes.lines:
