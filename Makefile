@@ -64,7 +64,7 @@ RAY := $(TWO) --no-loadscope-reorder
 test-fast: lint ## lint, unit and contract tests: about 5 minutes on two cores
 	$(TWO) $(FIRST) tests/unit tests/contract
 
-test: lint ## what CI runs: lint and all tests but second proofs of the same: 20 minutes on two cores
+test: lint ## what CI runs: lint and all tests but second proofs of the same: about 21 minutes on two cores
 	$(TWO) $(FIRST) tests/jobs tests/studies tests/unit tests/contract
 	$(RAY) $(FIRST) tests/cluster
 
