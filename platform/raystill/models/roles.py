@@ -91,20 +91,21 @@ def layers_of(base: nn.Module) -> list[Any]:
     """The layers of a base that have LoRAs."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    found = base.__dict__.get("_lora_layers")
+    found: list[Any] | None = base.__dict__.get("_lora_layers")
     if found is None:
         found = base.__dict__["_lora_layers"] = [m for m in base.modules() if isinstance(m, BaseTunerLayer)]
+        state = _state(found)
+        for layer in found:  # alike from now on, whatever adding LoRAs left
+            layer._disable_adapters, layer._active_adapter = state
     return found
 
 
 @contextmanager
 def acting(layers: Sequence[Any], adapter: str | None) -> Iterator[None]:
-    """Let one LoRA act in these layers, or none, and then those that acted before."""
-    before = _states(layers)
+    """Let one LoRA act in these layers, or none, and then what acted before."""
+    before = _state(layers)
     try:
-        for layer in layers:
-            layer._disable_adapters = adapter is None
-            layer._active_adapter = layer._active_adapter if adapter is None else [adapter]
+        _set(layers, (True, before[1]) if adapter is None else (False, [adapter]))
         yield
     finally:
         _set(layers, before)
@@ -115,10 +116,10 @@ def remembering(base: nn.Module) -> Callable[..., Any]:
 
     def run(block: Callable[..., Any], *arguments: Any) -> Any:
         layers = layers_of(base)
-        then = _states(layers)
+        then = _state(layers)
 
         def again(*same: Any) -> Any:
-            before = _states(layers)
+            before = _state(layers)
             try:
                 _set(layers, then)
                 return block(*same)
@@ -130,13 +131,15 @@ def remembering(base: nn.Module) -> Callable[..., Any]:
     return run
 
 
-def _states(layers: Sequence[Any]) -> list[tuple[bool, Any]]:
-    return [(layer._disable_adapters, layer._active_adapter) for layer in layers]
+def _state(layers: Sequence[Any]) -> tuple[bool, Any]:
+    """Whether no LoRA acts, and which one: the same in all layers, since only `_set` changes it."""
+    return layers[0]._disable_adapters, layers[0]._active_adapter
 
 
-def _set(layers: Sequence[Any], states: Sequence[tuple[bool, Any]]) -> None:
-    for layer, (disabled, active) in zip(layers, states, strict=True):
-        layer._disable_adapters, layer._active_adapter = disabled, active
+def _set(layers: Sequence[Any], state: tuple[bool, Any]) -> None:
+    if state != _state(layers):
+        for layer in layers:
+            layer._disable_adapters, layer._active_adapter = state
 
 
 @torch.no_grad()

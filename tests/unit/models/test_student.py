@@ -12,7 +12,7 @@ from tests.student import MakeScheduler, Student
 from torch import Tensor
 
 from raystill.config.errors import UserError
-from raystill.flow.jumps import own_noise, own_seeds
+from raystill.flow.jumps import Jump, own_noise, own_seeds
 from raystill.flow.paths import DiffusionPath, PairedDiffusionPath, RayPath, StraightPath, interpolate, times_at
 from raystill.flow.paths import Path as AnyPath
 from raystill.flow.predictions import Kind, column
@@ -204,9 +204,10 @@ def test_fresh_noise_changes_the_picture_and_a_repetition_does_not() -> None:
         Denoiser(bound(Halves(torch.zeros(1))), SCHEDULE, "sample"),
         torch.randn(2, 3, 4, 4, generator=rng(1)),
     )
-    for path, jump in ((RayPath(sigma=0.5), "anchored"), (RayPath(), "ode")):
+    cases: list[tuple[AnyPath, Jump]] = [(RayPath(sigma=0.5), "anchored"), (RayPath(), "ode")]
+    for path, jump in cases:
         drawn = [
-            sample_student(denoiser, path, start, prompted(torch.zeros(2, 1, 1)), 4, Sampling(jump=jump, eta=eta))  # type: ignore[arg-type]
+            sample_student(denoiser, path, start, prompted(torch.zeros(2, 1, 1)), 4, Sampling(jump=jump, eta=eta))
             for eta in (0.0, 0.5, 0.5)
         ]
         assert torch.equal(drawn[1], drawn[2])
